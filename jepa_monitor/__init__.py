@@ -1,0 +1,1 @@
+"""Watch the density that a self-supervised encoder learns while it trains."""

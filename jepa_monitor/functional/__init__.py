@@ -1,0 +1,1 @@
+"""Stateless functions on tensors: collapse, Gaussianity, calibration and outliers."""
