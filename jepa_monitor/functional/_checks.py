@@ -1,0 +1,231 @@
+"""Argument checks that raise with the argument's name, what came and what was expected."""
+
+from __future__ import annotations
+
+import math
+
+from torch import Tensor
+
+
+def as_matrix(value: Tensor, name: str, min_rows: int = 1) -> Tensor:
+    """Return ``value`` in float64 if it is a finite floating-point matrix (N, K).
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        min_rows: Smallest N that the caller can work with.
+
+    Returns:
+        The matrix in float64, on the device where it came from.
+
+    Raises:
+        ValueError: If the shape is wrong, rows are too few, or any row is not finite.
+    """
+    _require_floating(value, name)
+    if value.ndim != 2 or value.shape[1] == 0:
+        raise ValueError(f"`{name}` must have shape (N, K) with K ≥ 1, got {tuple(value.shape)}.")
+    _require_rows(value, name, min_rows)
+    _require_finite(value.isfinite().all(dim=1), name, "rows")
+    return value.double()
+
+
+def as_views(value: Tensor, name: str, min_samples: int, min_views: int) -> Tensor:
+    """Return ``value`` in float64 if it is a finite floating-point stack (N, V, K).
+
+    Args:
+        value: What the caller passed: V views of each of N samples.
+        name: Its name in the caller's signature.
+        min_samples: Smallest N that the caller can work with.
+        min_views: Smallest V that the caller can work with.
+
+    Returns:
+        The stack in float64, on the device where it came from.
+
+    Raises:
+        ValueError: If the shape is wrong, views are too few, or any sample is not finite.
+    """
+    _require_floating(value, name)
+    if value.ndim != 3 or value.shape[1] < min_views or value.shape[2] == 0:
+        raise ValueError(
+            f"`{name}` must have shape (N, V, K) with V ≥ {min_views} and K ≥ 1, "
+            f"got {tuple(value.shape)}."
+        )
+    _require_rows(value, name, min_samples)
+    _require_finite(value.isfinite().flatten(1).all(dim=1), name, "rows")
+    return value.double()
+
+
+def as_vector(value: Tensor, name: str, min_size: int = 1) -> Tensor:
+    """Return ``value`` in float64 if it is a finite floating-point vector (N,).
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        min_size: Smallest N that the caller can work with.
+
+    Returns:
+        The vector in float64, on the device where it came from.
+
+    Raises:
+        ValueError: If the shape is wrong, values are too few, or any value is not finite.
+    """
+    _require_floating(value, name)
+    if value.ndim != 1:
+        raise ValueError(f"`{name}` must have shape (N,), got {tuple(value.shape)}.")
+    _require_rows(value, name, min_size)
+    _require_finite(value.isfinite(), name, "values")
+    return value.double()
+
+
+def as_unit_interval(value: Tensor, name: str, min_size: int = 1) -> Tensor:
+    """Return ``value`` in float64 if it is a vector of numbers from 0 to 1.
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        min_size: Smallest N that the caller can work with.
+
+    Returns:
+        The vector in float64, on the device where it came from.
+
+    Raises:
+        ValueError: If a number lies outside [0, 1].
+    """
+    vector = as_vector(value, name, min_size)
+    low, high = vector.min().item(), vector.max().item()
+    if low < 0 or high > 1:
+        raise ValueError(f"`{name}` must lie in [0, 1], got values from {low:g} to {high:g}.")
+    return vector
+
+
+def require_same_shape(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise unless two tensors have one shape.
+
+    Args:
+        first: One tensor.
+        second: The other tensor.
+        names: The names of both in the caller's signature.
+
+    Raises:
+        ValueError: If the shapes differ.
+    """
+    if first.shape != second.shape:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must have the same shape, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+
+
+def require_same_width(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise unless two matrices have the same number of columns.
+
+    Args:
+        first: One tensor.
+        second: The other tensor.
+        names: The names of both in the caller's signature.
+
+    Raises:
+        ValueError: If the last dimensions differ.
+    """
+    if first.shape[-1] != second.shape[-1]:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must have the same last dimension, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}."
+        )
+
+
+def require_integer(value: int, name: str, low: int, high: int | None = None) -> int:
+    """Return ``value`` if it is an integer within bounds.
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        low: Smallest allowed value.
+        high: Largest allowed value; none if None.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        TypeError: If the value is not an integer.
+        ValueError: If the value is out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}.")
+    if value < low or (high is not None and value > high):
+        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
+        raise ValueError(f"`{name}` must be {bounds}, got {value}.")
+    return value
+
+
+def require_number(
+    value: float, name: str, low: float, high: float = math.inf, *, closed: bool = True
+) -> float:
+    """Return ``value`` as a float if it is a finite number within bounds.
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        low: Lower bound.
+        high: Upper bound.
+        closed: Whether the bounds themselves are allowed.
+
+    Returns:
+        The value as a float.
+
+    Raises:
+        TypeError: If the value is not a number.
+        ValueError: If the value is not finite or out of bounds.
+    """
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise TypeError(f"`{name}` must be a number, got {type(value).__name__}.")
+    inside = low <= value <= high if closed else low < value < high
+    if not inside or not math.isfinite(value):
+        left, right = ("[", "]") if closed else ("(", ")")
+        right = ")" if math.isinf(high) else right
+        raise ValueError(f"`{name}` must lie in {left}{low:g}, {high:g}{right}, got {value}.")
+    return float(value)
+
+
+def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
+    """Return ``value`` if it is one of the choices.
+
+    Args:
+        value: What the caller passed.
+        name: Its name in the caller's signature.
+        choices: The allowed strings.
+
+    Returns:
+        The value itself.
+
+    Raises:
+        ValueError: If the value is none of them.
+    """
+    if value not in choices:
+        allowed = ", ".join(repr(choice) for choice in choices)
+        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
+    return value
+
+
+def _require_floating(value: Tensor, name: str) -> None:
+    if not isinstance(value, Tensor):
+        raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}.")
+    if not value.is_floating_point():
+        raise TypeError(f"`{name}` must be a floating-point tensor, got {value.dtype}.")
+
+
+def _require_rows(value: Tensor, name: str, min_rows: int) -> None:
+    if value.shape[0] < min_rows:
+        plural = "s" if min_rows > 1 else ""
+        raise ValueError(
+            f"`{name}` must have at least {min_rows} row{plural}, got {value.shape[0]}."
+        )
+
+
+def _require_finite(finite: Tensor, name: str, unit: str) -> None:
+    broken = int((~finite).sum())
+    if broken:
+        raise ValueError(
+            f"`{name}` has {broken} non-finite {unit} of {finite.numel()}; "
+            "count them and filter them out first."
+        )
