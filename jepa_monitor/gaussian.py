@@ -10,7 +10,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from jepa_monitor.functional._checks import as_matrix, require_choice, require_number
+from jepa_monitor._checks import check_choice
+from jepa_monitor.functional._checks import as_matrix, require_number
 
 
 @dataclass(frozen=True, eq=False)
@@ -71,7 +72,7 @@ class Gaussian:
         empirical = centred.T @ centred / count
         scale = empirical.diagonal().mean()
         if isinstance(shrinkage, str):
-            require_choice(shrinkage, "shrinkage", ("ledoit_wolf",))
+            check_choice(shrinkage, "shrinkage", ("ledoit_wolf",))
             intensity = _ledoit_wolf(centred, empirical)
         else:
             intensity = require_number(shrinkage, "shrinkage", 0, 1)

@@ -134,30 +134,6 @@ def require_same_width(first: Tensor, second: Tensor, names: tuple[str, str]) ->
         )
 
 
-def require_integer(value: int, name: str, low: int, high: int | None = None) -> int:
-    """Return ``value`` if it is an integer within bounds.
-
-    Args:
-        value: What the caller passed.
-        name: Its name in the caller's signature.
-        low: Smallest allowed value.
-        high: Largest allowed value; none if None.
-
-    Returns:
-        The value itself.
-
-    Raises:
-        TypeError: If the value is not an integer.
-        ValueError: If the value is out of bounds.
-    """
-    if isinstance(value, bool) or not isinstance(value, int):
-        raise TypeError(f"`{name}` must be an integer, got {type(value).__name__}.")
-    if value < low or (high is not None and value > high):
-        bounds = f"at least {low}" if high is None else f"from {low} to {high}"
-        raise ValueError(f"`{name}` must be {bounds}, got {value}.")
-    return value
-
-
 def require_number(
     value: float, name: str, low: float, high: float = math.inf, *, closed: bool = True
 ) -> float:
@@ -185,26 +161,6 @@ def require_number(
         right = ")" if math.isinf(high) else right
         raise ValueError(f"`{name}` must lie in {left}{low:g}, {high:g}{right}, got {value}.")
     return float(value)
-
-
-def require_choice(value: str, name: str, choices: tuple[str, ...]) -> str:
-    """Return ``value`` if it is one of the choices.
-
-    Args:
-        value: What the caller passed.
-        name: Its name in the caller's signature.
-        choices: The allowed strings.
-
-    Returns:
-        The value itself.
-
-    Raises:
-        ValueError: If the value is none of them.
-    """
-    if value not in choices:
-        allowed = ", ".join(repr(choice) for choice in choices)
-        raise ValueError(f"`{name}` must be one of {allowed}, got {value!r}.")
-    return value
 
 
 def _require_floating(value: Tensor, name: str) -> None:
