@@ -1,1 +1,5 @@
-"""Lightning callbacks."""
+"""Lightning callbacks: when to measure and where to write it; no maths."""
+
+from jepa_monitor.callbacks.jepa_score import JepaScoreCallback
+
+__all__ = ["JepaScoreCallback"]

@@ -1,1 +1,33 @@
 """Watch the density that a self-supervised encoder learns while it trains."""
+
+from importlib.metadata import version as _version
+from typing import TYPE_CHECKING, Any
+
+from jepa_monitor.monitor import DensityMonitor
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.report import Report
+from jepa_monitor.score import jacobian_spectrum, jepa_score
+from jepa_monitor.spectrum import log_volume
+
+if TYPE_CHECKING:
+    from jepa_monitor.callbacks import JepaScoreCallback
+
+__version__ = _version("jepa-monitor")
+__all__ = [
+    "DensityMonitor",
+    "JepaScoreCallback",
+    "Report",
+    "ScoreOptions",
+    "jacobian_spectrum",
+    "jepa_score",
+    "log_volume",
+]
+
+
+def __getattr__(name: str) -> Any:
+    # A plain training loop has no use for Lightning, whose import takes seconds.
+    if name == "JepaScoreCallback":
+        from jepa_monitor.callbacks import JepaScoreCallback
+
+        return JepaScoreCallback
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,287 @@
+"""Adapt an encoder: in goes whatever the user trains, out comes a function images → (B, K)."""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from jepa_monitor._checks import check_choice
+from jepa_monitor.isolation import undisturbed
+
+__all__ = ["Embedder", "Pool", "check_pool", "pool_output"]
+
+Pool = str | Callable[[Any], Tensor]
+_POOLS = ("auto", "mean", "cls", "flatten")
+
+# The whole image's embedding before token sequences; names of Hugging Face, DINOv2 and torchvision.
+_OUTPUT_KEYS = (
+    "image_embeds",
+    "x_norm_clstoken",
+    "pooler_output",
+    "embedding",
+    "embeddings",
+    "last_hidden_state",
+    "x_norm_patchtokens",
+    "features",
+)
+_SAMPLE_MIXING = nn.modules.batchnorm._BatchNorm
+
+
+def check_pool(pool: Any) -> Pool:
+    """Return ``pool`` if it is a function or one of the rules of :func:`pool_output`.
+
+    Args:
+        pool: What the caller gave.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: If it is neither.
+    """
+    return pool if callable(pool) else check_choice(pool, "pool", _POOLS)
+
+
+def _select(output: Any) -> Tensor:
+    """Find the embedding in a structured output."""
+    if isinstance(output, Tensor):
+        return output
+    if isinstance(output, Mapping):
+        for key in _OUTPUT_KEYS:
+            if isinstance(found := output.get(key), Tensor):
+                return found
+        tensors = [value for value in output.values() if isinstance(value, Tensor)]
+        if len(tensors) == 1:
+            return tensors[0]
+        raise ValueError(
+            f"`encoder` returned a {type(output).__name__} with the keys {sorted(map(str, output))}, "
+            f"and none of {', '.join(_OUTPUT_KEYS)} holds a tensor. Pass `pool`, a function that "
+            "takes this output and returns the (B, K) embedding."
+        )
+    if isinstance(output, tuple | list) and output:
+        return _select(output[0])
+    for key in _OUTPUT_KEYS:
+        if isinstance(found := getattr(output, key, None), Tensor):
+            return found
+    raise TypeError(
+        f"`encoder` must return a tensor or a structure that holds one, got {type(output).__name__}."
+    )
+
+
+def pool_output(output: Any, pool: Pool = "auto") -> Tensor:
+    """Turn what an encoder returned into one embedding an image.
+
+    Structures are searched first: of a dict or Hugging Face output the first of ``image_embeds``,
+    ``x_norm_clstoken``, ``pooler_output``, ``embedding``, ``embeddings``, ``last_hidden_state``,
+    ``x_norm_patchtokens``, ``features``, or its only tensor; of a tuple or list the first element.
+
+    Args:
+        output: What the encoder returned.
+        pool: ``"auto"`` and ``"mean"`` average tokens (B, N, K) over N and maps (B, K, H, W) or
+            (B, K, T, H, W) over their positions, class tokens included; ``"cls"`` takes the first
+            token; ``"flatten"`` keeps all numbers. (B, K) is taken as it is. A function gets the
+            output as returned and must return (B, K).
+
+    Returns:
+        The embeddings, (B, K).
+
+    Raises:
+        TypeError: If the output holds no tensor.
+        ValueError: If the shape cannot be pooled in this way.
+    """
+    if callable(pool):
+        embeddings = pool(output)
+        if not isinstance(embeddings, Tensor) or embeddings.ndim != 2:
+            shape = tuple(embeddings.shape) if isinstance(embeddings, Tensor) else None
+            raise ValueError(
+                f"`pool` must return a (B, K) tensor, got {type(embeddings).__name__} of shape {shape}."
+            )
+        return embeddings
+    check_pool(pool)
+    tensor = _select(output)
+    if tensor.ndim < 2:
+        raise ValueError(
+            "`encoder` must return one embedding an image, (B, K), tokens (B, N, K) or maps "
+            f"(B, K, H, W), got shape {tuple(tensor.shape)}."
+        )
+    if tensor.ndim == 2:
+        return tensor
+    if pool == "flatten":
+        return tensor.flatten(1)
+    if tensor.ndim == 3:
+        return tensor[:, 0] if pool == "cls" else tensor.mean(1)
+    if pool == "cls":
+        raise ValueError(f"`pool='cls'` needs tokens (B, N, K), got shape {tuple(tensor.shape)}.")
+    return tensor.flatten(2).mean(2)
+
+
+def _modules_of(encoder: Any) -> list[nn.Module]:
+    """Find the modules that a callable computes with: itself, its owner, what it closes over."""
+    if isinstance(encoder, nn.Module):
+        return [encoder]
+    if isinstance(encoder, functools.partial):
+        found = [encoder.func, *encoder.args, *encoder.keywords.values()]
+        return [m for part in found if callable(part) for m in _modules_of(part)]
+    if inspect.ismethod(encoder):
+        return _modules_of(encoder.__self__)
+    if inspect.isfunction(encoder):
+        scope = inspect.getclosurevars(encoder)
+        found = [*scope.nonlocals.values(), *scope.globals.values()]
+    else:
+        found = list(getattr(encoder, "__dict__", {}).values())
+    return [value for value in found if isinstance(value, nn.Module)]
+
+
+def _unwrap(encoder: Any) -> Any:
+    """Take off the wrappers that get in the way of input gradients: compiled, (Distributed)DP."""
+    wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
+    while isinstance(encoder, nn.Module):
+        if isinstance(encoder, wrappers):
+            encoder = encoder.module
+        elif hasattr(encoder, "_orig_mod"):
+            encoder = encoder._orig_mod
+        else:
+            break
+    return encoder
+
+
+class _Host(nn.Module):
+    """Holds the modules of any callable, so that one functional call can swap their tensors."""
+
+    def __init__(self, function: Callable[[Tensor], Any], modules: list[nn.Module]) -> None:
+        super().__init__()
+        self.function = (function,)  # in a tuple: a module here must not register twice
+        self.parts = nn.ModuleList(modules)
+
+    def forward(self, images: Tensor) -> Any:
+        return self.function[0](images)
+
+
+class Embedder:
+    """An encoder as a pure function from images to (B, K) embeddings.
+
+    The encoder runs on detached copies of its tensors' references: parameters as they are but
+    without gradients (which makes the graph smaller), buffers as clones. So nothing that a forward
+    pass writes reaches the user's module.
+
+    Args:
+        encoder: A module, or any callable; the modules that a function closes over, a bound method
+            belongs to, or an object holds are found by themselves.
+        pool: See :func:`pool_output`.
+        dtype: What to compute in. Default: float64 if the encoder's parameters are float64, else
+            float32; half-precision parameters are scored through float32 copies.
+
+    Raises:
+        TypeError: If ``encoder`` is not callable.
+    """
+
+    def __init__(self, encoder: Any, pool: Pool = "auto", dtype: torch.dtype | None = None) -> None:
+        if not callable(encoder):
+            raise TypeError(
+                f"`encoder` must be a module or a callable, got {type(encoder).__name__}."
+            )
+        encoder = _unwrap(encoder)
+        self.pool = check_pool(pool)
+        self.modules = _modules_of(encoder)
+        self._host = _Host(encoder, self.modules)
+        tensors = [t for t in self._host.parameters() if t.is_floating_point()]
+        self.device: torch.device | None = tensors[0].device if tensors else None
+        if dtype is None:
+            dtypes = {t.dtype for t in tensors}
+            dtype = torch.float64 if torch.float64 in dtypes else torch.float32
+        self.dtype = dtype
+        self._tensors: dict[str, Tensor] = {}
+
+    @property
+    def parameter_dtypes(self) -> frozenset[torch.dtype]:
+        """The floating-point types that the encoder's parameters are stored in."""
+        return frozenset(t.dtype for t in self._host.parameters() if t.is_floating_point())
+
+    @property
+    def addresses(self) -> set[int]:
+        """The storages of the tensors that the encoder runs on; only inside :meth:`ready`."""
+        return {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
+
+    def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
+        converted = tensor.detach()
+        if converted.is_floating_point():
+            converted = converted.to(self.dtype)
+        shared = converted.data_ptr() == tensor.data_ptr()
+        # A tensor born in inference mode cannot take part in a graph; its clone can.
+        return converted.clone() if (shared and copy) or converted.is_inference() else converted
+
+    @contextmanager
+    def ready(self, device: torch.device) -> Iterator[None]:
+        """Open a context in which the embedder may be called; see :func:`undisturbed`.
+
+        Args:
+            device: Where the images are.
+
+        Yields:
+            Nothing.
+
+        Raises:
+            ValueError: If the encoder is on another device, or a layer of it mixes the samples of
+                a batch even in eval mode.
+        """
+        if self.device is not None and self.device != device:
+            raise ValueError(
+                f"`images` are on {device}, but `encoder` is on {self.device}: move one of them."
+            )
+        with undisturbed(self.modules, device):
+            for name, module in self._host.named_modules():
+                if isinstance(module, _SAMPLE_MIXING) and module.running_mean is None:
+                    raise ValueError(
+                        f"`encoder` has a BatchNorm without running statistics ({name}), which mixes "
+                        "the samples of a batch: an image has no score of its own then. Use "
+                        "track_running_stats=True or another normalisation."
+                    )
+            for name, parameter in self._host.named_parameters():
+                self._tensors[name] = self._convert(parameter, copy=False)
+            for name, buffer in self._host.named_buffers():
+                self._tensors[name] = self._convert(buffer, copy=True)
+            try:
+                yield
+            finally:
+                self._tensors = {}
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Embed images; only inside :meth:`ready`.
+
+        Args:
+            images: (B, ...), of this embedder's dtype.
+
+        Returns:
+            The embeddings, (B, K).
+
+        Raises:
+            RuntimeError: If the encoder kept a tensor from an earlier pass in inference mode.
+            ValueError: If the output is not one floating-point embedding an image.
+        """
+        try:
+            output = torch.func.functional_call(self._host, self._tensors, (images,))
+        except RuntimeError as error:
+            if "Inference tensors cannot be saved" in str(error):
+                raise RuntimeError(
+                    "`encoder` keeps a tensor that it made in inference mode (a cached position "
+                    "table or mask, say), through which no gradient can be taken. Build it in "
+                    "__init__, or validate with Trainer(inference_mode=False)."
+                ) from error
+            raise
+        embeddings = pool_output(output, self.pool)
+        if len(embeddings) != len(images):
+            raise ValueError(
+                f"`encoder` must return one embedding an image, got {len(embeddings)} for "
+                f"{len(images)} images."
+            )
+        if not embeddings.is_floating_point():
+            raise ValueError(f"`encoder` must return floating point, got {embeddings.dtype}.")
+        if embeddings.shape[1] == 0:
+            raise ValueError("`encoder` returned embeddings of width 0.")
+        return embeddings

@@ -1,0 +1,121 @@
+"""Evaluate a model without leaving a trace: in go its modules, out comes a neutral context.
+
+A monitor looks at a model in the middle of somebody else's training step. Everything that the look
+could change (modes, random numbers, gradient and precision settings) is put back afterwards, also
+when the look raises.
+"""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+__all__ = ["full_float32", "undisturbed"]
+
+# Since torch 2.9 every backend has a switch of its own, and mixing them with the older global ones
+# raises; so the switches are read and written where they exist, the older ones where not.
+_PRECISION_SWITCHES = (
+    "cuda.matmul",
+    "cudnn.conv",
+    "cudnn.rnn",
+    "mkldnn.matmul",
+    "mkldnn.conv",
+    "mkldnn.rnn",
+)
+_REDUCTION_SWITCHES = (
+    "allow_fp16_reduced_precision_reduction",
+    "allow_bf16_reduced_precision_reduction",
+)
+
+
+def _backend(path: str) -> Any:
+    backend: Any = torch.backends
+    for name in path.split("."):
+        backend = getattr(backend, name, None)
+    return backend
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        setattr(owner, name, before)
+
+
+@contextmanager
+def full_float32() -> Iterator[None]:
+    """Compute float32 products in float32: no TF32, no bfloat16, no reduced-precision sums.
+
+    Yields:
+        Nothing; the settings of every backend are restored on exit.
+    """
+    with ExitStack() as stack:
+        switches = [(_backend(path), "fp32_precision") for path in _PRECISION_SWITCHES]
+        if all(hasattr(backend, name) for backend, name in switches):
+            for backend, name in switches:
+                stack.enter_context(_attribute(backend, name, "ieee"))
+        else:
+            before = torch.get_float32_matmul_precision()
+            torch.set_float32_matmul_precision("highest")
+            stack.callback(torch.set_float32_matmul_precision, before)
+            stack.enter_context(_attribute(torch.backends.cudnn, "allow_tf32", False))
+        for name in _REDUCTION_SWITCHES:
+            stack.enter_context(_attribute(torch.backends.cuda.matmul, name, False))
+        yield
+
+
+@contextmanager
+def _preserved_rng() -> Iterator[None]:
+    python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state
+    cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    try:
+        with torch.random.fork_rng(devices=cuda):
+            yield
+    finally:
+        random.setstate(python)
+        np.random.set_state(numpy)  # noqa: NPY002
+
+
+@contextmanager
+def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+    """Open a context in which the modules are in eval mode and exact gradients can be taken.
+
+    Inside, gradients are on and inference mode is off (whatever Lightning set around it), autocast,
+    TF32 and compiled graphs are off. On exit, also through an exception, the training flag of every
+    single submodule, the random states of Python, NumPy and torch on all devices, and all settings
+    are what they were.
+
+    Args:
+        modules: The modules that will be evaluated, with all their submodules.
+        device: Where they will be evaluated.
+
+    Yields:
+        Nothing.
+    """
+    modes = {module: module.training for root in modules for module in root.modules()}
+    with ExitStack() as stack:
+        stack.enter_context(_preserved_rng())
+        # Inference mode first: leaving it also turns gradients on, which enable_grad then confirms.
+        stack.enter_context(torch.inference_mode(False))
+        stack.enter_context(torch.enable_grad())
+        for kind in {device.type, "cpu"}:
+            stack.enter_context(torch.autocast(kind, enabled=False))
+        stack.enter_context(full_float32())
+        stack.enter_context(torch.compiler.set_stance("force_eager"))
+        try:
+            # Not module.eval(): a module may override it to do more than set flags.
+            for module in modes:
+                module.training = False
+            yield
+        finally:
+            for module, training in modes.items():
+                module.training = training

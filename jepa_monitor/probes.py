@@ -1,0 +1,136 @@
+"""Fixed sets of images: in goes any source of data, out comes one tensor, the same every time."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
+
+from jepa_monitor._checks import check_images
+from jepa_monitor.isolation import undisturbed
+
+__all__ = ["batch_images", "collect_images"]
+
+_KEYS = ("image", "images", "pixel_values", "input", "inputs", "x", "img", "video", "audio")
+
+
+def batch_images(batch: Any) -> Tensor:
+    """Find the images in a batch.
+
+    Args:
+        batch: A tensor; a tuple or list, whose first element counts (the image of a pair, the first
+            global view of a multi-crop list); or a dict with one of the keys ``image``, ``images``,
+            ``pixel_values``, ``input``, ``inputs``, ``x``, ``img``, ``video``, ``audio``.
+
+    Returns:
+        The images, (B, ...).
+
+    Raises:
+        TypeError: If no images are found.
+    """
+    found = batch
+    while not isinstance(found, Tensor):
+        if isinstance(found, tuple | list) and found:
+            found = found[0]
+        elif isinstance(found, Mapping) and (key := next((k for k in _KEYS if k in found), None)):
+            found = found[key]
+        else:
+            keys = f" with the keys {sorted(map(str, found))}" if isinstance(found, Mapping) else ""
+            raise TypeError(
+                f"no images found in a batch of type {type(batch).__name__}, looking at a "
+                f"{type(found).__name__}{keys}. Pass `batch_to_images`, a function that takes a "
+                "batch and returns the images, (B, ...)."
+            )
+    return found
+
+
+def _own_loader(data: Any, count: int, shuffle_seed: int | None) -> Iterable[Any]:
+    """Make a loader that shares nothing with the user's but the dataset and how it collates."""
+    dataset, collate, size = data, None, 32
+    if isinstance(data, DataLoader):
+        dataset, collate = data.dataset, data.collate_fn
+        size = data.batch_size or size
+    if isinstance(dataset, Dataset) and not isinstance(dataset, IterableDataset):
+        length = len(dataset)  # type: ignore[arg-type]  # map-style datasets have a length
+        indices = list(range(min(count, length)))
+        if shuffle_seed is not None:
+            generator = torch.Generator().manual_seed(shuffle_seed)
+            indices = torch.randperm(length, generator=generator)[:count].tolist()
+        dataset = Subset(dataset, indices)
+    elif not isinstance(dataset, IterableDataset):
+        return data if isinstance(data, Iterable) else [data]
+    # A generator of its own: a loader's iterator draws from the global one otherwise.
+    return DataLoader(
+        dataset, min(size, count), collate_fn=collate, generator=torch.Generator().manual_seed(0)
+    )
+
+
+def _stored(images: Tensor, name: str) -> Tensor:
+    return check_images(images, name).to("cpu", torch.float32, copy=True)
+
+
+def _take(
+    batches: Iterable[Any], count: int, to_images: Callable[[Any], Any], name: str
+) -> Iterator[Tensor]:
+    for batch in batches:
+        images = _stored(to_images(batch), name)[:count]
+        yield images
+        count -= len(images)
+        if count <= 0:
+            return
+
+
+def collect_images(
+    data: Any,
+    count: int,
+    *,
+    name: str = "probe",
+    batch_to_images: Callable[[Any], Tensor] | None = None,
+    shuffle_seed: int | None = None,
+) -> Tensor:
+    """Take a fixed set of images from a source, without touching the source's own state.
+
+    A dataset behind a DataLoader is read through a loader of its own (no workers, no shuffling,
+    same collation), and random transforms see the same random numbers every time, so that two runs
+    over the same data have the same images.
+
+    Args:
+        data: A tensor (B, ...), a Dataset, a DataLoader, or an iterable of batches.
+        count: Number of images to take at most.
+        name: What the set is called in errors.
+        batch_to_images: Finds the images in a batch; default :func:`batch_images`.
+        shuffle_seed: Draws the images at random, instead of taking the first, where the source has
+            a length.
+
+    Returns:
+        (N, ...), float32, on the CPU, N ≤ count.
+
+    Raises:
+        TypeError: If the data hold no floating-point images.
+        ValueError: If there are no images, they differ in shape, or hold NaN or infinity.
+    """
+    if isinstance(data, Tensor):
+        return _stored(data, name)[:count]
+    if isinstance(data, str | bytes | int | float | None):
+        raise TypeError(
+            f"`{name}` must be a tensor, a Dataset, a DataLoader or an iterable of batches, "
+            f"got {type(data).__name__}."
+        )
+    # No module is evaluated, but a transform may draw random numbers.
+    with undisturbed((), torch.device("cpu")), torch.no_grad():
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - the global state is what transforms use
+        torch.manual_seed(0)
+        loader = _own_loader(data, count, shuffle_seed)
+        taken = list(_take(loader, count, batch_to_images or batch_images, name))
+    if not taken:
+        raise ValueError(f"`{name}` is empty: {type(data).__name__} yields no images.")
+    shapes = {tuple(images.shape[1:]) for images in taken}
+    if len(shapes) > 1:
+        raise ValueError(f"`{name}` must hold images of one shape, got {sorted(shapes)}.")
+    return torch.cat(taken)
