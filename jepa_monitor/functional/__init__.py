@@ -1,1 +1,36 @@
-"""Stateless functions on tensors: collapse, Gaussianity, calibration and outliers."""
+"""Stateless functions on tensors: collapse, Gaussianity, calibration and outliers.
+
+All compute in float64 and return float64 tensors.
+"""
+
+from jepa_monitor.functional._intervals import wilson_interval as wilson_interval
+from jepa_monitor.functional.calibration import calibration_error as calibration_error
+from jepa_monitor.functional.calibration import coverage_curve as coverage_curve
+from jepa_monitor.functional.calibration import coverage_gap as coverage_gap
+from jepa_monitor.functional.calibration import density_agreement as density_agreement
+from jepa_monitor.functional.calibration import hdr_pit as hdr_pit
+from jepa_monitor.functional.calibration import kolmogorov_smirnov as kolmogorov_smirnov
+from jepa_monitor.functional.calibration import rank_pit as rank_pit
+from jepa_monitor.functional.collapse import alpha_req as alpha_req
+from jepa_monitor.functional.collapse import collapse_level as collapse_level
+from jepa_monitor.functional.collapse import effective_rank as effective_rank
+from jepa_monitor.functional.collapse import normalized_std as normalized_std
+from jepa_monitor.functional.collapse import participation_ratio as participation_ratio
+from jepa_monitor.functional.collapse import rankme as rankme
+from jepa_monitor.functional.collapse import stable_rank as stable_rank
+from jepa_monitor.functional.gaussianity import epps_pulley as epps_pulley
+from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
+from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
+from jepa_monitor.functional.hypersphere import alignment as alignment
+from jepa_monitor.functional.hypersphere import mean_cosine as mean_cosine
+from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squared_cosine
+from jepa_monitor.functional.hypersphere import uniformity as uniformity
+from jepa_monitor.functional.isotropic import isotropic_baseline as isotropic_baseline
+from jepa_monitor.functional.lidar import lidar as lidar
+from jepa_monitor.functional.outliers import auroc as auroc
+from jepa_monitor.functional.outliers import average_precision as average_precision
+from jepa_monitor.functional.outliers import fpr_at_tpr as fpr_at_tpr
+from jepa_monitor.functional.outliers import knn_distance as knn_distance
+from jepa_monitor.functional.outliers import knn_score as knn_score
+from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
+from jepa_monitor.functional.outliers import robust_fence as robust_fence

@@ -53,8 +53,20 @@ def moment_eigenvalues(count: int, total: Tensor, second: Tensor, resolution: fl
     """
     covariance = (second - torch.outer(total, total) / count) / (count - 1)
     power = float(second.trace()) / count
-    lost = max((_ROUNDING * resolution) ** 2, 16 * _EPS * math.sqrt(count))
-    return _resolved(covariance, count, total.shape[0], lost * power)
+    return _resolved(covariance, count, total.shape[0], lost_share(count, resolution) * power)
+
+
+def lost_share(count: int, resolution: float) -> float:
+    """Share of the mean square under which a variance from running sums is rounding.
+
+    Args:
+        count: Number of terms in the sums.
+        resolution: Machine epsilon of the coarsest dtype in which they came.
+
+    Returns:
+        The share.
+    """
+    return max((_ROUNDING * resolution) ** 2, 16 * _EPS * math.sqrt(count))
 
 
 def gram_singular_values(count: int, second: Tensor) -> Tensor:
