@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
+import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -16,7 +17,7 @@ from jepa_monitor.callbacks.discovery import (
     find_training_data,
     find_validation_data,
 )
-from jepa_monitor.callbacks.logging import log_report
+from jepa_monitor.callbacks.logging import current_step, log_report
 from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.monitor import DensityMonitor
 from jepa_monitor.options import ScoreOptions
@@ -113,7 +114,6 @@ class JepaScoreCallback(pl.Callback):
         self.history: list[dict[str, float]] = []
         self.failures = 0
         self._last_step = -1
-        self._announced = False
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the encoder, so that a wrong path is an error before any training.
@@ -162,18 +162,24 @@ class JepaScoreCallback(pl.Callback):
             trainer: The Trainer.
             pl_module: Its module.
         """
-        if self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0:
-            self._evaluate(trainer, pl_module)
+        if self._epoch_is_due(trainer) and trainer.global_step > self._last_step:
+            self._evaluate(trainer, pl_module, current_step(trainer) - 1)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate once in ``Trainer.validate``.
+        """Evaluate in ``Trainer.validate``, and in ``fit`` when the epoch ends with a validation.
+
+        Then the value belongs to the very weights that a checkpoint after validation saves.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
         """
+        if trainer.sanity_checking:
+            return
         if trainer.state.fn == "validate":
             self.monitor = self.monitor or self._build_monitor(trainer)
+            self._evaluate(trainer, pl_module)
+        elif self._epoch_is_due(trainer) and trainer.is_last_batch:
             self._evaluate(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -208,6 +214,9 @@ class JepaScoreCallback(pl.Callback):
         self.failures = state_dict["failures"]
         self._last_step = state_dict["last_step"]
 
+    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
+        return self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+
     def _build_monitor(self, trainer: pl.Trainer) -> DensityMonitor:
         probe, shuffle_seed = self.probe, None
         if probe is None:
@@ -236,13 +245,15 @@ class JepaScoreCallback(pl.Callback):
             shuffle_seed=shuffle_seed,
         )
 
-    def _evaluate(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+    def _evaluate(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, x: int | None = None
+    ) -> None:
         assert self.monitor is not None
         self._last_step = trainer.global_step
         try:
             _, encoder = find_encoder(pl_module, self.encoder)
             report = self.monitor.evaluate(encoder)
-        except Exception as error:  # whatever it is, it must not end the training
+        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the training
             self.failures += 1
             if self.failures == 1:
                 rank_zero_warn(
@@ -250,23 +261,15 @@ class JepaScoreCallback(pl.Callback):
                     f"{type(error).__name__}: {error} Training goes on; further failures are only "
                     "counted, in monitor/failures."
                 )
-            self._publish(trainer, pl_module, {"monitor/failures": float(self.failures)})
-            return
-        report.scalars["monitor/failures"] = float(self.failures)
-        self.history.append({"step": float(trainer.global_step), **report.scalars})
-        if trainer.is_global_zero:
-            log_report(trainer.loggers, report, self._x(trainer))
-        self._publish(trainer, pl_module, report.scalars)
-
-    @staticmethod
-    def _x(trainer: pl.Trainer) -> int:
-        """The x-coordinate that Lightning gives to its own values at this moment."""
-        steps = getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step)
-        return max(0, int(steps) - 1)
-
-    @staticmethod
-    def _publish(
-        trainer: pl.Trainer, pl_module: pl.LightningModule, scalars: dict[str, float]
-    ) -> None:
-        """Make values monitorable by name; the loggers have them, at the right step, already."""
-        pl_module.log_dict(scalars, logger=False, on_step=False, on_epoch=True, batch_size=1)
+            scalars = {"monitor/failures": float(self.failures)}
+        else:
+            report.scalars["monitor/failures"] = float(self.failures)
+            scalars = report.scalars
+            self.history.append({"step": float(trainer.global_step), **scalars})
+            if trainer.is_global_zero:
+                log_report(trainer.loggers, report, current_step(trainer) if x is None else x)
+        # LightningModule.log would make them visible to EarlyStopping and ModelCheckpoint only when
+        # the loop at hand ends; here they are from now on, in every hook.
+        trainer.callback_metrics.update(
+            {tag: torch.tensor(value, device=pl_module.device) for tag, value in scalars.items()}
+        )

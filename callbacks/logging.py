@@ -5,14 +5,30 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
 
 from jepa_monitor.report import Report
 
-__all__ = ["log_report"]
+__all__ = ["current_step", "log_report"]
 
 _BINS = 64
+
+
+def current_step(trainer: pl.Trainer) -> int:
+    """Say where on the x-axis Lightning puts its own values now.
+
+    Lightning counts a batch after its own hooks, but before those of the end of the epoch, where it
+    subtracts one.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Number of optimizer steps taken before this batch.
+    """
+    return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
 
 
 def _add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:

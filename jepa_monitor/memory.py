@@ -62,7 +62,8 @@ def graph_bytes(forward: Callable[[], Tensor], exclude: set[int]) -> int:
 def _is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
-    return isinstance(error, RuntimeError) and "not enough memory" in str(error)
+    # What PyTorch's CPU allocator says on Linux and macOS, and on Windows.
+    return "can't allocate memory" in str(error) or "not enough memory" in str(error)
 
 
 def adaptive_chunks(
@@ -80,6 +81,7 @@ def adaptive_chunks(
 
     Raises:
         MemoryError: If a single image does not fit.
+        RuntimeError: If the work fails for another reason.
     """
     start = 0
     while start < total:

@@ -1,0 +1,155 @@
+"""JEPA-SCORE as a torchmetrics metric: in go images, out comes their mean score."""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+from torchmetrics import Metric
+from torchmetrics.utilities import dim_zero_cat
+
+from jepa_monitor._checks import check_choice, check_images
+from jepa_monitor.encoders import Embedder, Pool, check_pool
+from jepa_monitor.jacobian import spectra
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.plotting import plot_histogram
+from jepa_monitor.spectrum import log_volume
+
+__all__ = ["JepaScore"]
+
+
+class _Reference:
+    """Keeps the encoder out of the metric's submodules and of its copies."""
+
+    def __init__(self, encoder: Any) -> None:
+        self.encoder = encoder
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
+        return self
+
+
+class JepaScore(Metric):
+    r"""The mean JEPA-SCORE of images, :math:`\sum_k \log \max(\sigma_k(\partial f / \partial x), \epsilon)`.
+
+    As input to ``forward`` and ``update`` the metric accepts
+
+    - ``images`` (:class:`~torch.Tensor`): floating point, shape ``(B, ...)``, as the encoder takes
+      them, on its device.
+
+    As output of ``forward`` and ``compute`` the metric returns
+
+    - ``score`` (:class:`~torch.Tensor`): float64, in nats; a scalar, or all scores ``(N,)`` for
+      ``reduction="none"``. Higher means that the encoder holds the images for denser.
+
+    Scores that are not finite are left out of the mean and counted in ``nonfinite``;
+    ``reduction="none"`` returns them. Source: arXiv 2510.05949, eq. 5. The encoder is differentiated,
+    not owned: it is no submodule of the metric, not in its ``state_dict`` and not copied by
+    ``clone``. It is left exactly as it was.
+
+    Args:
+        encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
+        reduction: ``"mean"`` or ``"none"``.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        options: How to score.
+        kwargs: See :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: If ``encoder`` is not callable.
+        ValueError: If an argument is out of range.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor.metrics import JepaScore
+        >>> encoder = torch.nn.Linear(3, 2, bias=False)
+        >>> _ = encoder.weight.data.copy_(torch.tensor([[3.0, 0.0, 0.0], [0.0, 0.0, 0.5]]))
+        >>> metric = JepaScore(encoder)
+        >>> metric.update(torch.rand(8, 3))
+        >>> metric.compute()
+        tensor(0.4055, dtype=torch.float64)
+    """
+
+    is_differentiable: ClassVar[bool] = False
+    # Neither: the score of held-out images rises and falls while a model improves.
+    higher_is_better: ClassVar[bool | None] = None
+    full_state_update: ClassVar[bool] = False
+
+    total: Tensor
+    count: Tensor
+    nonfinite: Tensor
+    scores: list[Tensor]
+
+    def __init__(
+        self,
+        encoder: Any,
+        *,
+        reduction: str = "mean",
+        pool: Pool = "auto",
+        options: ScoreOptions | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        Embedder(encoder, pool)  # an encoder that cannot work is an error here, not in update
+        self._reference = _Reference(encoder)
+        self.reduction = check_choice(reduction, "reduction", ("mean", "none"))
+        self.pool = check_pool(pool)
+        self.options = options or ScoreOptions()
+        self.add_state("nonfinite", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if self.reduction == "none":
+            self.add_state("scores", [], dist_reduce_fx="cat")
+        else:
+            self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
+            self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def update(self, images: Tensor) -> None:
+        """Score images.
+
+        Args:
+            images: (B, ...).
+        """
+        embedder = Embedder(self._reference.encoder, self.pool, self.options.dtype)
+        found = spectra(embedder, check_images(images), self.options.max_memory)
+        scores = log_volume(found.singular_values, self.options.eps)
+        finite = torch.isfinite(scores)
+        # Out of place: a reset in inference mode makes the states inference tensors.
+        self.nonfinite = self.nonfinite + (~finite).sum()
+        if self.reduction == "none":
+            self.scores.append(scores)
+        else:
+            self.total = self.total + scores[finite].sum()
+            self.count = self.count + finite.sum()
+
+    def compute(self) -> Tensor:
+        """Reduce the scores.
+
+        Returns:
+            Their mean, or all of them.
+
+        Raises:
+            RuntimeError: If there are none to reduce.
+        """
+        if self.reduction == "none":
+            if not len(self.scores):
+                raise RuntimeError("JepaScore has seen no images: call `update` first.")
+            return dim_zero_cat(self.scores)
+        if not self.count:
+            raise RuntimeError(
+                "JepaScore has no finite score to average: "
+                f"{int(self.nonfinite)} of the images that it has seen have none."
+            )
+        return self.total / self.count
+
+    def plot(self, val: Any = None, ax: Any = None) -> Any:
+        """Plot the value, values over time, or for ``reduction="none"`` the distribution.
+
+        Args:
+            val: What ``compute`` or ``forward`` returned, or a list of it; default: ``compute()``.
+            ax: Axes to draw into; default: a new figure.
+
+        Returns:
+            The figure and its axes.
+        """
+        if self.reduction == "none":
+            scores = self.compute() if val is None else dim_zero_cat(val)
+            return plot_histogram(scores[torch.isfinite(scores)], ax)
+        return self._plot(val, ax)
