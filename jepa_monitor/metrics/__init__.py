@@ -1,5 +1,17 @@
-"""Metrics in the manner of torchmetrics."""
+"""The quantities of :mod:`jepa_monitor.functional` as torchmetrics metrics.
 
-from jepa_monitor.metrics.jepa_score import JepaScore
+They accumulate over batches and processes; each result equals the function's on all data.
+"""
 
-__all__ = ["JepaScore"]
+from jepa_monitor.metrics.calibration import DensityCalibration as DensityCalibration
+from jepa_monitor.metrics.gaussianity import Gaussianity as Gaussianity
+from jepa_monitor.metrics.hypersphere import Alignment as Alignment
+from jepa_monitor.metrics.hypersphere import CollapseLevel as CollapseLevel
+from jepa_monitor.metrics.hypersphere import Uniformity as Uniformity
+from jepa_monitor.metrics.lidar import LiDAR as LiDAR
+from jepa_monitor.metrics.outliers import OODDetection as OODDetection
+from jepa_monitor.metrics.outliers import OutlierFraction as OutlierFraction
+from jepa_monitor.metrics.ranks import AlphaReQ as AlphaReQ
+from jepa_monitor.metrics.ranks import EffectiveRank as EffectiveRank
+from jepa_monitor.metrics.ranks import ParticipationRatio as ParticipationRatio
+from jepa_monitor.metrics.ranks import RankMe as RankMe
