@@ -208,6 +208,22 @@ class Embedder:
         """The storages of the tensors that the encoder runs on; only inside :meth:`ready`."""
         return {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
 
+    @property
+    def parameter_bytes(self) -> int:
+        """The memory that the encoder's parameters and buffers take as they are stored."""
+        return sum(t.nbytes for t in (*self._host.parameters(), *self._host.buffers()))
+
+    def to(self, dtype: torch.dtype) -> Embedder:
+        """Give the same encoder in another type.
+
+        Args:
+            dtype: What to compute in.
+
+        Returns:
+            A new embedder.
+        """
+        return Embedder(self._host.function[0], self.pool, dtype)
+
     def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
         converted = tensor.detach()
         if converted.is_floating_point():

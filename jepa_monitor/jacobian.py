@@ -1,4 +1,4 @@
-"""Jacobians of an encoder: in go images, out come rows, a chunk of images at a time."""
+"""Jacobians of an encoder: in go images, out come their singular values, a chunk at a time."""
 
 from __future__ import annotations
 
@@ -10,11 +10,13 @@ from torch import Tensor
 
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.memory import adaptive_chunks, default_budget, graph_bytes
-from jepa_monitor.spectrum import singular_values
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.spectrum import Spectrum, decompose, noise_floor, refine, uncertain
 
 __all__ = ["Spectra", "spectra"]
 
-_SINGLE_IMAGE_COPIES = 2  # of the graph: what a backward pass allocates beside it
+_GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
+_REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
 
 
 class Spectra(NamedTuple):
@@ -23,10 +25,14 @@ class Spectra(NamedTuple):
     Args:
         embeddings: (B, K), in the type that the encoder ran in.
         singular_values: (B, min(K, D)), descending, float64.
+        noise_floors: Size below which singular values are rounding error, (B,), float64.
+        under_floor: Number of singular values below it that were not refined, (B,), int64.
     """
 
     embeddings: Tensor
     singular_values: Tensor
+    noise_floors: Tensor
+    under_floor: Tensor
 
 
 def _embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -43,7 +49,7 @@ def _embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tenso
 
 def _check_samples_apart(embedder: Embedder, images: Tensor) -> None:
     """Refuse an encoder whose embedding of one image depends on another image of the batch."""
-    leaf, embeddings = _embed_with_graph(embedder, images[:2])
+    leaf, embeddings = _embed_with_graph(embedder, images)
     (gradient,) = torch.autograd.grad(embeddings[0].sum(), leaf)
     if bool((gradient[1:] != 0).any()):
         raise ValueError(
@@ -53,8 +59,8 @@ def _check_samples_apart(embedder: Embedder, images: Tensor) -> None:
         )
 
 
-def jacobian(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor]:
-    """Compute the Jacobians of a chunk of images, one backward pass a row.
+def _rows(embedder: Embedder, images: Tensor, cotangents: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Compute rows of the Jacobians of a chunk of images, one backward pass a row.
 
     Samples do not interact, so that one pass of the k-th column of the embeddings gives the k-th
     row for all images (arXiv 2510.05949, app. B).
@@ -62,27 +68,31 @@ def jacobian(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor]:
     Args:
         embedder: Ready to be called.
         images: (B, ...).
+        cotangents: Combinations of rows to compute, (B, R, K); ``None`` for all rows by themselves.
 
     Returns:
-        The embeddings (B, K) and the Jacobians (B, K, D).
+        The embeddings (B, K) and the rows (B, R, D).
     """
     leaf, embeddings = _embed_with_graph(embedder, images)
     batch, width = embeddings.shape
-    rows = images.new_empty(batch, width, leaf[0].numel())
+    count = width if cotangents is None else cotangents.shape[1]
+    rows = leaf.new_empty(batch, count, leaf[0].numel())
     selector = torch.zeros_like(embeddings)
-    for k in range(width):
-        selector[:, k] = 1
+    for k in range(count):
+        if cotangents is None:
+            selector[:, k - 1 if k else 0] = 0
+            selector[:, k] = 1
+        else:
+            selector = cotangents[:, k]
         (gradient,) = torch.autograd.grad(
-            embeddings, leaf, selector, retain_graph=k < width - 1, materialize_grads=True
+            embeddings, leaf, selector, retain_graph=k < count - 1, materialize_grads=True
         )
         rows[:, k] = gradient.flatten(1)
-        selector[:, k] = 0
     return embeddings.detach(), rows
 
 
-def _chunk_size(embedder: Embedder, images: Tensor, max_memory: int | None) -> int:
+def _chunk_size(embedder: Embedder, images: Tensor, budget: int) -> int:
     """Say how many images fit: their graphs, what a backward pass adds, and their Jacobians."""
-    budget = default_budget(images.device) if max_memory is None else max_memory
     one = images[:1].to(embedder.dtype)
     width = 0
 
@@ -94,15 +104,49 @@ def _chunk_size(embedder: Embedder, images: Tensor, max_memory: int | None) -> i
 
     graph = graph_bytes(forward, embedder.addresses)
     rank = min(width, one[0].numel())
-    jacobian_bytes = width * one.nbytes
-    per_image = _SINGLE_IMAGE_COPIES * graph + jacobian_bytes + 3 * one.nbytes + 24 * rank**2
+    per_image = _GRAPH_COPIES * graph + (width + 3) * one.nbytes + 3 * 8 * rank**2
     return max(1, budget // per_image)
+
+
+def _refined(
+    precise: Embedder, images: Tensor, rows: Tensor, found: Spectrum, eps: float
+) -> tuple[Tensor, Tensor]:
+    """Recompute, in float64, the few singular values that float32 cannot resolve.
+
+    Args:
+        precise: The encoder in float64.
+        images: (B, ...).
+        rows: Their float32 Jacobians, (B, K, D).
+        found: Their decomposition.
+        eps: The clipping value.
+
+    Returns:
+        All singular values, (B, min(K, D)), and which images have been refined, (B,).
+    """
+    values = found.values.clone()
+    doubtful = uncertain(values, rows.dtype, eps)
+    counts = doubtful.sum(1)
+    most = max(2, rows.shape[1] // _REFINED_SHARE)
+    chosen = ((counts > 0) & (counts <= most)).nonzero().flatten().tolist()
+    refined = torch.zeros_like(counts, dtype=torch.bool)
+    if not chosen or found.vectors is None:
+        return values, refined
+    firsts = doubtful.int().argmax(1).tolist()
+    with precise.ready(images.device):
+        for i in chosen:
+            first, count = firsts[i], int(counts[i])
+            directions = found.vectors[i, :, first : first + count].T
+            _, exact = _rows(precise, images[i : i + 1].to(precise.dtype), directions[None])
+            one = Spectrum(values[i : i + 1], found.vectors[i : i + 1])
+            values[i] = refine(rows[i], one, first, exact[0])
+            refined[i] = True
+    return values, refined
 
 
 def spectra(
     embedder: Embedder,
     images: Tensor,
-    max_memory: int | None = None,
+    options: ScoreOptions,
     progress: Callable[[int], None] | None = None,
 ) -> Spectra:
     """Compute embeddings and singular values of the Jacobian of every image.
@@ -110,26 +154,33 @@ def spectra(
     Args:
         embedder: The encoder.
         images: (B, ...), checked, on the encoder's device.
-        max_memory: Bytes to use at most beyond the model.
+        options: How to score.
         progress: Called after each chunk with the number of images that it held.
 
     Returns:
         Embeddings and singular values, in the order of the images.
     """
-    embeddings: list[Tensor] = []
-    values: list[Tensor] = []
+    done: list[Spectra] = []
+    budget = options.max_memory or default_budget(images.device)
+    precise = None
+    if embedder.dtype == torch.float32 and 4 * embedder.parameter_bytes <= budget:
+        precise = embedder.to(torch.float64)
     with embedder.ready(images.device):
         if len(images) > 1:
             _check_samples_apart(embedder, images[:2].to(embedder.dtype))
 
         def work(part: slice) -> None:
-            chunk_embeddings, rows = jacobian(embedder, images[part].to(embedder.dtype))
-            chunk_values = singular_values(rows)
-            embeddings.append(chunk_embeddings)
-            values.append(chunk_values)
+            embeddings, rows = _rows(embedder, images[part].to(embedder.dtype), None)
+            found = decompose(rows)
+            floors = noise_floor(found.values, rows.dtype)
+            values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
+            if precise is not None:
+                values, refined = _refined(precise, images[part], rows, found, options.eps)
+            under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
+            done.append(Spectra(embeddings, values, floors, under))
 
-        chunk = _chunk_size(embedder, images, max_memory)
+        chunk = _chunk_size(embedder, images, budget)
         for part, _ in adaptive_chunks(len(images), chunk, work):
             if progress is not None:
                 progress(part.stop - part.start)
-    return Spectra(torch.cat(embeddings), torch.cat(values))
+    return Spectra(*(torch.cat(parts) for parts in zip(*done, strict=True)))

@@ -108,7 +108,7 @@ class DensityMonitor:
         embedder = Embedder(encoder, self.pool, self.options.dtype)
         device = embedder.device or torch.device("cpu")
         probe = self.images[: self.max_probe_samples]
-        found = spectra(embedder, probe.to(device), self.options.max_memory)
+        found = spectra(embedder, probe.to(device), self.options)
         embeddings = [found.embeddings.cpu()]
         with embedder.ready(device), torch.no_grad():
             embeddings.extend(

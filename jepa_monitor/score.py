@@ -54,7 +54,7 @@ def jacobian_spectrum(
     """
     options = ScoreOptions(precision=precision, max_memory=max_memory)
     embedder = Embedder(encoder, pool, options.dtype)
-    return spectra(embedder, check_images(images), options.max_memory).singular_values
+    return spectra(embedder, check_images(images), options).singular_values
 
 
 def jepa_score(
@@ -100,5 +100,5 @@ def jepa_score(
     """
     options = ScoreOptions(eps=eps, precision=precision, max_memory=max_memory)
     embedder = Embedder(encoder, pool, options.dtype)
-    found = spectra(embedder, check_images(images), options.max_memory)
+    found = spectra(embedder, check_images(images), options)
     return log_volume(found.singular_values, options.eps)

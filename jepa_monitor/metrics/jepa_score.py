@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -69,10 +69,10 @@ class JepaScore(Metric):
         tensor(0.4055, dtype=torch.float64)
     """
 
-    is_differentiable: ClassVar[bool] = False
+    is_differentiable: bool = False
     # Neither: the score of held-out images rises and falls while a model improves.
-    higher_is_better: ClassVar[bool | None] = None
-    full_state_update: ClassVar[bool] = False
+    higher_is_better: bool | None = None
+    full_state_update: bool = False
 
     total: Tensor
     count: Tensor
@@ -108,7 +108,7 @@ class JepaScore(Metric):
             images: (B, ...).
         """
         embedder = Embedder(self._reference.encoder, self.pool, self.options.dtype)
-        found = spectra(embedder, check_images(images), self.options.max_memory)
+        found = spectra(embedder, check_images(images), self.options)
         scores = log_volume(found.singular_values, self.options.eps)
         finite = torch.isfinite(scores)
         # Out of place: a reset in inference mode makes the states inference tensors.
