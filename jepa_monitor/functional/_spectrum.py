@@ -118,7 +118,7 @@ def participation(eigenvalues: Tensor, bias_corrected: bool, count: int, width: 
     ratio = eigenvalues.sum().square() / eigenvalues.square().sum()
     if not bias_corrected:
         return ratio
-    return (1 / (1 / ratio - 1 / count)).clamp(max=width)
+    return 1 / (1 / ratio - 1 / (count - 1)).clamp(min=1 / width)
 
 
 def fit_power_law(eigenvalues: Tensor, ranks: tuple[int, int]) -> PowerLawFit:

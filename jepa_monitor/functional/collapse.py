@@ -102,7 +102,7 @@ def participation_ratio(embeddings: Tensor, bias_corrected: bool = False) -> Ten
 
     Range 1 to min(N − 1, K); higher is healthier. A few large eigenvalues lower it more than they
     lower the entropies. Isotropic embeddings read K/(1 + K/N); the bias-corrected value
-    1/(1/PR − 1/N), cut at K, reads K there and suits a comparison across N.
+    1/(1/PR − 1/(N − 1)), cut at K, reads about K there and suits a comparison across N.
 
     Args:
         embeddings: Embeddings, shape (N, K), N ≥ 2.
@@ -167,7 +167,7 @@ def alpha_req(embeddings: Tensor, fit_ranks: tuple[int, int] = (11, 100)) -> Pow
     α ≥ 0 and near 1 is the healthy zone of the paper; neither direction is better. Well above 1
     the spectrum decays too fast (collapse), near 0 the embeddings are white, which is what
     LeJEPA-like objectives aim at. Without a high R² the exponent means nothing. Too few samples
-    steepen the tail: isotropic embeddings with K = 128 read 1.37 at N = K and 0.28 at N = 16·K.
+    steepen the tail: isotropic embeddings with K = 128 read 1.1 at N = K and 0.24 at N = 16·K.
 
     Args:
         embeddings: Embeddings, shape (N, K), with min(N − 1, K) at least 4 above the first rank.

@@ -21,9 +21,10 @@ class RankMe(EmbeddingMoments):
 
     See :func:`jepa_monitor.functional.rankme`. The singular values come from the K×K matrix of
     uncentred second moments, summed in float64, so that memory does not grow with N. The squares
-    lose singular values under 1e-8·√K of the largest, which count as 0; float32 embeddings do not
-    resolve much less. Against an SVD the value differs by less than 1e-9 relatively for full-rank
-    embeddings of condition number 1e4, and by less than 1e-5 for rank-deficient float32 ones.
+    lose singular values under 1e-8·√K of the largest, which count as 0. Measured against an SVD
+    (N = 1000, K = 128) the relative error is under 1e-12 up to the condition number 1e6, and under
+    1e-5 beyond and for rank-deficient float32 embeddings; it reaches 2e-4 where the mean is 1e6
+    times the spread.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 

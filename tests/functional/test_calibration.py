@@ -1,0 +1,164 @@
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from jepa_monitor.functional import (
+    calibration_error,
+    coverage_curve,
+    coverage_gap,
+    density_agreement,
+    hdr_pit,
+    kolmogorov_smirnov,
+    rank_pit,
+    wilson_interval,
+)
+from jepa_monitor.gaussian import Gaussian
+
+
+def uniform(n, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.rand(n, generator=generator, dtype=torch.float64)
+
+
+def normal(n, k, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    return torch.randn(n, k, generator=generator, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("k", [1, 8, 64, 768])
+def test_hdr_pit_against_scipy(k):
+    law = Gaussian(torch.zeros(k).double(), 4 * torch.eye(k).double(), 100, 0.0)
+    z = 2 * normal(50, k)
+    expected = stats.chi2.cdf(z.square().sum(1).numpy() / 4, k)
+    torch.testing.assert_close(hdr_pit(z, law), torch.from_numpy(expected), rtol=1e-7, atol=1e-9)
+
+
+def test_hdr_pit_tells_wide_from_narrow():
+    reference = normal(4000, 8)
+    law = Gaussian.fit(reference)
+    for scale, sign in ((0.8, 1), (1.0, 0), (1.25, -1)):
+        u = hdr_pit(scale * normal(2000, 8, seed=1), law)
+        gap = coverage_gap(u).item()
+        assert abs(gap) < 0.03 if sign == 0 else sign * gap > 0.1
+        assert (kolmogorov_smirnov(u).p_value > 0.01) == (sign == 0)
+
+
+def test_hdr_pit_of_collapse_is_not_calibrated():
+    law = Gaussian.fit(normal(500, 8))
+    u = hdr_pit(torch.zeros(200, 8), law)
+    assert calibration_error(u) > 0.45
+    point = Gaussian.fit(torch.ones(100, 8))
+    assert calibration_error(hdr_pit(torch.ones(50, 8), point)) > 0.45
+    assert calibration_error(hdr_pit(normal(50, 8), point)) > 0.45
+
+
+@pytest.mark.parametrize("n", [10, 37, 200, 3000])
+@pytest.mark.parametrize("power", [1.0, 1.2, 2.0])
+def test_kolmogorov_smirnov_against_scipy(n, power):
+    u = uniform(n) ** power
+    expected = stats.kstest(u.numpy(), "uniform")
+    found = kolmogorov_smirnov(u)
+    assert found.distance.item() == pytest.approx(expected.statistic, abs=1e-12)
+    assert found.p_value.item() == pytest.approx(expected.pvalue, abs=3e-3 if n < 50 else 3e-4)
+
+
+def test_kolmogorov_smirnov_with_ties_and_bounds():
+    u = torch.tensor([0.0, 0.5, 0.5, 0.5, 1.0])
+    found = kolmogorov_smirnov(u)
+    assert found.distance.item() == pytest.approx(stats.kstest(u.numpy(), "uniform").statistic)
+    assert kolmogorov_smirnov(torch.zeros(100)).distance == 1
+    assert kolmogorov_smirnov(torch.zeros(100)).p_value < 1e-10
+
+
+def test_p_value_of_ranks_is_that_of_two_samples():
+    rejected = naive = 0
+    for seed in range(400):
+        scores, reference = normal(100, 1, seed)[:, 0], normal(100, 1, seed + 1000)[:, 0]
+        u = rank_pit(scores, reference)
+        rejected += bool(kolmogorov_smirnov(u, reference_size=100).p_value < 0.05)
+        naive += bool(kolmogorov_smirnov(u).p_value < 0.05)
+    assert 5 <= rejected <= 32  # 20 expected; discrete ranks make it a little conservative
+    assert naive > 60  # what forgetting the reference costs
+
+
+def test_rank_pit_against_counting():
+    scores, reference = normal(30, 1)[:, 0].round(), normal(20, 1, 1)[:, 0].round()
+    s, r = scores.numpy()[:, None], reference.numpy()
+    expected = ((r < s).sum(1) + 0.5 * (r == s).sum(1) + 0.5) / 21
+    torch.testing.assert_close(rank_pit(scores, reference), torch.from_numpy(expected))
+
+
+def test_rank_pit_of_constant_scores_is_one_half_and_rejected():
+    u = rank_pit(torch.ones(200), torch.ones(100))
+    assert (u == 0.5).all()
+    found = kolmogorov_smirnov(u, reference_size=100)
+    assert found.distance == 0.5
+    assert found.p_value < 1e-6
+    assert calibration_error(u) > 0.2
+
+
+def test_coverage_curve_and_wilson_intervals_against_scipy():
+    u = uniform(200)
+    curve = coverage_curve(u, num_levels=9)
+    for level, coverage, lower, upper in zip(*curve, strict=True):
+        successes = int((u <= level).sum())
+        interval = stats.binomtest(successes, 200).proportion_ci(method="wilson")
+        assert coverage == successes / 200
+        assert (lower.item(), upper.item()) == pytest.approx((interval.low, interval.high))
+    assert curve.level.tolist() == pytest.approx(np.arange(1, 10) / 10)
+
+
+@pytest.mark.parametrize("successes", [0, 10])
+def test_wilson_at_the_ends(successes):
+    found = wilson_interval(torch.tensor(successes), 10, confidence=0.9)
+    expected = stats.binomtest(successes, 10).proportion_ci(0.9, method="wilson")
+    assert (found.lower.item(), found.upper.item()) == pytest.approx((expected.low, expected.high))
+
+
+def test_error_and_gap_under_calibration():
+    errors = torch.stack([calibration_error(uniform(400, seed), 99) for seed in range(200)])
+    assert errors.mean().item() == pytest.approx(0.31 / 20, rel=0.1)
+    gaps = torch.stack([coverage_gap(uniform(400, seed)) for seed in range(200)])
+    assert gaps.std().item() == pytest.approx(0.289 / 20, rel=0.15)
+
+
+def test_gap_is_the_area():
+    u = uniform(50) ** 2
+    curve = coverage_curve(u, num_levels=9999)
+    area = (curve.coverage - curve.level).mean().item()
+    assert coverage_gap(u).item() == pytest.approx(area, abs=1e-3)
+
+
+def test_density_agreement_against_scipy():
+    truth = normal(60, 1)[:, 0].round(decimals=1)
+    score = (0.7 * truth + normal(60, 1, 1)[:, 0]).round()
+    found = density_agreement(score, truth)
+    assert found.spearman.item() == pytest.approx(stats.spearmanr(score, truth).statistic)
+    assert found.pearson.item() == pytest.approx(stats.pearsonr(score, truth).statistic)
+    assert found.slope.item() == pytest.approx(stats.linregress(truth, score).slope)
+
+
+def test_constant_score_agrees_with_nothing():
+    truth = normal(20, 1)[:, 0]
+    for pair in ((torch.full((20,), 0.1), truth), (truth, torch.ones(20))):
+        assert [value.item() for value in density_agreement(*pair)] == [0, 0, 0]
+
+
+def test_errors():
+    with pytest.raises(ValueError, match=r"`u` must lie in \[0, 1\], got values from -1 to 2"):
+        coverage_gap(torch.tensor([-1.0, 2.0]))
+    with pytest.raises(ValueError, match="`num_levels` must be at least 1"):
+        coverage_curve(uniform(3), num_levels=0)
+    with pytest.raises(ValueError, match=r"`confidence` must lie in \(0, 1\), got 1"):
+        coverage_curve(uniform(3), confidence=1)
+    with pytest.raises(ValueError, match="`reference_size` must be at least 1"):
+        kolmogorov_smirnov(uniform(3), reference_size=0)
+    with pytest.raises(ValueError, match="`scores` and `true_log_density` must have the same"):
+        density_agreement(uniform(3), uniform(4))
+    with pytest.raises(ValueError, match="`scores` must have at least 2 rows, got 1"):
+        density_agreement(uniform(1), uniform(1))
+    with pytest.raises(ValueError, match="`reference_scores` must have at least 1 row, got 0"):
+        rank_pit(uniform(3), uniform(0))
+    with pytest.raises(ValueError, match=r"`z` must have shape \(B, 3\)"):
+        hdr_pit(torch.ones(2, 2), Gaussian.fit(normal(10, 3)))

@@ -1,0 +1,111 @@
+import io
+
+import pytest
+import torch
+from scipy import stats
+from sklearn.covariance import LedoitWolf, ShrunkCovariance
+
+from jepa_monitor.gaussian import Gaussian
+
+
+def mixed(n, k, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    z = torch.randn(n, k, generator=generator, dtype=torch.float64)
+    return z @ torch.randn(k, k, generator=generator, dtype=torch.float64) + 3
+
+
+@pytest.mark.parametrize(("n", "k"), [(50, 5), (20, 40), (500, 64), (2, 3)])
+def test_ledoit_wolf_as_in_sklearn(n, k):
+    z = mixed(n, k)
+    ours, theirs = Gaussian.fit(z), LedoitWolf().fit(z.numpy())
+    assert ours.shrinkage == pytest.approx(theirs.shrinkage_, abs=1e-12)
+    torch.testing.assert_close(ours.covariance, torch.from_numpy(theirs.covariance_))
+    distances = torch.from_numpy(theirs.mahalanobis(z.numpy()))
+    torch.testing.assert_close(ours.mahalanobis_squared(z), distances, rtol=1e-8, atol=1e-8)
+
+
+def test_fixed_shrinkage_as_in_sklearn():
+    z = mixed(30, 6)
+    theirs = ShrunkCovariance(shrinkage=0.3).fit(z.numpy())
+    ours = Gaussian.fit(z, shrinkage=0.3)
+    torch.testing.assert_close(ours.covariance, torch.from_numpy(theirs.covariance_))
+    assert ours.shrinkage == 0.3
+    assert ours.count == 30
+
+
+def test_log_prob_as_in_scipy():
+    z = mixed(100, 5)
+    law = Gaussian.fit(z, shrinkage=0.1)
+    reference = stats.multivariate_normal(law.mean.numpy(), law.covariance.numpy())
+    torch.testing.assert_close(law.log_prob(z), torch.from_numpy(reference.logpdf(z.numpy())))
+
+
+def test_whitening_is_the_symmetric_inverse_root():
+    z = mixed(200, 6)
+    law = Gaussian.fit(z, shrinkage=0.0)
+    w = law.whitening
+    torch.testing.assert_close(w, w.T)
+    torch.testing.assert_close(w @ law.covariance @ w, torch.eye(6, dtype=torch.float64))
+    torch.testing.assert_close(torch.cov(law.whiten(z).T, correction=0), torch.eye(6).double())
+    torch.testing.assert_close(law.log_det, float(torch.linalg.slogdet(law.covariance)[1]))
+
+
+def test_singular_directions_are_counted_and_penalised():
+    z = mixed(100, 4)
+    z = torch.cat([z, z[:, :2]], dim=1)  # 6 dimensions, rank 4
+    law = Gaussian.fit(z, shrinkage=0.0)
+    assert law.floored == 2
+    assert torch.isfinite(torch.tensor(law.log_det))
+    assert law.mahalanobis_squared(z).max() < 100
+    off_support = z[:1].clone()
+    off_support[:, 0] += 0.1
+    assert law.mahalanobis_squared(off_support) > 1e10
+
+
+def test_more_dimensions_than_samples():
+    z = mixed(10, 30)
+    assert Gaussian.fit(z, shrinkage=0.0).floored == 21
+    assert Gaussian.fit(z).floored == 0
+
+
+@pytest.mark.parametrize("value", [0.0, 0.1, 1000.1])
+@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", 0.5])
+def test_point_mass(value, shrinkage):
+    z = torch.full((10, 3), value)
+    law = Gaussian.fit(z, shrinkage)
+    assert law.floored == 3
+    assert torch.isfinite(law.log_prob(z)).all()
+    assert law.mahalanobis_squared(z + 0.01 * (1 + value)).min() > 1e6
+
+
+def test_checkpoint_round_trip():
+    law = Gaussian.fit(mixed(50, 4))
+    buffer = io.BytesIO()
+    torch.save(law.to_dict(), buffer)
+    buffer.seek(0)
+    restored = Gaussian.from_dict(torch.load(buffer, weights_only=True))
+    z = mixed(5, 4, seed=1)
+    assert torch.equal(restored.log_prob(z), law.log_prob(z))
+    assert (restored.count, restored.shrinkage) == (law.count, law.shrinkage)
+    assert torch.equal(law.to("cpu").mean, law.mean)
+
+
+def test_input_dtype_and_gradients():
+    z = mixed(50, 4).half().requires_grad_()
+    law = Gaussian.fit(z)
+    assert law.mean.dtype == torch.float64
+    assert not law.mean.requires_grad
+    law.log_prob(z).sum().backward()
+    assert z.grad is not None
+
+
+def test_errors():
+    law = Gaussian.fit(mixed(50, 4))
+    with pytest.raises(ValueError, match=r"`z` must have shape \(B, 4\), got \(2, 3\)\."):
+        law.whiten(torch.ones(2, 3))
+    with pytest.raises(ValueError, match="at least 2 rows, got 1"):
+        Gaussian.fit(torch.ones(1, 4))
+    with pytest.raises(ValueError, match=r"`shrinkage` must lie in \[0, 1\], got 2"):
+        Gaussian.fit(torch.ones(3, 4), shrinkage=2.0)
+    with pytest.raises(ValueError, match="`shrinkage` must be one of ledoit_wolf, got 'oas'"):
+        Gaussian.fit(torch.ones(3, 4), shrinkage="oas")
