@@ -26,7 +26,7 @@ class Gaussianity(MonitorMetric):
 
     The test is against N(0, I), or, with a law, of the embeddings whitened by it. The null law is
     exact if that law was fitted to many more embeddings than are tested; fitted to M of them, the
-    statistic's mean rises by about the share N/M.
+    statistic's mean rises by about 0.72·N/M, and by more if M is not far above K.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 
