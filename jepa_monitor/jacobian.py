@@ -51,7 +51,8 @@ def _check_samples_apart(embedder: Embedder, images: Tensor) -> None:
     """Refuse an encoder whose embedding of one image depends on another image of the batch."""
     leaf, embeddings = _embed_with_graph(embedder, images)
     (gradient,) = torch.autograd.grad(embeddings[0].sum(), leaf)
-    if bool((gradient[1:] != 0).any()):
+    # Not a number is 0 × ∞ of an image whose Jacobian is not finite, not another image's influence.
+    if bool((gradient[1:].nan_to_num(0.0) != 0).any()):
         raise ValueError(
             "`encoder` mixes the samples of a batch: the embedding of one image depends on another "
             "(BatchNorm in train mode, attention across the batch). Put the encoder into eval mode; "

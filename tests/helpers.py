@@ -1,0 +1,85 @@
+"""What the tests share: an independent reference, a small module to train, and its data."""
+
+from __future__ import annotations
+
+import copy
+import pathlib
+from collections.abc import Callable
+
+import lightning.pytorch as pl
+import torch
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+
+
+def float64_spectrum(encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
+    """The textbook way: a float64 Jacobian, image by image, and LAPACK's singular values."""
+    spectra = []
+    for image in images.double():
+        jacobian = torch.autograd.functional.jacobian(
+            lambda pixels: encoder(pixels[None])[0], image
+        )
+        spectra.append(torch.linalg.svdvals(jacobian.flatten(1)))
+    return torch.stack(spectra)
+
+
+def float64_score(encoder: nn.Module, images: Tensor, eps: float = 1e-6) -> Tensor:
+    """The listing of the paper's appendix B in float64, on a copy of the encoder in eval mode."""
+    spectrum = float64_spectrum(copy.deepcopy(encoder).double().eval(), images)
+    return spectrum.clamp_min(eps).log().sum(1)
+
+
+def mlp(inputs: int = 48, outputs: int = 8, width: int = 24) -> nn.Sequential:
+    return nn.Sequential(
+        nn.Flatten(), nn.Linear(inputs, width), nn.GELU(), nn.Linear(width, outputs)
+    )
+
+
+class Tiny(pl.LightningModule):
+    """A module with all that a monitor could disturb: BatchNorm, dropout, random augmentation."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.BatchNorm2d(8), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(),
+            nn.Linear(8 * 16, 12),
+        )  # fmt: skip
+        self.losses: list[float] = []
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        images = batch[0] + 0.1 * torch.randn_like(batch[0])
+        loss = (self.encoder(images) - self.encoder(batch[0])).square().mean()
+        self.losses.append(loss.item())
+        self.log("train/loss", loss)
+        return loss
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+class Validated(Tiny):
+    def validation_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        self.log("val/loss", self.encoder(batch[0]).square().mean())
+
+
+def images(count: int = 32, seed: int = 1) -> Tensor:
+    return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
+
+
+def loader(count: int = 32, seed: int = 1, **kwargs: object) -> DataLoader:  # type: ignore[type-arg]
+    data = TensorDataset(images(count, seed), torch.arange(count))
+    return DataLoader(data, batch_size=8, **kwargs)  # type: ignore[arg-type]
+
+
+def trainer(tmp_path: pathlib.Path, callbacks: list[pl.Callback], **kwargs: object) -> pl.Trainer:
+    settings: dict[str, object] = {
+        "max_epochs": 2,
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "log_every_n_steps": 1,
+        "default_root_dir": tmp_path,
+    }
+    return pl.Trainer(callbacks=callbacks, **(settings | kwargs))  # type: ignore[arg-type]

@@ -1,0 +1,394 @@
+"""In a Trainer: the curves appear, can be monitored, and the run is what it would have been."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+import warnings
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
+from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import nn
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
+
+from jepa_monitor import DensityMonitor, JepaScoreCallback
+
+TAGS = {
+    "jepa_score/mean",
+    "jepa_score/std",
+    "jepa_score/p05",
+    "jepa_score/p50",
+    "jepa_score/p95",
+    "jepa_score/clipped",
+    "collapse/rankme",
+    "collapse/normalized_std",
+    "monitor/seconds",
+    "monitor/images",
+    "monitor/nonfinite",
+    "monitor/failures",
+}
+
+
+def _fit(
+    tmp_path: pathlib.Path,
+    callbacks: list[pl.Callback],
+    module: pl.LightningModule | None = None,
+    workers: int = 0,
+    **settings: Any,
+) -> pl.LightningModule:
+    pl.seed_everything(7, verbose=False)
+    module = module or Validated()
+    train = loader(48, 2, shuffle=True, num_workers=workers, persistent_workers=workers > 0)
+    trainer(tmp_path, callbacks, **settings).fit(module, train, loader(16, 3))
+    return module
+
+
+def test_no_word_needed(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback()
+    loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
+    module = _fit(tmp_path, [callback], logger=loggers)
+    events = EventAccumulator(loggers[0].log_dir)
+    events.Reload()
+    assert set(events.Tags()["scalars"]) >= TAGS
+    assert events.Tags()["histograms"] == ["jepa_score/scores"]
+    assert events.Tags()["images"] == ["jepa_score/least_and_most_likely"]
+    # Before training, and after each of two epochs of six batches, where Lightning's own values are.
+    steps = [event.step for event in events.Scalars("jepa_score/mean")]
+    assert steps == [0, 5, 11]
+    assert steps[1:] == [event.step for event in events.Scalars("val/loss")]
+    # The last value is that of the trained weights, on the validation images.
+    expected = float64_score(module.encoder, images(16, 3)).mean().item()
+    assert events.Scalars("jepa_score/mean")[-1].value == pytest.approx(expected, abs=0.02)
+    assert "jepa_score/p95" in pathlib.Path(loggers[1].log_dir, "metrics.csv").read_text()
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "workers": {"workers": 2},
+    "accumulation": {"accumulate_grad_batches": 4},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "no validation": {"module": Tiny},
+    "validation in between": {"val_check_interval": 0.5},
+    "few validation batches": {"limit_val_batches": 1},
+    "no sanity check": {"num_sanity_val_steps": 0},
+}
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> None:
+    settings = dict(SETTINGS[name])
+    kind = settings.pop("module", Validated)
+    callback = JepaScoreCallback(every_n_steps=2)
+    torch.manual_seed(0)
+    plain = _fit(tmp_path, [], kind(), **settings)
+    torch.manual_seed(0)
+    watched = _fit(tmp_path, [callback], kind(), **settings)
+    assert len(callback.history) > 1
+    assert callback.failures == 0
+    assert plain.losses == watched.losses
+    for (key, value), other in zip(
+        plain.state_dict().items(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), key
+
+
+@pytest.mark.parametrize(
+    ("module", "settings"),
+    [
+        (Tiny, {}),
+        (Validated, {}),
+        (Validated, {"val_check_interval": 0.5}),
+        (Validated, {"check_val_every_n_epoch": 2}),
+    ],
+)
+def test_values_can_be_monitored_from_the_first_epoch_on(
+    tmp_path: pathlib.Path, module: type[Tiny], settings: dict[str, Any]
+) -> None:
+    checkpoint = ModelCheckpoint(
+        tmp_path, monitor="jepa_score/mean", save_top_k=-1, filename="{epoch}"
+    )
+    stopping = EarlyStopping("collapse/rankme", patience=10, mode="max")
+    callback = JepaScoreCallback()
+    _fit(
+        tmp_path, [stopping, checkpoint, callback], module(), enable_checkpointing=True, **settings
+    )
+    assert stopping.stopped_epoch == 0
+    saved = [float(score) for score in checkpoint.best_k_models.values()]
+    measured = [values["jepa_score/mean"] for values in callback.history]
+    assert len(saved) >= 1
+    assert all(any(score == pytest.approx(value) for value in measured) for score in saved)
+    assert checkpoint.best_model_score is not None
+
+
+def test_a_checkpoint_after_validation_carries_the_score_of_its_weights(
+    tmp_path: pathlib.Path,
+) -> None:
+    checkpoint = ModelCheckpoint(tmp_path, monitor="jepa_score/mean", save_on_train_epoch_end=False)
+    _fit(tmp_path, [checkpoint, JepaScoreCallback()], enable_checkpointing=True)
+    weights = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
+    module = Validated()
+    module.load_state_dict(weights)
+    expected = float64_score(module.encoder, images(16, 3)).mean().item()
+    assert float(checkpoint.best_model_score) == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_validate_and_test(tmp_path: pathlib.Path, stage: str) -> None:
+    class Tested(Validated):
+        test_step = Validated.validation_step
+
+    module = Tested()
+    callback = JepaScoreCallback()
+    runner = trainer(tmp_path, [callback])
+    getattr(runner, stage)(module, loader(16, 3), verbose=False)
+    assert callback.failures == 0
+    expected = float64_score(module.encoder, images(16, 3)).mean().item()
+    assert float(runner.callback_metrics["jepa_score/mean"]) == pytest.approx(expected, abs=0.02)
+
+
+def test_without_validation_data_the_training_data_serve_with_a_warning(
+    tmp_path: pathlib.Path,
+) -> None:
+    callback = JepaScoreCallback(max_probe_samples=8, max_embedding_samples=8)
+    with pytest.warns(UserWarning, match="they are not held out"):
+        trainer(tmp_path, [callback], max_epochs=1).fit(Tiny(), loader(48, 2, shuffle=True))
+    assert callback.monitor is not None
+    probe = callback.monitor.images
+    assert len(probe) == 8
+    found = [any(torch.equal(image, other) for other in images(48, 2)) for image in probe]
+    assert all(found)
+
+
+def test_nothing_happens_in_the_sanity_check(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback(every_n_epochs=2)
+    logger = TensorBoardLogger(tmp_path)
+    _fit(tmp_path, [callback], logger=logger, num_sanity_val_steps=2, max_epochs=2)
+    assert [values["step"] for values in callback.history] == [0, 12]
+
+
+def test_step_cadence_counts_optimizer_steps(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback(every_n_steps=2)
+    _fit(tmp_path, [callback], accumulate_grad_batches=3, max_epochs=2)
+    assert [values["step"] for values in callback.history] == [0, 2, 4]
+
+
+def test_a_failing_evaluation_is_counted_and_training_goes_on(tmp_path: pathlib.Path) -> None:
+    class Failing(Validated):
+        def __init__(self) -> None:
+            super().__init__()
+            self.calls = 0
+
+    def failing(module: pl.LightningModule) -> Any:
+        def embed(batch: torch.Tensor) -> torch.Tensor:
+            raise RuntimeError("no luck")
+
+        return embed
+
+    callback = JepaScoreCallback(failing)
+    with pytest.warns(UserWarning, match="RuntimeError: no luck") as caught:
+        module = _fit(tmp_path, [callback], Failing())
+    assert sum("no luck" in str(warning.message) for warning in caught) == 1
+    assert callback.failures == 3
+    assert len(module.losses) == 12
+
+
+def test_collapsed_weights_log_no_nan(tmp_path: pathlib.Path) -> None:
+    class Diverging(Validated):
+        def on_train_epoch_start(self) -> None:
+            for parameter in self.parameters():
+                parameter.data.fill_(torch.nan)
+
+    callback = JepaScoreCallback()
+    stopping = EarlyStopping("jepa_score/mean", check_finite=True, patience=10)
+    module = _fit(tmp_path, [callback, stopping], Diverging())
+    assert len(module.losses) == 12
+    assert callback.history[-1]["monitor/nonfinite"] == 16
+    assert all(math.isfinite(value) for values in callback.history for value in values.values())
+
+
+def test_state_survives_a_checkpoint(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback()
+    module = Validated()
+    runner = trainer(tmp_path, [callback])
+    runner.fit(module, loader(48, 2), loader(16, 3))
+    runner.save_checkpoint(tmp_path / "last.ckpt")
+    resumed = JepaScoreCallback()
+    trainer(tmp_path, [resumed], max_epochs=3).fit(
+        Validated(), loader(48, 2), loader(16, 3), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert resumed.history[: len(callback.history)] == callback.history
+    assert [values["step"] for values in resumed.history] == [0, 6, 12, 18]
+
+
+class _Named(Tiny):
+    def __init__(self, **modules: nn.Module) -> None:
+        super().__init__()
+        for name, module in modules.items():
+            setattr(self, name, module)
+
+
+ENCODERS = {
+    "EMA target first": ({"target_encoder": mlp(192)}, None, "target_encoder"),
+    "teacher's backbone": ({"teacher": nn.ModuleDict({"backbone": mlp(192)})}, None, "teacher.backbone"),
+    "path": ({"a": nn.Sequential(nn.Identity(), mlp(192))}, "a.1", "a.1"),
+    "path in a dict": ({"s": nn.ModuleDict({"b": mlp(192)})}, "s.b", "s.b"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ENCODERS)
+def test_encoder_is_found(tmp_path: pathlib.Path, name: str) -> None:
+    modules, spec, path = ENCODERS[name]
+    module = _Named(**modules)
+    callback = JepaScoreCallback(spec)
+    _fit(tmp_path, [callback], module)
+    expected = float64_score(module.get_submodule(path), images(16, 3)).mean().item()
+    assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
+
+
+@pytest.mark.parametrize("as_function", [True, False])
+def test_encoder_may_be_a_module_or_a_function(tmp_path: pathlib.Path, as_function: bool) -> None:
+    other = mlp(192)
+    callback = JepaScoreCallback((lambda module: other) if as_function else other)
+    if as_function:
+        _fit(tmp_path, [callback])
+        expected = float64_score(other, images(16, 3)).mean().item()
+        assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
+    else:
+        _fit(tmp_path, [callback])
+        assert callback.history[0]["jepa_score/mean"] == pytest.approx(
+            callback.history[-1]["jepa_score/mean"]
+        )
+
+
+class _Stream(IterableDataset):  # type: ignore[type-arg]
+    def __iter__(self) -> Any:
+        return iter(images(16, 3))
+
+
+PROBES: dict[str, Any] = {
+    "tensor": images(16, 3),
+    "dataset": TensorDataset(images(16, 3)),
+    "loader": loader(16, 3),
+    "shuffled loader": loader(16, 3, shuffle=True),
+    "stream": DataLoader(_Stream(), batch_size=5),
+    "batches": [{"image": images(16, 3)[:9]}, {"image": images(16, 3)[9:]}],
+    "multi-crop": [([images(16, 3), torch.rand(16, 3, 4, 4)], torch.zeros(16))],
+}
+
+
+@pytest.mark.parametrize("name", PROBES)
+def test_probe_from_any_source(name: str) -> None:
+    monitor = DensityMonitor(PROBES[name])
+    assert torch.equal(monitor.images, images(16, 3))
+
+
+def test_random_transforms_give_the_same_probe_every_time_and_disturb_nothing() -> None:
+    class Augmented(torch.utils.data.Dataset):  # type: ignore[type-arg]
+        def __len__(self) -> int:
+            return 16
+
+        def __getitem__(self, index: int) -> torch.Tensor:
+            return images(16, 3)[index] + torch.randn(3, 1, 1)
+
+    state = torch.get_rng_state()
+    first = DensityMonitor(Augmented()).images
+    assert torch.equal(torch.get_rng_state(), state)
+    torch.randn(3)
+    assert torch.equal(DensityMonitor(Augmented()).images, first)
+
+
+def test_batch_to_images() -> None:
+    monitor = DensityMonitor([{"views": images(16, 3)}], batch_to_images=lambda b: b["views"])
+    assert torch.equal(monitor.images, images(16, 3))
+
+
+def test_monitor_in_a_plain_loop() -> None:
+    encoder = mlp(192)
+    monitor = DensityMonitor(images(40, 3), max_probe_samples=16)
+    report = monitor.evaluate(encoder)
+    expected = float64_score(encoder, images(40, 3)[:16])
+    torch.testing.assert_close(report.scores, expected, rtol=0, atol=0.02)
+    assert report.scalars["jepa_score/p50"] == pytest.approx(
+        expected.quantile(0.5).item(), abs=0.02
+    )
+    assert report.scalars["jepa_score/std"] == pytest.approx(expected.std().item(), abs=0.02)
+    assert report.embeddings.shape == (40, 8)
+    torch.testing.assert_close(report.embeddings, encoder(images(40, 3)).detach())
+    least, most = report.extremes(3)
+    assert least.tolist() == expected.argsort()[:3].tolist()
+    assert most.tolist() == expected.argsort(descending=True)[:3].tolist()
+    assert set(report.figures()) == {"jepa_score/least_and_most_likely"}
+
+
+WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "both cadences": (lambda: JepaScoreCallback(every_n_epochs=1, every_n_steps=5), ValueError, "`every_n_epochs` and `every_n_steps` exclude each other, got 1 and 5"),
+    "epochs": (lambda: JepaScoreCallback(every_n_epochs=0), ValueError, "`every_n_epochs` must be at least 1, got 0"),
+    "steps": (lambda: JepaScoreCallback(every_n_steps=1.5), TypeError, "`every_n_steps` must be an integer, got 1.5"),
+    "samples": (lambda: JepaScoreCallback(max_probe_samples=0), ValueError, "`max_probe_samples`"),
+    "embeddings": (lambda: JepaScoreCallback(max_embedding_samples=-1), ValueError, "`max_embedding_samples`"),
+    "encoder": (lambda: JepaScoreCallback(3), TypeError, "`encoder` must be a dotted path.*got int"),
+    "pool": (lambda: JepaScoreCallback(pool="best"), ValueError, "`pool` must be one of"),
+    "empty probe": (lambda: DensityMonitor([]), ValueError, "`probe` is empty"),
+    "empty tensor": (lambda: DensityMonitor(torch.zeros(0, 3, 8, 8)), ValueError, "`probe` must have shape"),
+    "no probe": (lambda: DensityMonitor(None), TypeError, "`probe` must be a tensor.*got NoneType"),
+    "probe path": (lambda: DensityMonitor("images/"), TypeError, "`probe` must be a tensor.*got str"),
+    "integer probe": (lambda: DensityMonitor([torch.zeros(2, 3, dtype=torch.uint8)]), TypeError, "`probe` must be floating point"),
+    "nan probe": (lambda: DensityMonitor(torch.full((2, 3), torch.nan)), ValueError, "`probe` must be finite, but 2 of 2"),
+    "ragged probe": (lambda: DensityMonitor([torch.zeros(2, 3), torch.zeros(2, 4)]), ValueError, "`probe` must hold images of one shape"),
+    "keys": (lambda: DensityMonitor([{"views": torch.zeros(2, 3)}]), TypeError, r"keys \['views'\].*`batch_to_images`"),
+    "batch_to_images": (lambda: DensityMonitor(torch.zeros(2, 3), batch_to_images=3), TypeError, "`batch_to_images` must be callable"),
+    "options": (lambda: DensityMonitor(torch.zeros(2, 3), options="fast"), TypeError, "`options` must be ScoreOptions"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", WRONG)
+def test_wrong_use_is_named(case: str) -> None:
+    call, error, message = WRONG[case]
+    with pytest.raises(error, match=f"(?s){message}"):
+        call()
+
+
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("encoder.head", "`encoder` names 'encoder.head', but Nothing.encoder has no 'head'"),
+        ("teacher", "Its submodules are: encoder"),
+    ],
+)
+def test_unknown_path_is_an_error_before_training(
+    tmp_path: pathlib.Path, spec: str, message: str
+) -> None:
+    class Nothing(Tiny):
+        pass
+
+    module = Nothing()
+    with pytest.raises(ValueError, match=message):
+        _fit(tmp_path, [JepaScoreCallback(spec)], module)
+    assert module.losses == []
+
+
+def test_no_usual_name_lists_the_candidates(tmp_path: pathlib.Path) -> None:
+    class Odd(Tiny):
+        def __init__(self) -> None:
+            super().__init__()
+            self.trunk = self.encoder
+            del self.encoder
+
+    with pytest.raises(ValueError, match=r"`encoder` was not given.*trunk \(Sequential\)"):
+        _fit(tmp_path, [JepaScoreCallback()], Odd())
+
+
+def test_it_says_which_encoder_it_took(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level("INFO"), warnings.catch_warnings():
+        _fit(tmp_path, [JepaScoreCallback()])
+    said = [record.message for record in caplog.records if "watches" in record.message]
+    assert len(said) == 1
+    assert "Validated.encoder (Sequential)" in said[0]
