@@ -18,6 +18,9 @@ from jepa_monitor.functional.collapse import normalized_std as normalized_std
 from jepa_monitor.functional.collapse import participation_ratio as participation_ratio
 from jepa_monitor.functional.collapse import rankme as rankme
 from jepa_monitor.functional.collapse import stable_rank as stable_rank
+from jepa_monitor.functional.detection import auroc as auroc
+from jepa_monitor.functional.detection import average_precision as average_precision
+from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr
 from jepa_monitor.functional.gaussianity import epps_pulley as epps_pulley
 from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
@@ -27,10 +30,7 @@ from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squa
 from jepa_monitor.functional.hypersphere import uniformity as uniformity
 from jepa_monitor.functional.isotropic import isotropic_baseline as isotropic_baseline
 from jepa_monitor.functional.lidar import lidar as lidar
-from jepa_monitor.functional.outliers import auroc as auroc
-from jepa_monitor.functional.outliers import average_precision as average_precision
-from jepa_monitor.functional.outliers import fpr_at_tpr as fpr_at_tpr
-from jepa_monitor.functional.outliers import knn_distance as knn_distance
-from jepa_monitor.functional.outliers import knn_score as knn_score
+from jepa_monitor.functional.neighbors import knn_distance as knn_distance
+from jepa_monitor.functional.neighbors import knn_score as knn_score
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
 from jepa_monitor.functional.outliers import robust_fence as robust_fence

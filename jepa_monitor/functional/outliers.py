@@ -1,28 +1,14 @@
-"""How many probe samples are outliers, and how well a score tells OOD samples apart.
-
-All scores are *densities*: higher means more usual. In-distribution samples are the positives.
-"""
+"""How many probe samples are outliers. All scores are *densities*: higher means more usual."""
 
 from __future__ import annotations
 
 import math
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
-from torch.nn import functional as F
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
 
-from jepa_monitor._checks import check_positive_int
-from jepa_monitor.functional._checks import (
-    as_matrix,
-    as_vector,
-    require_number,
-    require_same_width,
-)
-from jepa_monitor.functional._intervals import clopper_pearson_interval, midranks
-
-_BLOCK = 1024  # rows of the distance matrix held at a time
+from jepa_monitor.functional._checks import as_vector, require_number
+from jepa_monitor.functional._intervals import clopper_pearson_interval
 
 
 class OutlierFraction(NamedTuple):
@@ -154,172 +140,6 @@ def robust_fence(scores: Tensor, k: float = 3.0) -> Tensor:
     require_number(k, "k", 0, closed=False)
     centre = _median(values)
     return centre - k * 1.4826 * _median((values - centre).abs())
-
-
-def auroc(scores: Tensor, ood_scores: Tensor) -> Tensor:
-    """Probability that an in-distribution sample scores above an OOD sample; ties count half.
-
-    Range 0 to 1; 1 is perfect, ½ chance, and below ½ the score is inverted. Scores that are all
-    equal read ½.
-
-    Args:
-        scores: Scores of in-distribution samples, shape (N,), higher is denser.
-        ood_scores: Scores of OOD samples, shape (M,).
-
-    Returns:
-        0-dimensional float64 tensor.
-
-    Source:
-        Hanley & McNeil (Radiology 143, 1982); computed by torchmetrics on ranks.
-
-    Example:
-        >>> import torch
-        >>> auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
-        tensor(0.7500, dtype=torch.float64)
-    """
-    return binary_auroc(*_ranks_and_labels(scores, ood_scores)).double()
-
-
-def average_precision(scores: Tensor, ood_scores: Tensor) -> Tensor:
-    """Average precision of finding the in-distribution samples at the top.
-
-    Range 0 to 1; 1 is perfect, N/(N + M) chance: it depends on the share of OOD samples, so do
-    not compare it across sets. Swap and negate both arguments for OOD as the positives.
-
-    Args:
-        scores: Scores of in-distribution samples, shape (N,), higher is denser.
-        ood_scores: Scores of OOD samples, shape (M,).
-
-    Returns:
-        0-dimensional float64 tensor.
-
-    Source:
-        Σ (R_n − R_{n−1})·P_n over thresholds, as in scikit-learn; computed by torchmetrics.
-
-    Example:
-        >>> import torch
-        >>> average_precision(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
-        tensor(0.8056, dtype=torch.float64)
-    """
-    return binary_average_precision(*_ranks_and_labels(scores, ood_scores)).double()
-
-
-def fpr_at_tpr(scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> Tensor:
-    """Share of OOD samples that pass where a share ``tpr`` of in-distribution samples passes.
-
-    Range 0 to 1; lower is better, ``tpr`` is chance. The threshold is the highest score that at
-    least the share ``tpr`` reaches; OOD samples equal to it pass, so that scores which are all
-    equal read 1.
-
-    Args:
-        scores: Scores of in-distribution samples, shape (N,), higher is denser.
-        ood_scores: Scores of OOD samples, shape (M,).
-        tpr: Share of in-distribution samples that must pass.
-
-    Returns:
-        0-dimensional float64 tensor.
-
-    Source:
-        Liang et al., ODIN (ICLR 2018, arXiv 1706.02690), Sec. 4.1.
-
-    Example:
-        >>> import torch
-        >>> fpr_at_tpr(torch.arange(20.0), torch.tensor([-5.0, 0.5, 1.0, 3.0]))
-        tensor(0.5000, dtype=torch.float64)
-    """
-    inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
-    require_number(tpr, "tpr", 0, 1)
-    passing = max(1, math.ceil(tpr * len(inside) - 1e-9))
-    threshold = inside.sort(descending=True).values[passing - 1]
-    return (outside >= threshold).double().mean()
-
-
-def knn_distance(
-    embeddings: Tensor, reference: Tensor, k: int = 10, exclude_self: bool = False
-) -> Tensor:
-    """Euclidean distance to the k-th nearest reference embedding.
-
-    Range from 0; lower is denser. It scales with the embeddings. Time O(N·M·K), in blocks.
-
-    Args:
-        embeddings: Embeddings, shape (N, K).
-        reference: Reference embeddings, shape (M, K).
-        k: Which neighbour.
-        exclude_self: Whether row n of ``embeddings`` is row n of ``reference`` and must not be
-            its own neighbour, as when the reference is scored against itself.
-
-    Returns:
-        Float64 tensor, shape (N,); accurate to about 1e-8 of the embeddings' length.
-
-    Raises:
-        ValueError: If there are fewer than k neighbours, or the rows cannot be the same.
-
-    Source:
-        Loftsgaarden & Quesenberry (Annals of Mathematical Statistics 36, 1965).
-
-    Example:
-        >>> import torch
-        >>> grid = torch.arange(5.0)[:, None]
-        >>> knn_distance(torch.tensor([[0.0], [9.0]]), grid, k=2)
-        tensor([1., 6.], dtype=torch.float64)
-    """
-    z, base = as_matrix(embeddings, "embeddings"), as_matrix(reference, "reference")
-    require_same_width(z, base, ("embeddings", "reference"))
-    check_positive_int(k, "k")
-    neighbours = len(base) - int(exclude_self)
-    if k > neighbours:
-        raise ValueError(f"`k` must be at most the {neighbours} possible neighbours, got {k}.")
-    if exclude_self and z.shape != base.shape:
-        raise ValueError(
-            "`exclude_self` needs `embeddings` and `reference` of the same shape, "
-            f"got {tuple(z.shape)} and {tuple(base.shape)}."
-        )
-    distances = []
-    for start in range(0, len(z), _BLOCK):
-        block = torch.cdist(z[start : start + _BLOCK], base)
-        if exclude_self:
-            block.diagonal(offset=start).fill_(math.inf)
-        distances.append(block.kthvalue(k, dim=1).values)
-    return torch.cat(distances)
-
-
-def knn_score(
-    embeddings: Tensor, reference: Tensor, k: int = 10, exclude_self: bool = False
-) -> Tensor:
-    """Negative distance to the k-th neighbour between l2-normalised embeddings.
-
-    Range −2 to 0; higher is denser, like all scores here. Normalising drops the embeddings' scale,
-    and with it what their length says. Constant embeddings read 0 throughout: no order at all.
-
-    Args:
-        embeddings: Embeddings, shape (N, K).
-        reference: Reference embeddings, shape (M, K).
-        k: Which neighbour.
-        exclude_self: As in :func:`knn_distance`.
-
-    Returns:
-        Float64 tensor, shape (N,).
-
-    Source:
-        Sun et al., Out-of-distribution detection with deep nearest neighbors (ICML 2022,
-        arXiv 2204.06507), Algorithm 1.
-
-    Example:
-        >>> import torch
-        >>> knn_score(torch.tensor([[5.0, 0.0]]), torch.tensor([[0.0, 2.0], [1.0, 0.0]]), k=2)
-        tensor([-1.4142], dtype=torch.float64)
-    """
-    z, base = as_matrix(embeddings, "embeddings"), as_matrix(reference, "reference")
-    return -knn_distance(F.normalize(z, dim=1), F.normalize(base, dim=1), k, exclude_self)
-
-
-def _ranks_and_labels(scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
-    # torchmetrics passes scores outside [0, 1] through a sigmoid, which rounds scores of some
-    # hundred nats to ties; their ranks carry the same order within [0, 1].
-    inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
-    joined = torch.cat([inside, outside])
-    labels = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()
-    return midranks(joined) / len(joined), labels
 
 
 def _median(values: Tensor) -> Tensor:

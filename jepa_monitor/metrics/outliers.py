@@ -7,13 +7,8 @@ from typing import Any
 from torch import Tensor
 
 from jepa_monitor.functional._checks import as_vector, require_number
-from jepa_monitor.functional.outliers import (
-    auroc,
-    average_precision,
-    fpr_at_tpr,
-    reference_threshold,
-    summarize_outliers,
-)
+from jepa_monitor.functional.detection import auroc, average_precision, fpr_at_tpr
+from jepa_monitor.functional.outliers import reference_threshold, summarize_outliers
 from jepa_monitor.metrics._base import MonitorMetric, joined
 
 

@@ -218,7 +218,7 @@ def test_rejects_nonfinite_rows(name):
 
 def test_forward_is_the_faster_partial_state_update(capsys):
     check_forward_full_state_property(
-        EffectiveRank, {"num_features": K}, {"embeddings": Z}, num_update_to_compare=[3], reps=1
+        EffectiveRank, {"num_features": K}, {"embeddings": Z}, num_update_to_compare=[3], reps=2
     )
     assert "Full state for" in capsys.readouterr().out
 
