@@ -18,8 +18,8 @@ from torch import nn
 
 __all__ = ["full_float32", "undisturbed"]
 
-# Since torch 2.9 every backend has a switch of its own, and mixing them with the older global ones
-# raises; so the switches are read and written where they exist, the older ones where not.
+# Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
+# the user has set is used here, since an encoder that reads the other kind would raise.
 _PRECISION_SWITCHES = (
     "cuda.matmul",
     "cudnn.conv",
@@ -37,7 +37,7 @@ _REDUCTION_SWITCHES = (
 def _backend(path: str) -> Any:
     backend: Any = torch.backends
     for name in path.split("."):
-        backend = getattr(backend, name, None)
+        backend = getattr(backend, name)
     return backend
 
 
@@ -59,15 +59,17 @@ def full_float32() -> Iterator[None]:
         Nothing; the settings of every backend are restored on exit.
     """
     with ExitStack() as stack:
-        switches = [(_backend(path), "fp32_precision") for path in _PRECISION_SWITCHES]
-        if all(hasattr(backend, name) for backend, name in switches):
-            for backend, name in switches:
-                stack.enter_context(_attribute(backend, name, "ieee"))
-        else:
+        try:
             before = torch.get_float32_matmul_precision()
-            torch.set_float32_matmul_precision("highest")
+            convolutions = torch.backends.cudnn.allow_tf32
+        except RuntimeError:  # the user has set the newer switches, which forbids reading these
+            for path in _PRECISION_SWITCHES:
+                stack.enter_context(_attribute(_backend(path), "fp32_precision", "ieee"))
+        else:
             stack.callback(torch.set_float32_matmul_precision, before)
-            stack.enter_context(_attribute(torch.backends.cudnn, "allow_tf32", False))
+            stack.callback(setattr, torch.backends.cudnn, "allow_tf32", convolutions)
+            torch.set_float32_matmul_precision("highest")
+            torch.backends.cudnn.allow_tf32 = False
         for name in _REDUCTION_SWITCHES:
             stack.enter_context(_attribute(torch.backends.cuda.matmul, name, False))
         yield

@@ -1,0 +1,138 @@
+"""After a look at a model everything is as it was, also when the look raises."""
+
+from __future__ import annotations
+
+import random
+import subprocess
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import mlp
+from torch import nn
+
+from jepa_monitor import jepa_score
+from jepa_monitor.isolation import undisturbed
+
+
+def _settings() -> dict[str, Any]:
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "precision": torch.get_float32_matmul_precision(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "anomaly": torch.is_anomaly_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
+
+
+def _disturb() -> None:
+    random.random()
+    np.random.rand()  # noqa: NPY002
+    torch.rand(1)
+
+
+@pytest.mark.parametrize("raises", [False, True])
+def test_settings_and_modes_are_restored(raises: bool) -> None:
+    module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())).train()
+    module[1][0].eval()
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
+        before = _settings()
+        try:
+            with undisturbed([module], torch.device("cpu")):
+                _disturb()
+                assert not any(part.training for part in module.modules())
+                inside = _settings()
+                if raises:
+                    raise KeyboardInterrupt
+        except KeyboardInterrupt:
+            assert raises
+        assert _settings() == before
+    assert inside["gradients"]
+    assert not inside["inference"]
+    assert not inside["autocast"]
+    assert [part.training for part in module.modules()] == [True, True, True, False, True]
+
+
+class _Writing(nn.Module):
+    """Counts its passes in a buffer, in place and by a new tensor, and keeps an attribute."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_buffer("passes", torch.zeros(()))
+        self.register_buffer("last", torch.zeros(()))
+        self.net = mlp(48, 4)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        self.passes += 1
+        self.last = batch.detach().sum()
+        return self.net(batch)
+
+
+def test_buffers_written_in_the_forward_pass_are_kept() -> None:
+    module = _Writing()
+    jepa_score(module, torch.rand(3, 48))
+    assert module.passes.item() == 0
+    assert module.last.item() == 0
+
+
+@pytest.mark.skipif(
+    not hasattr(torch.backends.cudnn, "conv"), reason="this torch has no switch for each backend"
+)
+@pytest.mark.parametrize("backend", ["cuda.matmul", "cudnn.conv", "mkldnn.matmul"])
+def test_newer_precision_switches_are_restored(backend: str) -> None:
+    code = f"""if True:
+        import torch
+        from jepa_monitor.isolation import full_float32
+        torch.backends.{backend}.fp32_precision = "tf32"
+        with full_float32():
+            assert torch.backends.{backend}.fp32_precision == "ieee"
+        assert torch.backends.{backend}.fp32_precision == "tf32"
+    """
+    subprocess.run([sys.executable, "-c", code], check=True)  # the switches cannot be unset
+
+
+@pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.forward, lambda m: lambda x: m(x) + 0])
+def test_parameters_stay_the_same_objects(wrap: Callable[[nn.Module], Any]) -> None:
+    module = mlp(48, 4)
+    before = {name: (id(p), p._version) for name, p in module.named_parameters()}
+    jepa_score(wrap(module), torch.rand(3, 48))
+    assert {name: (id(p), p._version) for name, p in module.named_parameters()} == before
+    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+
+
+def test_an_encoder_that_raises_leaves_nothing_behind() -> None:
+    class Raising(_Writing):
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            super().forward(batch)
+            _disturb()
+            raise RuntimeError("no luck")
+
+    module = Raising().train()
+    parameters = dict(module.named_parameters())
+    before = _settings()
+    with pytest.raises(RuntimeError, match="no luck"):
+        jepa_score(module, torch.rand(3, 48, generator=torch.Generator().manual_seed(0)))
+    assert _settings() == before
+    assert module.training
+    assert module.passes.item() == 0
+    assert all(parameter is parameters[name] for name, parameter in module.named_parameters())
+
+
+def test_compiled_encoders_are_not_recompiled() -> None:
+    compiled = torch.compile(mlp(48, 4), backend="eager")
+    batch = torch.rand(8, 48)
+    compiled(batch)
+    compiles = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    jepa_score(compiled, torch.rand(3, 48))
+    jepa_score(lambda x: compiled(x) * 1, torch.rand(5, 48))
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiles

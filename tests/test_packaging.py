@@ -1,0 +1,77 @@
+"""What a user installs: the package alone at the top level, whatever folders the repository has."""
+
+from __future__ import annotations
+
+import pathlib
+import subprocess
+import sys
+import zipfile
+
+import pytest
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    if not (ROOT / "pyproject.toml").exists():
+        pytest.skip("the tests do not run from a checkout")
+    folder = tmp_path_factory.mktemp("wheel")
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "-o",
+        str(folder),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    return next(folder.glob("*.whl"))
+
+
+def test_wheel_has_one_top_level_package(wheel: pathlib.Path) -> None:
+    names = zipfile.ZipFile(wheel).namelist()
+    assert {name.split("/")[0] for name in names} == {
+        "jepa_monitor",
+        "jepa_monitor-0.1.0.dist-info",
+    }
+
+
+def test_wheel_has_every_module_and_config(wheel: pathlib.Path) -> None:
+    names = set(zipfile.ZipFile(wheel).namelist())
+    sources = [
+        path
+        for folder, prefix in (
+            ("jepa_monitor", ""),
+            ("callbacks", "jepa_monitor/"),
+            ("recipes", "jepa_monitor/"),
+        )
+        for path in (ROOT / folder).rglob("*")
+        if path.suffix in (".py", ".yaml", ".typed") and "__pycache__" not in path.parts
+        for path in [prefix + path.relative_to(ROOT).as_posix()]
+    ]
+    assert len(sources) > 20
+    assert set(sources) <= names
+    assert "jepa_monitor/py.typed" in names
+
+
+def test_wheel_imports_from_elsewhere(wheel: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    code = (
+        "import jepa_monitor, jepa_monitor.metrics; from jepa_monitor import JepaScoreCallback; "
+        "print(jepa_monitor.__file__, JepaScoreCallback.__module__)"
+    )
+    command = [sys.executable, "-c", code]
+    done = subprocess.run(
+        command, cwd=tmp_path, env={"PYTHONPATH": str(tmp_path)}, check=True, capture_output=True
+    )
+    file, module = done.stdout.decode().split()
+    assert pathlib.Path(file).is_relative_to(tmp_path)
+    assert module == "jepa_monitor.callbacks.jepa_score"
+
+
+def test_a_plain_loop_does_not_import_lightning() -> None:
+    code = "import sys, jepa_monitor; sys.exit('lightning' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
