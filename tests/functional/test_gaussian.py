@@ -78,6 +78,12 @@ def test_point_mass(value, shrinkage):
     assert law.mahalanobis_squared(z + 0.01 * (1 + value)).min() > 1e6
 
 
+def test_point_mass_whose_mean_rounds():
+    z = torch.full((37, 3), 100_000.1, dtype=torch.float64)
+    assert (z - z.mean(dim=0)).abs().max() > 1e-12  # the mean of equal numbers is not that number
+    assert Gaussian.fit(z).floored == 3
+
+
 def test_checkpoint_round_trip():
     law = Gaussian.fit(mixed(50, 4))
     buffer = io.BytesIO()

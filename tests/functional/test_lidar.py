@@ -43,6 +43,20 @@ def test_noise_correction_finds_the_rank_of_the_signal(n, q):
     assert literal_value > 60  # the false healthy reading that the correction removes
 
 
+def test_corrected_formula():
+    z = views(400, 2, 4, rank=3) * torch.tensor([3.0, 1.0, 1.0, 1.0])
+    z[:, :, 0] += 3 * z[:, :1, 0]
+    x = z.double().numpy()
+    means = x.mean(axis=1)
+    within = np.diff(x, axis=1)[:, 0] / 2**0.5
+    within = within.T @ within / 400 + 1e-4 * np.eye(4)
+    values = linalg.eigh(np.cov(means.T), within, eigvals_only=True)
+    assert values[0] < 0.7
+    assert values[1] > 1  # one direction of noise at about 1/q, three of signal
+    p = (values[1:] - 0.5) / (values[1:] - 0.5).sum()
+    assert lidar(z).item() == pytest.approx(np.exp(-(p * np.log(p)).sum()))
+
+
 def test_full_rank_signal_stays_high():
     assert lidar(views(1000, 50, 128, rank=128)) > 115
 

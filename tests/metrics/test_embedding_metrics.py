@@ -77,6 +77,14 @@ def test_constant_embeddings_are_never_healthy(dtype, value):
     assert gaussianity.compute()["z_score"] > 10
 
 
+def test_the_coarsest_dtype_decides_what_is_constant():
+    metric = EffectiveRank(8)
+    for dtype in (torch.float64, torch.float16, torch.float32, torch.float16):
+        metric(1 + 1e-4 * normal(50, 8).to(dtype))
+    assert metric.resolution == torch.finfo(torch.float16).eps
+    assert metric.compute() == 0
+
+
 def test_moment_metrics_share_one_state_in_a_collection():
     collection = MetricCollection([RankMe(8), EffectiveRank(8), ParticipationRatio(8)])
     for batch in normal(100, 8).split(25):
