@@ -1,0 +1,1 @@
+"""One readable training script per self-supervised method."""

@@ -1,0 +1,217 @@
+"""The command line that the recipes share: Lightning's, with defaults for everything."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from rich.console import Console
+from rich.table import Table
+
+from jepa_monitor.callbacks import JepaScoreCallback
+from jepa_monitor.recipes.data import ImageDataModule
+from jepa_monitor.recipes.evaluation import OnlineKNN
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+
+class RecipeCLI(LightningCLI):
+    """LightningCLI without subcommands: no argument at all trains with the defaults."""
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """Add the callbacks, `--ckpt_path`, and let data and seed decide what follows from them.
+
+        Args:
+            parser: The parser to extend.
+        """
+        parser.add_argument(
+            "--ckpt_path",
+            type=str | None,
+            default=None,
+            help="Checkpoint to resume from, or `last` for the newest of this recipe.",
+        )
+        parser.add_lightning_class_args(JepaScoreCallback, "monitor")
+        parser.add_lightning_class_args(OnlineKNN, "knn")
+        parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
+        parser.set_defaults({"checkpoint.save_last": True})
+        parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
+        parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        parser.link_arguments("data.image_size", "model.image_size")
+        parser.link_arguments("data.channels", "model.in_channels", apply_on="instantiate")
+
+    def before_instantiate_classes(self) -> None:
+        """Measure about ten times in the run, and at its end, unless told when."""
+        epochs = self.config["trainer.max_epochs"] or 1
+        every = next(n for n in range(max(epochs // 10, 1), 0, -1) if epochs % n == 0)
+        monitor, knn = self.config["monitor"], self.config["knn"]
+        if monitor["every_n_epochs"] is None and monitor["every_n_steps"] is None:
+            monitor["every_n_epochs"] = every
+        knn["every_n_epochs"] = knn["every_n_epochs"] or every
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Accept `--data NAME` for `--data.name NAME`, then parse.
+
+        Args:
+            parser: The parser.
+            args: Arguments, or None for those of the process.
+        """
+        if args is None:
+            sys.argv[1:] = spell_out(sys.argv[1:])
+        elif isinstance(args, list):
+            args = spell_out(args)
+        super().parse_arguments(parser, args)
+
+
+def spell_out(arguments: Sequence[str]) -> list[str]:
+    """Write `--data NAME` as `--data.name NAME`; leave `--data FILE.yaml` as it is.
+
+    Args:
+        arguments: Arguments of the command line.
+
+    Returns:
+        The arguments to parse.
+    """
+    result: list[str] = []
+    for position, argument in enumerate(arguments):
+        option, equals, value = argument.partition("=")
+        following = value if equals else "".join(arguments[position + 1 : position + 2])
+        if option == "--data" and not following.endswith((".yaml", ".yml", ".json")):
+            argument = f"--data.name{equals}{value}"
+        result.append(argument)
+    return result
+
+
+class ClosingTable(Callback):
+    """Print what training changed, and how to look at the curves."""
+
+    rows = (
+        ("JEPA-SCORE, mean (nats)", "jepa_score/mean", "{:.1f}"),
+        ("RankMe", "collapse/rankme", "{:.1f}"),
+        ("k-NN accuracy", "eval/knn_accuracy", "{:.1%}"),
+    )
+
+    def __init__(self) -> None:
+        self.start: dict[str, float] = {}
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Keep the values of the untrained encoder, unless a checkpoint brought them.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The method that trains.
+        """
+        self.start = self.start or self._values(trainer)
+
+    def on_train_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Print the table.
+
+        Args:
+            trainer: The trainer.
+            pl_module: The method that trains.
+        """
+        if not trainer.is_global_zero:
+            return
+        end, table = self._values(trainer), Table("", "before training", "after", title="Result")
+        for label, key, form in self.rows:
+            cells = [form.format(v[key]) if key in v else "-" for v in (self.start, end)]
+            table.add_row(label, *cells)
+        console = Console()
+        console.print(table)
+        knn = [c for c in trainer.callbacks if isinstance(c, OnlineKNN)]  # type: ignore[attr-defined]
+        if knn and knn[0].pixel_accuracy is not None:
+            console.print(f"k-NN accuracy of the raw pixels: {knn[0].pixel_accuracy:.1%}")
+        if trainer.log_dir:
+            folder = Path(trainer.log_dir).parent
+            console.print(f"Open the curves with: tensorboard --logdir {folder}", soft_wrap=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Keep the first values over a resume.
+
+        Returns:
+            Plain numbers by key.
+        """
+        return {"start": self.start}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take the first values from a checkpoint.
+
+        Args:
+            state_dict: What `state_dict` returned.
+        """
+        self.start = state_dict["start"]
+
+    def _values(self, trainer: Trainer) -> dict[str, float]:
+        metrics = trainer.callback_metrics
+        return {key: float(metrics[key]) for _, key, _ in self.rows if key in metrics}
+
+
+def newest_checkpoint(folder: Path) -> str:
+    """Find the newest `last.ckpt` of a recipe.
+
+    Args:
+        folder: Folder of the recipe's runs.
+
+    Returns:
+        Path of the checkpoint.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    found = sorted(folder.glob("*/checkpoints/last*.ckpt"), key=lambda p: p.stat().st_mtime)
+    if not found:
+        raise ValueError(
+            f"ckpt_path='last': there is no */checkpoints/last.ckpt in {str(folder)!r}."
+        )
+    return str(found[-1])
+
+
+def train(
+    model: type[LightningModule],
+    name: str,
+    max_epochs: int = 60,
+    args: list[str] | None = None,
+) -> Trainer:
+    """Parse the command line and train.
+
+    Args:
+        model: The method.
+        name: Its name, for the folder of its runs.
+        max_epochs: Default number of epochs.
+        args: Arguments, or None for those of the process.
+
+    Returns:
+        The trainer after `fit`.
+    """
+    warnings.filterwarnings("ignore", ".*does not have many workers")
+    warnings.filterwarnings("ignore", ".*smaller than the logging interval")
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": name, "default_hp_metric": False},
+    }
+    defaults = {
+        "max_epochs": max_epochs,
+        "logger": logger,
+        "log_every_n_steps": 10,
+        "callbacks": ClosingTable(),
+    }
+    cli = RecipeCLI(
+        model,
+        ImageDataModule,
+        trainer_defaults=defaults,
+        seed_everything_default=0,
+        args=args,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+    checkpoint = cli.config["ckpt_path"]
+    if checkpoint == "last":
+        checkpoint = newest_checkpoint(Path(cli.trainer.log_dir or "runs").parent)
+    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
+    return cli.trainer

@@ -1,0 +1,354 @@
+"""Images by name for the recipes: one data module for arrays and for folders of images."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import numpy as np
+import torch
+from lightning.pytorch import LightningDataModule
+from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torchvision import datasets
+from torchvision.transforms import v2
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+    from torch import Tensor
+
+NAMES = ("digits", "cifar10", "fashion_mnist", "imagefolder:PATH", "npz:PATH")
+IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+
+# A pair of (images, labels): uint8 images of shape (N, C, H, W) and integer labels of shape (N,).
+Arrays: TypeAlias = "tuple[Tensor, Tensor]"
+Labelled: TypeAlias = "Dataset[tuple[Tensor, int]]"
+
+
+def mixed_seed(*parts: int) -> int:
+    """Mix counters (seed, epoch, index, …) into one seed without correlations between neighbours.
+
+    Args:
+        parts: Non-negative integers.
+
+    Returns:
+        An integer in [0, 2⁶⁴), the same on every machine.
+    """
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
+
+
+class ImageDataModule(LightningDataModule):
+    """Serve labelled images by name, augmented for training and plain for evaluation.
+
+    The training images come in an order, and with augmentations, that depend on nothing but
+    `(seed, epoch, index)`: a resumed run sees what an uninterrupted one would have seen, whatever
+    the number of workers. The labels are only for evaluation.
+
+    Args:
+        name: `digits` (scikit-learn's 1797 handwritten digits, no download), `cifar10`,
+            `fashion_mnist`, `imagefolder:PATH` (`PATH/train` and `PATH/val`, or `PATH` alone, split
+            4:1) or `npz:PATH` (arrays `train_images` uint8 (N, H, W, C) or (N, H, W),
+            `train_labels`, `test_images`, `test_labels`).
+        batch_size: Images in a batch, at least 1.
+        image_size: Side in pixels to which the images are resized, at least 1.
+        crop_scale: Smallest share of the area that a random crop keeps, in (0, 1]; 1 turns
+            cropping off.
+        flip: Whether to mirror at random; by default for everything but digits.
+        num_workers: Processes that load images; 0 is best for images in memory.
+        root: Folder that downloads go to.
+        download: Whether `cifar10` and `fashion_mnist` may be downloaded.
+        seed: Seed of the order and of the augmentations. The split of a data set that has none is
+            the same for every seed.
+
+    Raises:
+        ValueError: If `name` is none of the above, or a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        name: str = "digits",
+        batch_size: int = 64,
+        image_size: int = 32,
+        crop_scale: float = 0.6,
+        flip: bool | None = None,
+        num_workers: int = 0,
+        root: str = "data",
+        download: bool = True,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        kind, _, path = name.partition(":")
+        known = [n.partition(":")[0] for n in NAMES]
+        if kind not in known or bool(path) != (kind in ("imagefolder", "npz")):
+            raise ValueError(f"name={name!r} is no data set; expected one of {', '.join(NAMES)}.")
+        for argument, value in (("batch_size", batch_size), ("image_size", image_size)):
+            if value < 1:
+                raise ValueError(f"{argument}={value} must be at least 1.")
+        if not 0 < crop_scale <= 1:
+            raise ValueError(f"crop_scale={crop_scale} must be in (0, 1].")
+        self.name: str = name
+        self.batch_size = batch_size
+        self.image_size = image_size
+        self.crop_scale = crop_scale
+        self.flip = kind != "digits" if flip is None else flip
+        self.num_workers = num_workers
+        self.root = Path(root)
+        self.download = download
+        self.seed = seed
+        self._kind, self._path = kind, Path(path)
+        self._arrays: tuple[Arrays, Arrays] | None = None
+        self.train_set: TrainImages | None = None
+        self.plain_train_set: Labelled | None = None
+        self.val_set: Labelled | None = None
+
+    @property
+    def channels(self) -> int:
+        """Colour channels of the images, 1 or 3; reads the data where the name does not tell."""
+        return 3 if self._kind == "imagefolder" else self._load_arrays()[0][0].shape[1]
+
+    def prepare_data(self) -> None:
+        """Download what is missing; runs in one process only."""
+        if self._kind in ("cifar10", "fashion_mnist"):
+            self._torchvision(train=True)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Build `train_set` (augmented), `plain_train_set` and `val_set` (both not augmented).
+
+        Args:
+            stage: Ignored.
+        """
+        if self.train_set is not None:
+            return
+        if self._kind == "imagefolder":
+            mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+            train, val = self._folders()
+        else:
+            train_arrays, val_arrays = self._load_arrays()
+            pixels = train_arrays[0].double() / 255
+            mean, std = (
+                pixels.mean((0, 2, 3)).float(),
+                pixels.std((0, 2, 3)).clamp_min(1e-3).float(),
+            )
+            train, val = ArrayImages(*train_arrays), ArrayImages(*val_arrays)
+        size = (self.image_size, self.image_size)
+        to_tensor: list[Any] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
+        normalise = v2.Normalize(mean.tolist(), std.tolist())
+        plain = v2.Compose([*to_tensor, v2.Resize(size, antialias=True), normalise])
+        crop = v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
+        flip = [v2.RandomHorizontalFlip()] if self.flip else []
+        augment = v2.Compose([*to_tensor, crop, *flip, normalise])
+        self.plain_train_set = PlainImages(train, plain)
+        self.val_set = PlainImages(val, plain)
+        self.train_set = TrainImages(train, augment if self.crop_scale < 1 else plain, self.seed)
+
+    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Augmented training images in a seeded order.
+
+        Returns:
+            A loader of (images (B, C, H, W), labels (B,)), the last incomplete batch left out.
+
+        Raises:
+            ValueError: If there are fewer images than one batch.
+        """
+        assert self.train_set is not None
+        assert self.trainer is not None
+        n, world = len(self.train_set), self.trainer.world_size
+        if n // world < self.batch_size:
+            raise ValueError(
+                f"batch_size={self.batch_size} exceeds the {n // world} training images "
+                f"that {self.name!r} has for each of {world} processes."
+            )
+        sampler = EpochSampler(
+            self.train_set, world, self.trainer.global_rank, seed=self.seed, drop_last=True
+        )
+        return self._loader(self.train_set, sampler=sampler, drop_last=True)
+
+    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+        """Held-out images, not augmented, in a fixed order.
+
+        Returns:
+            A loader of (images (B, C, H, W), labels (B,)).
+        """
+        assert self.val_set is not None
+        return self._loader(self.val_set)
+
+    def _loader(self, dataset: Labelled, **options: Any) -> DataLoader[tuple[Tensor, int]]:
+        return DataLoader(
+            dataset,
+            self.batch_size,
+            num_workers=self.num_workers,
+            persistent_workers=self.num_workers > 0,
+            pin_memory=torch.cuda.is_available(),
+            generator=torch.Generator().manual_seed(self.seed),
+            **options,
+        )
+
+    def _load_arrays(self) -> tuple[Arrays, Arrays]:
+        if self._arrays is None:
+            if self._kind == "digits":
+                self._arrays = load_digits()
+            elif self._kind == "npz":
+                self._arrays = load_npz(self._path)
+            else:
+                sets = [self._torchvision(train) for train in (True, False)]
+                train, val = [as_arrays(np.asarray(s.data), s.targets, "data") for s in sets]
+                self._arrays = train, val
+        return self._arrays
+
+    def _torchvision(self, train: bool) -> Any:
+        cls = datasets.CIFAR10 if self._kind == "cifar10" else datasets.FashionMNIST
+        return cls(str(self.root), train=train, download=self.download)
+
+    def _folders(self) -> tuple[Labelled, Labelled]:
+        if not self._path.is_dir():
+            raise ValueError(f"name={self.name!r}: {str(self._path)!r} is no folder.")
+        if (self._path / "train").is_dir() and (self._path / "val").is_dir():
+            train, val = (datasets.ImageFolder(str(self._path / s)) for s in ("train", "val"))
+            return train, val
+        whole = datasets.ImageFolder(str(self._path))
+        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
+        held_out = max(len(whole) // 5, 1)
+        return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])
+
+
+def load_digits() -> tuple[Arrays, Arrays]:
+    """Load scikit-learn's 8×8 digits (UCI, 1797 images), split 4:1 in equal shares of every class.
+
+    Returns:
+        Training images (1437, 1, 8, 8) with labels and held-out images (360, 1, 8, 8) with labels.
+    """
+    from sklearn.datasets import load_digits as sklearn_digits
+    from sklearn.model_selection import train_test_split
+
+    digits = sklearn_digits()
+    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
+    parts = train_test_split(
+        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
+    )
+    return as_arrays(parts[0], parts[2], "train"), as_arrays(parts[1], parts[3], "test")
+
+
+def load_npz(path: Path) -> tuple[Arrays, Arrays]:
+    """Load images from a NumPy archive with the four arrays that `ImageDataModule` names.
+
+    Args:
+        path: The `.npz` file.
+
+    Returns:
+        Training (images, labels) and held-out (images, labels); images uint8 (N, C, H, W).
+
+    Raises:
+        ValueError: If there is no such file, or an array is missing or has another kind or shape.
+    """
+    if not path.is_file():
+        raise ValueError(f"name='npz:{path}': there is no such file.")
+    with np.load(path) as archive:
+        keys = ("train_images", "train_labels", "test_images", "test_labels")
+        if missing := [key for key in keys if key not in archive]:
+            raise ValueError(f"name='npz:{path}': arrays {missing} are missing; expected {keys}.")
+        return (
+            as_arrays(archive["train_images"], archive["train_labels"], "train_images"),
+            as_arrays(archive["test_images"], archive["test_labels"], "test_images"),
+        )
+
+
+def as_arrays(images: np.ndarray[Any, Any], labels: Any, name: str) -> Arrays:
+    """Turn images with channels last into tensors with channels first, and check them.
+
+    Args:
+        images: uint8 array of shape (N, H, W) or (N, H, W, C) with C = 1 or 3.
+        labels: N integers.
+        name: What to call the array in an error.
+
+    Returns:
+        uint8 images of shape (N, C, H, W) and int64 labels of shape (N,).
+
+    Raises:
+        ValueError: If the kind or the shape is another.
+    """
+    if images.ndim == 3:
+        images = images[..., None]
+    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+        raise ValueError(
+            f"{name}: got {images.dtype} of shape {images.shape}; "
+            "expected uint8 of shape (N, H, W) or (N, H, W, C) with C = 1 or 3."
+        )
+    targets = torch.as_tensor(np.asarray(labels)).long()
+    if targets.shape != images.shape[:1]:
+        raise ValueError(
+            f"{name}: got {len(images)} images but labels of shape {tuple(targets.shape)}."
+        )
+    return torch.from_numpy(np.moveaxis(images, -1, 1).copy()), targets
+
+
+class ArrayImages(Dataset["tuple[Tensor, int]"]):
+    """Images that lie in memory.
+
+    Args:
+        images: uint8 tensor of shape (N, C, H, W).
+        labels: Integer tensor of shape (N,).
+    """
+
+    def __init__(self, images: Tensor, labels: Tensor) -> None:
+        self.images, self.labels = images, labels
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return self.images[index], int(self.labels[index])
+
+
+class PlainImages(Dataset["tuple[Tensor, int]"]):
+    """Images of another data set, always transformed in the same way.
+
+    Args:
+        images: Data set of (image, label).
+        transform: Deterministic function of the image.
+    """
+
+    def __init__(self, images: Labelled, transform: Callable[[Any], Tensor]) -> None:
+        self.images, self.transform = images, transform
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        image, label = self.images[index]
+        return self.transform(image).as_subclass(torch.Tensor), label
+
+
+class TrainImages(Dataset["tuple[Tensor, int]"]):
+    """Images of another data set, augmented at random but reproducibly.
+
+    Args:
+        images: Data set of (image, label).
+        transform: Function of the image that draws from PyTorch's global generator.
+        seed: Seed that is mixed with the epoch and the index of the image.
+    """
+
+    def __init__(self, images: Labelled, transform: Callable[[Any], Tensor], seed: int) -> None:
+        self.images, self.transform, self.seed = images, transform, seed
+
+    def __len__(self) -> int:
+        return len(self.images)  # type: ignore[arg-type]
+
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+        epoch, index = key if isinstance(key, tuple) else (0, key)
+        image, label = self.images[index]
+        with torch.random.fork_rng(devices=[]):
+            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
+            return self.transform(image).as_subclass(torch.Tensor), label
+
+
+class EpochSampler(DistributedSampler[Any]):
+    """Shuffle by `(seed, epoch)` and hand `(epoch, index)` to `TrainImages`."""
+
+    def __iter__(self) -> Iterator[tuple[int, int]]:
+        """Go through this process's share of the images.
+
+        Yields:
+            Pairs of (epoch, index).
+        """
+        for index in super().__iter__():
+            yield self.epoch, index

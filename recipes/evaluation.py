@@ -1,0 +1,182 @@
+"""How good are the embeddings? A k-nearest-neighbour classifier while the encoder trains."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, cast
+
+import torch
+from lightning.pytorch import Callback, LightningModule, Trainer
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.data import DataLoader, Subset
+
+from jepa_monitor.recipes.data import ImageDataModule
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from jepa_monitor.recipes.data import Labelled
+
+
+def knn_predict(
+    bank: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07
+) -> Tensor:
+    """Classify by the weighted vote of the nearest neighbours (Wu et al., arXiv 1805.01978).
+
+    The k neighbours of highest cosine similarity s vote with weight exp(s / temperature).
+
+    Args:
+        bank: Embeddings of the known images, shape (N, K).
+        labels: Their classes 0 … L−1, shape (N,).
+        queries: Embeddings to classify, shape (M, K).
+        k: Neighbours that vote; all N if there are fewer.
+        temperature: Positive; small values trust the nearest neighbour most.
+
+    Returns:
+        Predicted classes, shape (M,).
+    """
+    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
+    classes = int(labels.max()) + 1
+    predictions = []
+    for chunk in torch.split(queries, 1024):  # bounds the memory at 1024 × N similarities
+        similarity, neighbours = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
+        votes = torch.zeros(len(chunk), classes, device=bank.device, dtype=bank.dtype)
+        # Subtracting 1, the highest cosine, changes no order and avoids overflow.
+        votes.scatter_add_(1, labels[neighbours], ((similarity - 1) / temperature).exp())
+        predictions.append(votes.argmax(1))
+    return torch.cat(predictions)
+
+
+def knn_accuracy(
+    bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int, temperature: float
+) -> float:
+    """Share of queries that `knn_predict` classifies correctly.
+
+    Args:
+        bank: Known embeddings (N, K) and labels (N,).
+        queries: Embeddings (M, K) and labels (M,) to test on.
+        k: Neighbours that vote.
+        temperature: Of the votes.
+
+    Returns:
+        Accuracy between 0 and 1.
+    """
+    predicted = knn_predict(bank[0], bank[1], queries[0], k, temperature)
+    return float((predicted == queries[1]).double().mean())
+
+
+class OnlineKNN(Callback):
+    """Log the k-NN accuracy of the encoder before training and at the ends of epochs.
+
+    Needs no training of a head, and shows collapse (falling accuracy) early. It does not disturb the
+    run: own loaders, own generator, modes and random state put back.
+
+    Logs `eval/knn_accuracy` in [0, 1].
+
+    Args:
+        encoder: Name of the module to judge, an attribute of the LightningModule that maps images
+            (B, C, H, W) to embeddings (B, K).
+        every_n_epochs: Epochs between measurements, at least 1; the last one is always measured.
+            Every epoch by default.
+        k: Neighbours that vote.
+        temperature: Of the votes.
+        max_train: At most so many training images as neighbours, and
+        max_val: so many held-out images to classify; fixed random choices.
+        batch_size: Images in a forward pass.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        encoder: str = "target_encoder",
+        every_n_epochs: int | None = None,
+        k: int = 20,
+        temperature: float = 0.07,
+        max_train: int = 10_000,
+        max_val: int = 2_000,
+        batch_size: int = 256,
+    ) -> None:
+        self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
+        numbers = {"every_n_epochs": self.every_n_epochs, "k": k, "max_train": max_train}
+        for name, value in {**numbers, "max_val": max_val, "batch_size": batch_size}.items():
+            if value < 1:
+                raise ValueError(f"{name}={value} must be at least 1.")
+        if temperature <= 0:
+            raise ValueError(f"temperature={temperature} must be positive.")
+        self.encoder = encoder
+        self.k = k
+        self.temperature = temperature
+        self.max_train = max_train
+        self.max_val = max_val
+        self.batch_size = batch_size
+        self.pixel_accuracy: float | None = None
+
+    def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the untrained encoder and, for comparison, the raw pixels.
+
+        Args:
+            trainer: The trainer, whose data module must be an `ImageDataModule`.
+            pl_module: The method that trains.
+        """
+        self.pixel_accuracy = self._accuracy(trainer, pl_module, nn.Flatten())
+        self._log(trainer, pl_module)
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        """Measure the encoder.
+
+        Args:
+            trainer: The trainer, whose data module must be an `ImageDataModule`.
+            pl_module: The method that trains.
+        """
+        epoch = trainer.current_epoch + 1
+        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
+            self._log(trainer, pl_module)
+
+    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        accuracy = self._accuracy(trainer, pl_module, pl_module.get_submodule(self.encoder))
+        pl_module.log("eval/knn_accuracy", accuracy, prog_bar=True)
+
+    def _accuracy(self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module) -> float:
+        # Every process measures all images: no communication, and the same value everywhere.
+        data = cast("ImageDataModule", getattr(trainer, "datamodule", None))
+        assert data.plain_train_set is not None
+        assert data.val_set is not None
+        with undisturbed(encoder, pl_module.device):
+            bank = self._embed(encoder, data.plain_train_set, self.max_train, pl_module.device)
+            queries = self._embed(encoder, data.val_set, self.max_val, pl_module.device)
+            return knn_accuracy(bank, queries, self.k, self.temperature)
+
+    def _embed(
+        self, encoder: nn.Module, images: Labelled, at_most: int, device: torch.device
+    ) -> tuple[Tensor, Tensor]:
+        generator = torch.Generator().manual_seed(0)
+        count = len(images)  # type: ignore[arg-type]
+        chosen = torch.randperm(count, generator=generator)[:at_most].sort().values.tolist()
+        loader = DataLoader(Subset(images, chosen), self.batch_size, generator=generator)
+        pairs = [(encoder(x.to(device)).float(), y.to(device)) for x, y in loader]
+        embeddings, labels = zip(*pairs, strict=True)
+        return torch.cat(embeddings), torch.cat(labels)
+
+
+@contextmanager
+def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
+    """Evaluate `module` without gradients; then put modes and random states back.
+
+    Args:
+        module: The module to put in evaluation mode, submodule by submodule.
+        device: Where it lives.
+
+    Yields:
+        Nothing.
+    """
+    modes = [(m, m.training) for m in module.modules()]
+    with torch.random.fork_rng([device] if device.type == "cuda" else []), torch.no_grad():
+        try:
+            module.eval()
+            yield
+        finally:
+            for m, training in modes:
+                m.training = training

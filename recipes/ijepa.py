@@ -1,0 +1,528 @@
+"""I-JEPA (Assran et al., arXiv 2301.08243): predict embeddings of image blocks from a context block.
+
+Run `python -m jepa_monitor.recipes.ijepa` to train on handwritten digits in a few minutes; see
+`docs/recipes/ijepa.md`. To change the method, edit one function: `sample_masks` for the masking,
+`IJepa.targets` for what is predicted, `IJepa.loss` for the loss.
+"""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+from lightning.pytorch import LightningModule
+from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
+from timm.models.vision_transformer import Block, VisionTransformer
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from torch.optim import Optimizer
+
+Range = tuple[float, float]
+
+
+# ------------------------------------------------------------------------------------- masking
+@dataclass(frozen=True)
+class Masks:
+    """Which patches are seen and which are predicted, as indices into the row-major patch grid.
+
+    Attributes:
+        context: Visible patches, shape (B, N_context).
+        targets: Patches of the M target blocks, shape (B, M, N_target).
+    """
+
+    context: Tensor
+    targets: Tensor
+
+
+def block_shapes(grid: tuple[int, int], scale: Range, aspect: Range) -> list[tuple[int, int]]:
+    """List the blocks of whole patches whose area and aspect ratio lie in the given ranges.
+
+    Args:
+        grid: Rows and columns of patches in the image.
+        scale: Lowest and highest share of the image's area, in (0, 1].
+        aspect: Lowest and highest ratio of height to width, in patches.
+
+    Returns:
+        Pairs of (height, width) in patches.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    rows, columns = grid
+    shapes = [
+        (height, width)
+        for height in range(1, rows + 1)
+        for width in range(1, columns + 1)
+        if scale[0] <= height * width / (rows * columns) <= scale[1]
+        and aspect[0] <= height / width <= aspect[1]
+    ]
+    if not shapes:
+        raise ValueError(
+            f"No block of whole patches on a grid of {rows}x{columns} has scale={scale} and "
+            f"aspect={aspect}; widen a range or use smaller patches."
+        )
+    return shapes
+
+
+def sample_masks(
+    batch_size: int,
+    grid: tuple[int, int],
+    generator: torch.Generator,
+    target_blocks: int = 4,
+    target_scale: Range = (0.15, 0.2),
+    target_aspect: Range = (0.75, 1.5),
+    context_scale: Range = (0.85, 1.0),
+    min_context: int = 8,
+) -> Masks:
+    """Draw multi-block masks (§3 of arXiv 2301.08243): target blocks, and a context without them.
+
+    The size of the blocks is drawn once per batch and their places once per image, so that all
+    images have equally many tokens. Sizes are drawn among the blocks of whole patches that satisfy
+    the ranges exactly. Where the contexts' sizes differ, random patches are left out of the larger.
+
+    Args:
+        batch_size: Images B in the batch.
+        grid: Rows and columns of patches in the image.
+        generator: Source of all randomness, on the CPU.
+        target_blocks: Number M of target blocks; they may overlap.
+        target_scale: Range of the area of a target block, as a share of the image.
+        target_aspect: Range of its height over its width.
+        context_scale: Range of the area of the square context block before the targets are removed.
+        min_context: Visible patches that every image has at least; images with fewer are redrawn.
+
+    Returns:
+        The masks, on the CPU.
+
+    Raises:
+        ValueError: If no block fits the ranges, or none leaves `min_context` patches.
+    """
+    rows, columns = grid
+
+    def draw_shape(scale: Range, aspect: Range) -> tuple[int, int]:
+        shapes = block_shapes(grid, scale, aspect)
+        return shapes[int(torch.randint(len(shapes), (1,), generator=generator))]
+
+    def place(shape: tuple[int, int], images: int, blocks: int) -> Tensor:
+        (height, width), size = shape, (images, blocks, 1)
+        top = torch.randint(rows - height + 1, size, generator=generator)
+        left = torch.randint(columns - width + 1, size, generator=generator)
+        row, column = torch.arange(rows) - top, torch.arange(columns) - left
+        in_rows, in_columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
+        return (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
+
+    target_shape = draw_shape(target_scale, target_aspect)
+    context_shape = draw_shape(context_scale, (rows / columns, rows / columns))
+    targets = torch.zeros(batch_size, target_blocks, rows * columns, dtype=torch.bool)
+    context = torch.zeros(batch_size, rows * columns, dtype=torch.bool)
+    todo = torch.arange(batch_size)
+    for _ in range(100):
+        targets[todo] = place(target_shape, len(todo), target_blocks)
+        context[todo] = place(context_shape, len(todo), 1)[:, 0] & ~targets[todo].any(1)
+        todo = (context.sum(1) < min_context).nonzero()[:, 0]
+        if len(todo) == 0:
+            break
+    else:
+        raise ValueError(
+            f"{target_blocks} targets of {target_shape} patches on a grid of {rows}x{columns} do "
+            f"not leave min_context={min_context} visible patches; lower it or target_scale."
+        )
+    keep = int(context.sum(1).min())
+    order = torch.rand(context.shape, generator=generator).masked_fill(~context, 2.0)
+    return Masks(
+        context=order.argsort(1)[:, :keep].sort(1).values,
+        targets=targets.nonzero()[:, 2].view(batch_size, target_blocks, -1),
+    )
+
+
+# -------------------------------------------------------------------------------------- networks
+def take(tokens: Tensor, indices: Tensor) -> Tensor:
+    """Gather tokens image by image.
+
+    Args:
+        tokens: Shape (B, N, K).
+        indices: Shape (B, n), each in [0, N).
+
+    Returns:
+        Shape (B, n, K).
+    """
+    return tokens.gather(1, indices[..., None].expand(-1, -1, tokens.shape[-1]))
+
+
+def sincos(grid: tuple[int, int], width: int) -> nn.Parameter:
+    """Fixed sine-cosine position embeddings, as in the paper: nothing to learn, geometry from step 1.
+
+    Args:
+        grid: Rows and columns of patches.
+        width: Numbers per position, a multiple of 4.
+
+    Returns:
+        Frozen parameter of shape (1, rows · columns, width).
+    """
+    table = build_sincos2d_pos_embed(list(grid), width)[None]
+    return nn.Parameter(table, requires_grad=False)
+
+
+def build_encoder(
+    image_size: int, patch_size: int, in_channels: int, width: int, depth: int, heads: int
+) -> VisionTransformer:
+    """Build a timm ViT without class token that maps images (B, C, H, W) to embeddings (B, width).
+
+    The embedding is the mean of the normalised patch tokens.
+
+    Args:
+        image_size: Side of the image in pixels.
+        patch_size: Side of a patch in pixels.
+        in_channels: Colour channels C.
+        width: Numbers per token.
+        depth: Transformer blocks.
+        heads: Attention heads.
+
+    Returns:
+        The encoder.
+    """
+    vit = VisionTransformer(
+        img_size=image_size,
+        patch_size=patch_size,
+        in_chans=in_channels,
+        embed_dim=width,
+        depth=depth,
+        num_heads=heads,
+        num_classes=0,
+        class_token=False,
+        global_pool="avg",
+        weight_init="jax",  # Xavier: timm's default of std 0.02 is far too small at this width
+        fc_norm=False,  # normalise tokens, then pool: the loss needs normalised tokens
+    )
+    vit.pos_embed = sincos(vit.patch_embed.grid_size, width)
+    return vit
+
+
+def encode_tokens(vit: VisionTransformer, images: Tensor, visible: Tensor | None = None) -> Tensor:
+    """Run a timm ViT on the visible patches only; the others cost nothing and leak nothing.
+
+    Args:
+        vit: Encoder without class token.
+        images: Shape (B, C, H, W).
+        visible: Indices of patches, shape (B, n); all if None.
+
+    Returns:
+        Normalised tokens, shape (B, n, K).
+    """
+    tokens = vit.patch_embed(images) + vit.pos_embed
+    if visible is not None:
+        tokens = take(tokens, visible)
+    tokens_out: Tensor = vit.norm(vit.blocks(vit.norm_pre(tokens)))
+    return tokens_out
+
+
+class Predictor(nn.Module):
+    """Narrow ViT that predicts the tokens of one target block from the context tokens.
+
+    Args:
+        grid: Rows and columns of patches.
+        width: Numbers per token of the encoder.
+        predictor_width: Numbers per token inside the predictor, a multiple of 4 and of `heads`.
+        depth: Transformer blocks.
+        heads: Attention heads.
+    """
+
+    def __init__(
+        self, grid: tuple[int, int], width: int, predictor_width: int, depth: int, heads: int
+    ) -> None:
+        super().__init__()
+        self.embed = nn.Linear(width, predictor_width)
+        self.mask_token = nn.Parameter(torch.zeros(1, 1, predictor_width))
+        self.pos_embed = sincos(grid, predictor_width)
+        self.blocks = nn.Sequential(
+            *(Block(predictor_width, heads, qkv_bias=True) for _ in range(depth))
+        )
+        self.norm = nn.LayerNorm(predictor_width)
+        self.project = nn.Linear(predictor_width, width)
+        self.apply(self._init)
+        nn.init.trunc_normal_(self.mask_token, std=0.02)
+
+    @staticmethod
+    def _init(module: nn.Module) -> None:
+        if isinstance(module, nn.Linear):
+            nn.init.xavier_uniform_(module.weight)
+            nn.init.zeros_(module.bias)
+
+    def forward(self, context: Tensor, masks: Masks) -> Tensor:
+        """Predict every target block on its own, as the paper does.
+
+        Args:
+            context: Tokens of the visible patches, shape (B, N_context, K).
+            masks: Where the context and the M targets are.
+
+        Returns:
+            Predicted tokens, shape (B, M, N_target, K).
+        """
+        batch, blocks, n_target = masks.targets.shape
+        positions = self.pos_embed.expand(batch, -1, -1)
+        seen = self.embed(context) + take(positions, masks.context)
+        seen = seen.repeat_interleave(blocks, dim=0)
+        asked = self.mask_token + take(positions, masks.targets.flatten(1))
+        tokens = torch.cat([seen, asked.view(batch * blocks, n_target, -1)], dim=1)
+        answer: Tensor = self.project(self.norm(self.blocks(tokens)[:, -n_target:]))
+        return answer.view(batch, blocks, n_target, -1)
+
+
+# ---------------------------------------------------------------------------------------- method
+class IJepa(LightningModule):
+    """I-JEPA: context encoder, EMA target encoder and predictor.
+
+    Every random choice depends on `(seed, epoch, batch)` and every schedule on the global step, so a
+    run resumed from the end of an epoch equals the uninterrupted one.
+
+    Logs `train/loss`, `train/lr`, `train/weight_decay`, `train/momentum` and `val/loss`.
+
+    Args:
+        image_size: Side of the image in pixels.
+        in_channels: Colour channels.
+        patch_size: Side of a patch in pixels; divides `image_size`.
+        width: Numbers per token of the encoder (K), a multiple of 4 and of `heads`.
+        depth: Transformer blocks of the encoder.
+        heads: Attention heads of the encoder.
+        predictor_width: Numbers per token of the predictor, a multiple of 4 and `predictor_heads`.
+        predictor_depth: Transformer blocks of the predictor.
+        predictor_heads: Attention heads of the predictor.
+        target_blocks: Target blocks per image.
+        target_scale: Range of a target's area, as a share of the image.
+        target_aspect: Range of a target's height over its width.
+        context_scale: Range of the context's area, before the targets are removed.
+        min_context: Visible patches that every image has at least.
+        learning_rate: Highest learning rate of AdamW.
+        final_learning_rate: Learning rate of the last step.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        weight_decay: First and last weight decay; none on biases and norms.
+        momentum: First and last momentum of the target encoder; (0.996, 1) in the paper, whose
+            runs are hundreds of times longer than the default here.
+        seed: Seed of the masks.
+
+    Raises:
+        ValueError: If a number is out of its range or no target block fits the patch grid.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 32,
+        in_channels: int = 1,
+        patch_size: int = 4,
+        width: int = 128,
+        depth: int = 4,
+        heads: int = 4,
+        predictor_width: int = 64,
+        predictor_depth: int = 2,
+        predictor_heads: int = 2,
+        target_blocks: int = 4,
+        target_scale: tuple[float, float] = (0.15, 0.2),
+        target_aspect: tuple[float, float] = (0.75, 1.5),
+        context_scale: tuple[float, float] = (0.85, 1.0),
+        min_context: int = 8,
+        learning_rate: float = 1e-3,
+        final_learning_rate: float = 1e-6,
+        warmup: float = 0.1,
+        weight_decay: tuple[float, float] = (0.04, 0.4),
+        momentum: tuple[float, float] = (0.99, 1.0),
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if image_size % patch_size:
+            raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}.")
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup} must be in [0, 1).")
+        if not all(0 <= m <= 1 for m in momentum):
+            raise ValueError(f"momentum={momentum} must lie in [0, 1].")
+        self.save_hyperparameters()
+        self.grid = (image_size // patch_size, image_size // patch_size)
+        self.mask_options: dict[str, Any] = {
+            "target_blocks": target_blocks,
+            "target_scale": target_scale,
+            "target_aspect": target_aspect,
+            "context_scale": context_scale,
+            "min_context": min_context,
+        }
+        block_shapes(self.grid, target_scale, target_aspect)
+        block_shapes(self.grid, context_scale, (1.0, 1.0))
+        self.encoder = build_encoder(image_size, patch_size, in_channels, width, depth, heads)
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = Predictor(
+            self.grid, width, predictor_width, predictor_depth, predictor_heads
+        )
+        self.total_steps = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images with the target encoder, the one that the paper evaluates.
+
+        Args:
+            images: Shape (B, C, H, W).
+
+        Returns:
+            Embeddings, shape (B, K).
+        """
+        embeddings: Tensor = self.target_encoder(images)
+        return embeddings
+
+    @torch.no_grad()
+    def targets(self, images: Tensor, masks: Masks) -> Tensor:
+        """What the predictor must predict: layer-normalised target tokens, without gradient.
+
+        Args:
+            images: Shape (B, C, H, W).
+            masks: Where the M targets are.
+
+        Returns:
+            Shape (B, M, N_target, K).
+        """
+        tokens = encode_tokens(self.target_encoder, images)  # the whole image, then cut
+        tokens = F.layer_norm(tokens, tokens.shape[-1:])
+        return take(tokens, masks.targets.flatten(1)).view(*masks.targets.shape, -1)
+
+    def loss(self, images: Tensor, masks: Masks) -> Tensor:
+        """Smooth-L1 distance between predicted and true target tokens.
+
+        Args:
+            images: Shape (B, C, H, W).
+            masks: Where context and targets are.
+
+        Returns:
+            Scalar.
+        """
+        context = encode_tokens(self.encoder, images, masks.context)
+        return F.smooth_l1_loss(self.predictor(context, masks), self.targets(images, masks))
+
+    def masks(self, batch_size: int, *counters: int) -> Masks:
+        """Draw the masks of a batch.
+
+        Args:
+            batch_size: Images in the batch.
+            counters: What identifies the batch, mixed with the seed and the process's rank.
+
+        Returns:
+            Masks on the module's device.
+        """
+        seed = mixed_seed(self.hparams["seed"], self.global_rank, *counters)
+        generator = torch.Generator().manual_seed(seed)
+        masks = sample_masks(batch_size, self.grid, generator, **self.mask_options)
+        return Masks(masks.context.to(self.device), masks.targets.to(self.device))
+
+    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch of (images, labels); the labels are not looked at.
+
+        Args:
+            batch: Images (B, C, H, W) and labels (B,).
+            batch_idx: Number of the batch in the epoch.
+
+        Returns:
+            Scalar loss.
+        """
+        images = batch[0]
+        loss = self.loss(images, self.masks(len(images), 1 + self.current_epoch, batch_idx))
+        self.log("train/loss", loss, prog_bar=True)
+        return loss
+
+    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
+        """Log the loss of held-out images under masks that are the same in every epoch.
+
+        Args:
+            batch: Images (B, C, H, W) and labels (B,).
+            batch_idx: Number of the batch.
+        """
+        images = batch[0]
+        loss = self.loss(images, self.masks(len(images), 0, batch_idx))
+        self.log("val/loss", loss, batch_size=len(images), sync_dist=True)
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW with weight decay on matrices only; `optimizer_step` sets the values.
+
+        Returns:
+            The optimiser, its first group with decay and its second without.
+        """
+        trained = [p for p in self.parameters() if p.requires_grad]
+        decayed = [p for p in trained if p.ndim > 1 and p is not self.predictor.mask_token]
+        kept = [p for p in trained if p.ndim <= 1 or p is self.predictor.mask_token]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
+        return torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
+
+    def on_train_start(self) -> None:
+        """Find the length of the schedules.
+
+        Raises:
+            ValueError: If the run has no end.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("The schedules need an end: set trainer.max_epochs or max_steps.")
+        self.total_steps = int(total)
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Any = None,
+    ) -> None:
+        """Set the scheduled values, step, and let the target encoder follow.
+
+        Lightning calls this once per step, not per accumulated batch.
+
+        Args:
+            epoch: Number of the epoch.
+            batch_idx: Number of the batch.
+            optimizer: AdamW.
+            optimizer_closure: Forward and backward pass.
+        """
+        values = self.scheduled(self.global_step)
+        for group in optimizer.param_groups:
+            group["lr"] = values["lr"]
+        optimizer.param_groups[0]["weight_decay"] = values["weight_decay"]
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.update_target(values["momentum"])
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Learning rate, weight decay and momentum of one optimiser step.
+
+        Args:
+            step: Optimiser steps done before.
+
+        Returns:
+            Values by the names `lr`, `weight_decay`, `momentum`.
+        """
+        h, total = self.hparams, self.total_steps
+        warmup = round(h["warmup"] * total)
+        return {
+            "lr": warmup_cosine(step, total, warmup, h["learning_rate"], h["final_learning_rate"]),
+            "weight_decay": cosine(step, total, *h["weight_decay"]),
+            "momentum": linear(step, total, *h["momentum"]),
+        }
+
+    @torch.no_grad()
+    def update_target(self, momentum: float) -> None:
+        """Move the target encoder towards the encoder: θ̄ ← m θ̄ + (1 − m) θ.
+
+        Args:
+            momentum: m in [0, 1].
+        """
+        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
+        for target, online in pairs:
+            target.lerp_(online, 1.0 - momentum)
+
+
+def main() -> None:
+    """Train from the command line."""
+    from jepa_monitor.recipes.cli import train
+
+    train(IJepa, "ijepa")
+
+
+if __name__ == "__main__":
+    main()
