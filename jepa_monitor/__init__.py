@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from jepa_monitor.monitor import DensityMonitor
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.report import Report
-from jepa_monitor.score import jacobian_spectrum, jepa_score
+from jepa_monitor.score import LogDensity, jacobian_spectrum, jepa_score, log_density
 from jepa_monitor.spectrum import log_volume
 
 if TYPE_CHECKING:
@@ -16,10 +16,12 @@ __version__ = _version("jepa-monitor")
 __all__ = [
     "DensityMonitor",
     "JepaScoreCallback",
+    "LogDensity",
     "Report",
     "ScoreOptions",
     "jacobian_spectrum",
     "jepa_score",
+    "log_density",
     "log_volume",
 ]
 

@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.encoders import Embedder
+from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.memory import adaptive_chunks, default_budget, graph_bytes
 from jepa_monitor.options import ScoreOptions
+from jepa_monitor.sketch import sketch_matrix
 from jepa_monitor.spectrum import Spectrum, decompose, noise_floor, refine, uncertain
 
 __all__ = ["Spectra", "spectra"]
@@ -24,15 +26,18 @@ class Spectra(NamedTuple):
 
     Args:
         embeddings: (B, K), in the type that the encoder ran in.
-        singular_values: (B, min(K, D)), descending, float64.
+        singular_values: Of the rows that were computed, (B, min(R, D)), descending, float64.
         noise_floors: Size below which singular values are rounding error, (B,), float64.
         under_floor: Number of singular values below it that were not refined, (B,), int64.
+        basis: The combinations of rows that were computed, (R, K), float64; ``None`` for all rows
+            as they are.
     """
 
     embeddings: Tensor
     singular_values: Tensor
     noise_floors: Tensor
     under_floor: Tensor
+    basis: Tensor | None
 
 
 def _embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -69,14 +74,15 @@ def _rows(embedder: Embedder, images: Tensor, cotangents: Tensor | None) -> tupl
     Args:
         embedder: Ready to be called.
         images: (B, ...).
-        cotangents: Combinations of rows to compute, (B, R, K); ``None`` for all rows by themselves.
+        cotangents: Combinations of rows to compute, (R, K), the same for all images; ``None`` for
+            all rows by themselves.
 
     Returns:
         The embeddings (B, K) and the rows (B, R, D).
     """
     leaf, embeddings = _embed_with_graph(embedder, images)
     batch, width = embeddings.shape
-    count = width if cotangents is None else cotangents.shape[1]
+    count = width if cotangents is None else len(cotangents)
     rows = leaf.new_empty(batch, count, leaf[0].numel())
     selector = torch.zeros_like(embeddings)
     for k in range(count):
@@ -84,7 +90,7 @@ def _rows(embedder: Embedder, images: Tensor, cotangents: Tensor | None) -> tupl
             selector[:, k - 1 if k else 0] = 0
             selector[:, k] = 1
         else:
-            selector = cotangents[:, k]
+            selector = cotangents[k].expand_as(embeddings)
         (gradient,) = torch.autograd.grad(
             embeddings, leaf, selector, retain_graph=k < count - 1, materialize_grads=True
         )
@@ -92,32 +98,42 @@ def _rows(embedder: Embedder, images: Tensor, cotangents: Tensor | None) -> tupl
     return embeddings.detach(), rows
 
 
-def _chunk_size(embedder: Embedder, images: Tensor, budget: int) -> int:
-    """Say how many images fit: their graphs, what a backward pass adds, and their Jacobians."""
-    one = images[:1].to(embedder.dtype)
+def _measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
+    """Find the width K of the embeddings, and the bytes that the graph of one image takes."""
     width = 0
 
     def forward() -> Tensor:
         nonlocal width
-        _, embeddings = _embed_with_graph(embedder, one)
+        _, embeddings = _embed_with_graph(embedder, image)
         width = embeddings.shape[1]
         return embeddings
 
     graph = graph_bytes(forward, embedder.addresses)
-    rank = min(width, one[0].numel())
-    per_image = _GRAPH_COPIES * graph + (width + 3) * one.nbytes + 3 * 8 * rank**2
+    return width, graph
+
+
+def _chunk_size(image: Tensor, graph: int, rows: int, budget: int) -> int:
+    """Say how many images fit: their graphs, what a backward pass adds, and their rows."""
+    rank = min(rows, image.numel())
+    per_image = _GRAPH_COPIES * graph + (rows + 3) * image.nbytes + 3 * 8 * rank**2
     return max(1, budget // per_image)
 
 
 def _refined(
-    precise: Embedder, images: Tensor, rows: Tensor, found: Spectrum, eps: float
+    precise: Embedder,
+    images: Tensor,
+    basis: Tensor | None,
+    rows: Tensor,
+    found: Spectrum,
+    eps: float,
 ) -> tuple[Tensor, Tensor]:
     """Recompute, in float64, the few singular values that float32 cannot resolve.
 
     Args:
         precise: The encoder in float64.
         images: (B, ...).
-        rows: Their float32 Jacobians, (B, K, D).
+        basis: The combinations that the rows are, (R, K), float64; ``None`` for all by themselves.
+        rows: Their float32 Jacobians, (B, R, D).
         found: Their decomposition.
         eps: The clipping value.
 
@@ -137,7 +153,9 @@ def _refined(
         for i in chosen:
             first, count = firsts[i], int(counts[i])
             directions = found.vectors[i, :, first : first + count].T
-            _, exact = _rows(precise, images[i : i + 1].to(precise.dtype), directions[None])
+            if basis is not None:
+                directions = directions @ basis
+            _, exact = _rows(precise, images[i : i + 1].to(precise.dtype), directions)
             one = Spectrum(values[i : i + 1], found.vectors[i : i + 1])
             values[i] = refine(rows[i], one, first, exact[0])
             refined[i] = True
@@ -148,6 +166,7 @@ def spectra(
     embedder: Embedder,
     images: Tensor,
     options: ScoreOptions,
+    reference: Gaussian | None = None,
     progress: Callable[[int], None] | None = None,
 ) -> Spectra:
     """Compute embeddings and singular values of the Jacobian of every image.
@@ -156,12 +175,13 @@ def spectra(
         embedder: The encoder.
         images: (B, ...), checked, on the encoder's device.
         options: How to score.
+        reference: Law of the embeddings, for a whitened sketch.
         progress: Called after each chunk with the number of images that it held.
 
     Returns:
         Embeddings and singular values, in the order of the images.
     """
-    done: list[Spectra] = []
+    done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
     budget = options.max_memory or default_budget(images.device)
     precise = None
     if embedder.dtype == torch.float32 and 4 * embedder.parameter_bytes <= budget:
@@ -169,19 +189,28 @@ def spectra(
     with embedder.ready(images.device):
         if len(images) > 1:
             _check_samples_apart(embedder, images[:2].to(embedder.dtype))
+        one = images[:1].to(embedder.dtype)
+        width, graph = _measure(embedder, one)
+        basis = sketch_matrix(options, width, reference)
+        cotangents = None
+        if basis is not None:
+            basis = basis.to(images.device)
+            cotangents = basis.to(embedder.dtype)
+        count = width if basis is None else len(basis)
 
         def work(part: slice) -> None:
-            embeddings, rows = _rows(embedder, images[part].to(embedder.dtype), None)
+            embeddings, rows = _rows(embedder, images[part].to(embedder.dtype), cotangents)
             found = decompose(rows)
             floors = noise_floor(found.values, rows.dtype)
             values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
             if precise is not None:
-                values, refined = _refined(precise, images[part], rows, found, options.eps)
+                values, refined = _refined(precise, images[part], basis, rows, found, options.eps)
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
-            done.append(Spectra(embeddings, values, floors, under))
+            done.append((embeddings, values, floors, under))
 
-        chunk = _chunk_size(embedder, images, budget)
+        chunk = _chunk_size(one, graph, count, budget)
         for part, _ in adaptive_chunks(len(images), chunk, work):
             if progress is not None:
                 progress(part.stop - part.start)
-    return Spectra(*(torch.cat(parts) for parts in zip(*done, strict=True)))
+    embeddings, values, floors, under = (torch.cat(parts) for parts in zip(*done, strict=True))
+    return Spectra(embeddings, values, floors, under, basis)

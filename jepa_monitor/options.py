@@ -16,26 +16,42 @@ class ScoreOptions:
     """Settings of the score engine.
 
     Args:
+        method: ``"exact"`` computes all K rows of the Jacobian; ``"sketch"`` R of them, of the
+            embeddings whitened by a reference set (plain where there is none), which keeps the
+            order at R/K of the cost; ``"auto"`` sketches where a reference is given and K > 32.
+            Sketched and exact scores differ by far: never compare the two.
+        rows: R; default K/16, at least 8.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
             everything after it in float64; ``"float64"`` runs the encoder in float64 too.
         max_memory: Bytes to use at most beyond the model; default: a quarter of what is free, on a
             CPU at most 1 GiB.
+        seed: Of the sketch; the same for all images, evaluations and processes.
 
     Raises:
         TypeError: If a value is of the wrong type.
         ValueError: If a value is out of range.
     """
 
+    method: str = "exact"
+    rows: int | None = None
     eps: float = 1e-6
     precision: str = "float32"
     max_memory: int | None = None
+    seed: int = 0
 
     def __post_init__(self) -> None:
+        check_choice(self.method, "method", ("exact", "sketch", "auto"))
+        if self.rows is not None:
+            check_positive_int(self.rows, "rows")
+            if self.method == "exact":
+                raise ValueError(f"`rows` is for `method='sketch'` or 'auto', got {self.rows}.")
         check_positive(self.eps, "eps")
         check_choice(self.precision, "precision", ("float32", "float64"))
         if self.max_memory is not None:
             check_positive_int(self.max_memory, "max_memory")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise TypeError(f"`seed` must be an integer, got {self.seed!r}.")
 
     @property
     def dtype(self) -> torch.dtype | None:

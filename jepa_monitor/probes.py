@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 from jepa_monitor._checks import check_images
 from jepa_monitor.isolation import undisturbed
 
-__all__ = ["batch_images", "collect_images"]
+__all__ = ["batch_images", "collect_images", "visit_images"]
 
 _KEYS = ("image", "images", "pixel_values", "input", "inputs", "x", "img", "video", "audio")
 
@@ -74,15 +74,52 @@ def _stored(images: Tensor, name: str) -> Tensor:
     return check_images(images, name).to("cpu", torch.float32, copy=True)
 
 
-def _take(
-    batches: Iterable[Any], count: int, to_images: Callable[[Any], Any], name: str
-) -> Iterator[Tensor]:
-    for batch in batches:
-        images = _stored(to_images(batch), name)[:count]
-        yield images
-        count -= len(images)
-        if count <= 0:
-            return
+def visit_images(
+    data: Any,
+    count: int,
+    visit: Callable[[Tensor], None],
+    *,
+    name: str,
+    batch_to_images: Callable[[Any], Tensor] | None = None,
+    shuffle_seed: int | None = None,
+) -> None:
+    """Show a fixed set of images to a function, batch by batch; see :func:`collect_images`.
+
+    Args:
+        data: A tensor (B, ...), a Dataset, a DataLoader, or an iterable of batches.
+        count: Number of images to take at most.
+        visit: Called with each batch: (b, ...), float32, on the CPU.
+        name: What the set is called in errors.
+        batch_to_images: Finds the images in a batch; default :func:`batch_images`.
+        shuffle_seed: Draws the images at random, instead of taking the first, where the source has
+            a length.
+
+    Raises:
+        TypeError: If the data hold no floating-point images.
+        ValueError: If there are no images, or they hold NaN or infinity.
+    """
+    if isinstance(data, Tensor):
+        visit(_stored(data[:count], name))
+        return
+    if isinstance(data, str | bytes | int | float | None):
+        raise TypeError(
+            f"`{name}` must be a tensor, a Dataset, a DataLoader or an iterable of batches, "
+            f"got {type(data).__name__}."
+        )
+    left = count
+    # No module is evaluated here, but a transform may draw random numbers.
+    with undisturbed((), torch.device("cpu")), torch.no_grad():
+        random.seed(0)
+        np.random.seed(0)  # noqa: NPY002 - the global state is what transforms use
+        torch.manual_seed(0)
+        for batch in _own_loader(data, count, shuffle_seed):
+            images = _stored((batch_to_images or batch_images)(batch), name)[:left]
+            visit(images)
+            left -= len(images)
+            if left <= 0:
+                break
+    if left == count:
+        raise ValueError(f"`{name}` is empty: {type(data).__name__} yields no images.")
 
 
 def collect_images(
@@ -111,25 +148,17 @@ def collect_images(
         (N, ...), float32, on the CPU, N ≤ count.
 
     Raises:
-        TypeError: If the data hold no floating-point images.
-        ValueError: If there are no images, they differ in shape, or hold NaN or infinity.
+        ValueError: If the images differ in shape. What :func:`visit_images` raises besides.
     """
-    if isinstance(data, Tensor):
-        return _stored(data, name)[:count]
-    if isinstance(data, str | bytes | int | float | None):
-        raise TypeError(
-            f"`{name}` must be a tensor, a Dataset, a DataLoader or an iterable of batches, "
-            f"got {type(data).__name__}."
-        )
-    # No module is evaluated, but a transform may draw random numbers.
-    with undisturbed((), torch.device("cpu")), torch.no_grad():
-        random.seed(0)
-        np.random.seed(0)  # noqa: NPY002 - the global state is what transforms use
-        torch.manual_seed(0)
-        loader = _own_loader(data, count, shuffle_seed)
-        taken = list(_take(loader, count, batch_to_images or batch_images, name))
-    if not taken:
-        raise ValueError(f"`{name}` is empty: {type(data).__name__} yields no images.")
+    taken: list[Tensor] = []
+    visit_images(
+        data,
+        count,
+        taken.append,
+        name=name,
+        batch_to_images=batch_to_images,
+        shuffle_seed=shuffle_seed,
+    )
     shapes = {tuple(images.shape[1:]) for images in taken}
     if len(shapes) > 1:
         raise ValueError(f"`{name}` must hold images of one shape, got {sorted(shapes)}.")

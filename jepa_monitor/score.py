@@ -2,25 +2,154 @@
 
 from __future__ import annotations
 
-from typing import Any
+import math
+import warnings
+from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor.encoders import Embedder, Pool
-from jepa_monitor.jacobian import spectra
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.jacobian import Spectra, spectra
 from jepa_monitor.options import ScoreOptions
+from jepa_monitor.probes import visit_images
 from jepa_monitor.spectrum import log_volume
 
-__all__ = ["jacobian_spectrum", "jepa_score"]
+__all__ = [
+    "LogDensity",
+    "density_terms",
+    "embed",
+    "fit_reference",
+    "jacobian_spectrum",
+    "jepa_score",
+    "log_density",
+]
+
+_REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
+_EMBEDDING_BATCH = 64
+
+
+class LogDensity(NamedTuple):
+    """The change of variables, term by term, in nats.
+
+    Args:
+        log_density: Sum of the two others, (B,), float64.
+        jepa_score: Log-volume of the Jacobian, (B,), float64.
+        log_prior: Log-density of the embedding under the reference's Gaussian, (B,), float64.
+    """
+
+    log_density: Tensor
+    jepa_score: Tensor
+    log_prior: Tensor
+
+
+def embed(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
+    """Embed images a batch at a time, without gradients.
+
+    Args:
+        embedder: Ready to be called.
+        images: (B, ...), anywhere.
+        device: Where the encoder is.
+
+    Returns:
+        The embeddings, (B, K), on the CPU.
+    """
+    with torch.no_grad():
+        batches = torch.split(images, _EMBEDDING_BATCH)
+        return torch.cat([embedder(batch.to(device, embedder.dtype)).cpu() for batch in batches])
+
+
+def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> Gaussian:
+    """Fit the law of the embeddings of a reference set.
+
+    Args:
+        embedder: The encoder.
+        reference: Images (a tensor, a Dataset, a DataLoader), of which the first 4096 are read, or
+            a law that is fitted already.
+        device: Where the encoder is.
+
+    Returns:
+        The law, with the covariance shrunk after Ledoit and Wolf, on the CPU.
+
+    Raises:
+        ValueError: If there are fewer than two images, or an embedding is not finite.
+    """
+    if isinstance(reference, Gaussian):
+        return reference
+    parts: list[Tensor] = []
+    with embedder.ready(device):
+        visit_images(
+            reference,
+            _REFERENCE_IMAGES,
+            lambda images: parts.append(embed(embedder, images, device)),
+            name="reference",
+        )
+    embeddings = torch.cat(parts)
+    if len(embeddings) < 2:
+        raise ValueError("`reference` must hold at least 2 images, got 1.")
+    bad = int((~torch.isfinite(embeddings)).any(1).sum())
+    if bad:
+        raise ValueError(
+            f"`reference` must have finite embeddings, but {bad} of {len(embeddings)} are not."
+        )
+    return Gaussian.fit(embeddings)
+
+
+def density_terms(found: Spectra, law: Gaussian, eps: float) -> LogDensity:
+    r"""Join the log-volume of the Jacobian and the law of the embeddings.
+
+    With all rows, :math:`\log p(x) = \sum_k \log \sigma_k(J) + \log N(z; \mu, \Sigma)`; with rows
+    :math:`W J` of a sketch, :math:`\sum_k \log \sigma_k(W J) + \log N(W (z - \mu); 0, I)`, which is
+    the same equation for the encoder :math:`W (f - \mu)`.
+
+    Args:
+        found: Embeddings and singular values.
+        law: Of the embeddings.
+        eps: The clipping value.
+
+    Returns:
+        The terms, on the device of ``found``.
+    """
+    score = log_volume(found.singular_values, eps)
+    embeddings = found.embeddings.double().cpu()
+    finite = torch.isfinite(embeddings).all(1)
+    filled = torch.where(finite[:, None], embeddings, 0.0)
+    if found.basis is None:
+        prior = law.log_prob(filled)
+    else:
+        sketched = (filled - law.mean.cpu()) @ found.basis.cpu().T
+        prior = -0.5 * (sketched.square().sum(1) + sketched.shape[1] * math.log(2 * math.pi))
+    prior = torch.where(finite, prior, torch.nan).to(score.device)
+    return LogDensity(score + prior, score, prior)
+
+
+def _scored(
+    encoder: Any, images: Tensor, options: ScoreOptions, reference: Any, pool: Pool
+) -> tuple[Spectra, Gaussian | None]:
+    embedder = Embedder(encoder, pool, options.dtype)
+    images = check_images(images)
+    law = None if reference is None else fit_reference(embedder, reference, images.device)
+    if options.method == "sketch" and law is None:
+        warnings.warn(
+            "jepa_score sketches embeddings that are not whitened, for want of `reference`: the "
+            "order of the scores is less faithful. Pass images of the training distribution.",
+            stacklevel=3,
+        )
+    return spectra(embedder, images, options, law), law
 
 
 def jacobian_spectrum(
     encoder: Any,
     images: Tensor,
     *,
+    method: str = "exact",
+    rows: int | None = None,
+    reference: Any = None,
     precision: str = "float32",
     max_memory: int | None = None,
+    seed: int = 0,
     pool: Pool = "auto",
 ) -> Tensor:
     """Singular values of the encoder's Jacobian at each image.
@@ -31,12 +160,18 @@ def jacobian_spectrum(
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them; D numbers an image.
+        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
+        rows: Of a sketch; default K/16, at least 8.
+        reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
+            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
+        seed: Of the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
 
     Returns:
-        (B, min(K, D)), descending, float64; NaN where the Jacobian is not finite.
+        (B, min(K, D)), descending, float64; NaN where the Jacobian is not finite. Of a sketch, the
+        singular values of its rows, (B, min(R, D)).
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -52,18 +187,21 @@ def jacobian_spectrum(
         >>> jacobian_spectrum(encoder, torch.zeros(1, 3))
         tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
-    options = ScoreOptions(precision=precision, max_memory=max_memory)
-    embedder = Embedder(encoder, pool, options.dtype)
-    return spectra(embedder, check_images(images), options).singular_values
+    options = ScoreOptions(method, rows, 1e-6, precision, max_memory, seed)
+    return _scored(encoder, images, options, reference, pool)[0].singular_values
 
 
 def jepa_score(
     encoder: Any,
     images: Tensor,
     *,
+    method: str = "exact",
+    rows: int | None = None,
+    reference: Any = None,
     eps: float = 1e-6,
     precision: str = "float32",
     max_memory: int | None = None,
+    seed: int = 0,
     pool: Pool = "auto",
 ) -> Tensor:
     r"""JEPA-SCORE: the log-density that an encoder has learned, up to a constant.
@@ -76,9 +214,14 @@ def jepa_score(
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them.
+        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
+        rows: Of a sketch; default K/16, at least 8.
+        reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
+            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
         eps: Singular values below it count as it.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
+        seed: Of the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
 
     Returns:
@@ -98,7 +241,67 @@ def jepa_score(
         >>> jepa_score(encoder, torch.zeros(1, 3))  # log 3 + log 0.5
         tensor([0.4055], dtype=torch.float64)
     """
-    options = ScoreOptions(eps=eps, precision=precision, max_memory=max_memory)
-    embedder = Embedder(encoder, pool, options.dtype)
-    found = spectra(embedder, check_images(images), options)
-    return log_volume(found.singular_values, options.eps)
+    options = ScoreOptions(method, rows, eps, precision, max_memory, seed)
+    found, _ = _scored(encoder, images, options, reference, pool)
+    return log_volume(found.singular_values, eps)
+
+
+def log_density(
+    encoder: Any,
+    images: Tensor,
+    reference: Any,
+    *,
+    method: str = "exact",
+    rows: int | None = None,
+    eps: float = 1e-6,
+    precision: str = "float32",
+    max_memory: int | None = None,
+    seed: int = 0,
+    pool: Pool = "auto",
+) -> LogDensity:
+    r"""The full change of variables: JEPA-SCORE and the law of the embeddings together.
+
+    .. math::
+        \log p(x) = \text{JEPA-SCORE}(x) - \tfrac12 (z - \mu)^\top \Sigma^{-1} (z - \mu)
+        - \tfrac12 \log \det (2 \pi \Sigma)
+
+    JEPA-SCORE leaves out the last two terms, which are constant only in the limit of wide, exactly
+    Gaussian embeddings (arXiv 2510.05949). For K < D, and for embeddings that are not Gaussian, the
+    sum is a score of density, not a normalised one.
+
+    Args:
+        encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
+        images: (B, ...), floating point, as the encoder takes them.
+        reference: Images of the training distribution (a tensor, Dataset or DataLoader), whose
+            first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
+            :class:`~jepa_monitor.gaussian.Gaussian`.
+        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
+        rows: Of a sketch; default K/16, at least 8.
+        eps: Singular values below it count as it.
+        precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
+        max_memory: Bytes to use at most beyond the model; default: a share of what is free.
+        seed: Of the sketch.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+
+    Returns:
+        ``(log_density, jepa_score, log_prior)``, each (B,), float64, in nats.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range, as for :func:`jepa_score`, or ``reference`` is
+            missing, empty or not finite.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor import log_density
+        >>> from jepa_monitor.gaussian import Gaussian
+        >>> law = Gaussian(torch.zeros(2).double(), 4 * torch.eye(2).double(), 2, 0.0)
+        >>> log_density(lambda x: 2 * x, torch.zeros(1, 2), law).log_density  # of N(0, I) at 0
+        tensor([-1.8379], dtype=torch.float64)
+    """
+    if reference is None:
+        raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
+    options = ScoreOptions(method, rows, eps, precision, max_memory, seed)
+    found, law = _scored(encoder, images, options, reference, pool)
+    assert law is not None
+    return density_terms(found, law, eps)

@@ -171,7 +171,7 @@ def _check_singular_values(values: Tensor) -> Tensor:
 def log_volume(singular_values: Tensor, eps: float = 1e-6) -> Tensor:
     r"""The sum of the logarithms of singular values, :math:`\sum_k \log \max(\sigma_k, \epsilon)`.
 
-    Applied to the Jacobian of an encoder this is JEPA-SCORE (arXiv 2510.05949, eq. 5 and app. B).
+    Applied to the Jacobian of an encoder this is JEPA-SCORE (arXiv 2510.05949, app. B).
 
     Args:
         singular_values: (B, r), not negative.

@@ -95,7 +95,7 @@ def test_newer_precision_switches_are_restored(backend: str) -> None:
         from jepa_monitor.isolation import full_float32
         torch.backends.{backend}.fp32_precision = "tf32"
         with full_float32():
-            assert torch.backends.{backend}.fp32_precision == "ieee"
+            assert torch.backends.{backend}.fp32_precision in ("ieee", "none")
         assert torch.backends.{backend}.fp32_precision == "tf32"
     """
     subprocess.run([sys.executable, "-c", code], check=True)  # the switches cannot be unset

@@ -43,7 +43,7 @@ class JepaScore(Metric):
       ``reduction="none"``. Higher means that the encoder holds the images for denser.
 
     Scores that are not finite are left out of the mean and counted in ``nonfinite``;
-    ``reduction="none"`` returns them. Source: arXiv 2510.05949, eq. 5. The encoder is differentiated,
+    ``reduction="none"`` returns them. Source: arXiv 2510.05949. The encoder is differentiated,
     not owned: it is no submodule of the metric, not in its ``state_dict`` and not copied by
     ``clone``. It is left exactly as it was.
 
