@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa_monitor.monitor import DensityMonitor
 from jepa_monitor.options import ScoreOptions
+from jepa_monitor.precision import PrecisionAudit, audit_precision
 from jepa_monitor.report import Report
 from jepa_monitor.score import LogDensity, jacobian_spectrum, jepa_score, log_density
 from jepa_monitor.spectrum import log_volume
@@ -17,8 +18,10 @@ __all__ = [
     "DensityMonitor",
     "JepaScoreCallback",
     "LogDensity",
+    "PrecisionAudit",
     "Report",
     "ScoreOptions",
+    "audit_precision",
     "jacobian_spectrum",
     "jepa_score",
     "log_density",

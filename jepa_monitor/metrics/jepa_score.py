@@ -11,19 +11,21 @@ from torchmetrics.utilities import dim_zero_cat
 
 from jepa_monitor._checks import check_choice, check_images
 from jepa_monitor.encoders import Embedder, Pool, check_pool
+from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.jacobian import spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import plot_histogram
+from jepa_monitor.score import fit_reference
 from jepa_monitor.spectrum import log_volume
 
 __all__ = ["JepaScore"]
 
 
 class _Reference:
-    """Keeps the encoder out of the metric's submodules and of its copies."""
+    """Keeps the encoder and its data out of the metric's submodules and of its copies."""
 
-    def __init__(self, encoder: Any) -> None:
-        self.encoder = encoder
+    def __init__(self, target: Any) -> None:
+        self.target = target
 
     def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
         return self
@@ -50,6 +52,9 @@ class JepaScore(Metric):
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         reduction: ``"mean"`` or ``"none"``.
+        reference: Images of the training distribution or a fitted
+            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens a sketch; images are embedded
+            once, at the first update after construction or reset.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
@@ -84,13 +89,15 @@ class JepaScore(Metric):
         encoder: Any,
         *,
         reduction: str = "mean",
+        reference: Any = None,
         pool: Pool = "auto",
         options: ScoreOptions | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         Embedder(encoder, pool)  # an encoder that cannot work is an error here, not in update
-        self._reference = _Reference(encoder)
+        self._reference = _Reference((encoder, reference))
+        self._law: Gaussian | None = None
         self.reduction = check_choice(reduction, "reduction", ("mean", "none"))
         self.pool = check_pool(pool)
         self.options = options or ScoreOptions()
@@ -107,8 +114,12 @@ class JepaScore(Metric):
         Args:
             images: (B, ...).
         """
-        embedder = Embedder(self._reference.encoder, self.pool, self.options.dtype)
-        found = spectra(embedder, check_images(images), self.options)
+        encoder, reference = self._reference.target
+        embedder = Embedder(encoder, self.pool, self.options.dtype)
+        images = check_images(images)
+        if reference is not None and self._law is None:
+            self._law = fit_reference(embedder, reference, images.device)
+        found = spectra(embedder, images, self.options, self._law)
         scores = log_volume(found.singular_values, self.options.eps)
         finite = torch.isfinite(scores)
         # Out of place: a reset in inference mode makes the states inference tensors.
@@ -118,6 +129,11 @@ class JepaScore(Metric):
         else:
             self.total = self.total + scores[finite].sum()
             self.count = self.count + finite.sum()
+
+    def reset(self) -> None:
+        """Forget all scores, and the law of the reference, which is another once the encoder is."""
+        super().reset()
+        self._law = None
 
     def compute(self) -> Tensor:
         """Reduce the scores.

@@ -1,0 +1,72 @@
+"""Is float32 enough: in go an encoder and a few images, out comes a verdict in one sentence."""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepa_monitor._checks import check_images
+from jepa_monitor.encoders import Embedder, Pool
+from jepa_monitor.functional.calibration import density_agreement
+from jepa_monitor.jacobian import spectra
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.spectrum import log_volume
+
+__all__ = ["PrecisionAudit", "audit_precision"]
+
+_GOOD_NATS = 0.02
+
+
+class PrecisionAudit(NamedTuple):
+    """How float32 scores compare with float64 ones.
+
+    Args:
+        difference: float32 minus float64 score of each image, in nats, (B,), float64.
+        spearman: Rank correlation of the two.
+        under_floor: Singular values below the noise floor of float32 that were not refined, (B,).
+        verdict: The finding in one sentence.
+    """
+
+    difference: Tensor
+    spearman: float
+    under_floor: Tensor
+    verdict: str
+
+
+def audit_precision(
+    encoder: Any, images: Tensor, *, eps: float = 1e-6, pool: Pool = "auto"
+) -> PrecisionAudit:
+    """Compare the scores of a few images in float32 with those in float64.
+
+    Args:
+        encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
+        images: (B, ...), at least 3; float64 costs several times float32.
+        eps: Singular values below it count as it.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+
+    Returns:
+        The audit.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If there are fewer than 3 images, or for what :func:`jepa_score` raises.
+    """
+    images = check_images(images)
+    if len(images) < 3:
+        raise ValueError(f"`images` must hold at least 3 images, got {len(images)}.")
+    embedder = Embedder(encoder, pool)
+    low = spectra(embedder, images, ScoreOptions(eps=eps))
+    high = spectra(embedder.to(torch.float64), images, ScoreOptions(eps=eps, precision="float64"))
+    scores = log_volume(low.singular_values, eps), log_volume(high.singular_values, eps)
+    difference = scores[0] - scores[1]
+    spearman = float(density_agreement(*scores).spearman)
+    worst, under = float(difference.abs().max()), int(low.under_floor.max())
+    good = worst <= _GOOD_NATS
+    verdict = (
+        f"float32 is {'good' if good else 'not good'} enough for this encoder: it is off by at most "
+        f"{worst:.2g} nats on {len(images)} images, with Spearman {spearman:.3f} and up to {under} "
+        f"singular values below its noise floor" + ("." if good else '; use precision="float64".')
+    )
+    return PrecisionAudit(difference, spearman, low.under_floor, verdict)

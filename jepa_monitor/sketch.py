@@ -1,0 +1,59 @@
+"""Which rows to compute: in go settings and the law of the embeddings, out comes a matrix of rows."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.options import ScoreOptions
+
+__all__ = ["sketch_matrix"]
+
+_SHARE = 16  # of the K rows, one in so many
+_LEAST = 8
+
+
+def _row_count(options: ScoreOptions, width: int) -> int:
+    if options.rows is None:
+        return min(width, max(_LEAST, -(-width // _SHARE)))
+    if options.rows > width:
+        raise ValueError(
+            f"`rows` must be at most the width of the embeddings, {width}, got {options.rows}."
+        )
+    return options.rows
+
+
+def sketch_matrix(options: ScoreOptions, width: int, reference: Gaussian | None) -> Tensor | None:
+    r"""Choose the rows of the Jacobian to compute.
+
+    With R orthonormal random rows P, :math:`P \Sigma^{-1/2} f` is Gaussian whenever f is, so that the
+    log-volume of :math:`P \Sigma^{-1/2} J` is a density score of its own, at R instead of K backward
+    passes. P depends on seed, R and K alone: it is the same for all images, evaluations and
+    processes.
+
+    Args:
+        options: How to score.
+        width: K.
+        reference: Law of the embeddings of a reference set; whitens the sketch.
+
+    Returns:
+        (R, K), float64, on the CPU; ``None`` for all rows as they are.
+
+    Raises:
+        ValueError: If more rows are asked for than there are, or the law has another width.
+    """
+    if reference is not None and reference.width != width:
+        raise ValueError(
+            f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
+        )
+    method = options.method
+    if method == "auto":
+        method = "exact" if reference is None or width <= 4 * _LEAST else "sketch"
+    if method == "exact":
+        return None
+    generator = torch.Generator().manual_seed(options.seed)
+    count = _row_count(options, width)
+    normal = torch.randn(width, count, generator=generator, dtype=torch.float64)
+    rows = torch.linalg.qr(normal).Q.T
+    return torch.as_tensor(rows if reference is None else rows @ reference.whitening.cpu())
