@@ -1,0 +1,168 @@
+"""The metric: batches, processes and reductions give the mean of the float64 scores."""
+
+from __future__ import annotations
+
+import pickle
+import socket
+
+import numpy as np
+import pytest
+import torch
+from helpers import float64_score, images, mlp
+from matplotlib.figure import Figure
+from sklearn.covariance import LedoitWolf
+from torch import multiprocessing, nn
+
+from jepa_monitor import ScoreOptions
+from jepa_monitor.metrics import JepaScore
+
+
+def _encoder() -> nn.Module:
+    torch.manual_seed(3)
+    return mlp(192)
+
+
+def test_batches_add_up_to_the_mean() -> None:
+    encoder, data = _encoder(), images(10)
+    metric = JepaScore(encoder)
+    first = metric(data[:4])
+    metric.update(data[4:])
+    expected = float64_score(encoder, data)
+    assert first.item() == pytest.approx(expected[:4].mean().item(), abs=0.02)
+    assert metric.compute().item() == pytest.approx(expected.mean().item(), abs=0.02)
+    metric.reset()
+    metric.update(data[:2])
+    assert metric.compute().item() == pytest.approx(expected[:2].mean().item(), abs=0.02)
+
+
+def test_no_reduction_keeps_all_scores_in_order() -> None:
+    encoder, data = _encoder(), images(10)
+    metric = JepaScore(encoder, reduction="none")
+    for batch in data.split(4):
+        metric.update(batch)
+    torch.testing.assert_close(metric.compute(), float64_score(encoder, data), rtol=0, atol=0.02)
+
+
+def test_encoder_is_not_owned() -> None:
+    encoder = _encoder()
+
+    class Holder(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.encoder = encoder
+            self.metric = JepaScore(encoder)
+
+    holder = Holder()
+    assert list(holder.metric.children()) == []
+    assert set(holder.state_dict()) == {f"encoder.{name}" for name in encoder.state_dict()}
+    assert len(list(holder.parameters())) == len(list(encoder.parameters()))
+    clone = holder.metric.clone()
+    encoder[-1].weight.data.mul_(2)  # the clone follows the encoder: it has no copy of its own
+    clone.update(images(4))
+    expected = float64_score(encoder, images(4)).mean().item()
+    assert clone.compute().item() == pytest.approx(expected, abs=0.02)
+
+
+def test_pickles_with_its_encoder() -> None:
+    metric = JepaScore(_encoder())
+    metric.update(images(4))
+    restored = pickle.loads(pickle.dumps(metric))
+    restored.update(images(4, seed=5))
+    expected = float64_score(_encoder(), torch.cat([images(4), images(4, seed=5)])).mean().item()
+    assert restored.compute().item() == pytest.approx(expected, abs=0.02)
+    assert hash(restored) != hash(metric)
+
+
+def test_nonfinite_scores_are_counted_and_left_out() -> None:
+    def encoder(batch: torch.Tensor) -> torch.Tensor:
+        return batch.sqrt()
+
+    metric = JepaScore(encoder)
+    metric.update(torch.tensor([[0.25, 1.0], [0.0, 1.0]]))
+    assert metric.nonfinite.item() == 1
+    assert metric.compute().item() == pytest.approx(torch.tensor(0.5).log().item(), abs=1e-5)
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_no_images_is_an_error(reduction: str) -> None:
+    with pytest.raises(RuntimeError, match=r"has seen no images|no finite score"):
+        JepaScore(_encoder(), reduction=reduction).compute()
+
+
+@pytest.mark.parametrize("reduction", ["mean", "none"])
+def test_plots(reduction: str) -> None:
+    metric = JepaScore(_encoder(), reduction=reduction)
+    metric.update(images(6))
+    figure, axes = metric.plot()
+    assert isinstance(figure, Figure)
+    assert axes.has_data()
+
+
+def test_inside_a_step_with_gradients_off() -> None:
+    metric = JepaScore(_encoder())
+    with torch.inference_mode():
+        metric.reset()
+        metric.update(images(4))
+    metric.update(images(4, seed=5))
+    assert torch.isfinite(metric.compute())
+
+
+def test_reference_whitens_the_sketch() -> None:
+    encoder = _encoder()
+    options = ScoreOptions(method="sketch", rows=8)
+    metric = JepaScore(encoder, reference=images(200, seed=9), options=options, reduction="none")
+    metric.update(images(6))
+    # All rows, whitened: the exact score shifted by −½ log det Σ of the reference.
+    embeddings = encoder(images(200, seed=9)).detach().double().numpy()
+    _, log_det = np.linalg.slogdet(LedoitWolf().fit(embeddings).covariance_)
+    expected = float64_score(encoder, images(6)) - 0.5 * log_det
+    torch.testing.assert_close(metric.compute(), expected, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "message"),
+    [
+        ({"encoder": 3}, TypeError, "`encoder` must be a module or a callable, got int"),
+        ({"reduction": "sum"}, ValueError, "`reduction` must be one of mean, none, got 'sum'"),
+        ({"pool": "max"}, ValueError, "`pool` must be one of"),
+        ({"nonsense": 1}, ValueError, "Unexpected keyword arguments: `nonsense`"),
+    ],
+)
+def test_wrong_use_is_named(
+    arguments: dict[str, object], error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=message):
+        JepaScore(**({"encoder": _encoder()} | arguments))
+
+
+def _work(rank: int, port: int, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group(
+        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
+    )
+    metric, scores = JepaScore(_encoder()), JepaScore(_encoder(), reduction="none")
+    shard = images(7)[rank::2]  # 4 and 3 images
+    metric.update(shard)
+    scores.update(shard)
+    results.put((metric.compute().item(), sorted(scores.compute().tolist())))
+    torch.distributed.barrier()
+    torch.distributed.destroy_process_group()
+
+
+def test_two_processes_equal_one() -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    results = context.Queue()
+    processes = [context.Process(target=_work, args=(rank, port, results)) for rank in range(2)]
+    for process in processes:
+        process.start()
+    found = [results.get(timeout=120) for _ in processes]
+    for process in processes:
+        process.join(60)
+    expected = float64_score(_encoder(), images(7))
+    for mean, scores in found:
+        assert mean == pytest.approx(expected.mean().item(), abs=0.02)
+        assert scores == pytest.approx(sorted(expected.tolist()), abs=0.02)
+    assert found[0] == found[1]
