@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +15,7 @@ from jepa_monitor.isolation import undisturbed
 
 __all__ = ["Embedder", "Pool", "check_pool", "pool_output"]
 
+_T = TypeVar("_T")
 Pool = str | Callable[[Any], Tensor]
 _POOLS = ("auto", "mean", "cls", "flatten")
 
@@ -152,15 +152,18 @@ def _unwrap(encoder: Any) -> Any:
 
 
 class _Host(nn.Module):
-    """Holds the modules of any callable, so that one functional call can swap their tensors."""
+    """Holds the modules of any callable, so that one functional call can swap their tensors.
 
-    def __init__(self, function: Callable[[Tensor], Any], modules: list[nn.Module]) -> None:
+    The call spans everything that is done with the encoder, backward passes included: a
+    checkpointed block runs its forward pass once more in them.
+    """
+
+    def __init__(self, modules: list[nn.Module]) -> None:
         super().__init__()
-        self.function = (function,)  # in a tuple: a module here must not register twice
         self.parts = nn.ModuleList(modules)
 
-    def forward(self, images: Tensor) -> Any:
-        return self.function[0](images)
+    def forward(self, work: Callable[[], Any]) -> Any:
+        return work()
 
 
 class Embedder:
@@ -189,7 +192,8 @@ class Embedder:
         encoder = _unwrap(encoder)
         self.pool = check_pool(pool)
         self.modules = _modules_of(encoder)
-        self._host = _Host(encoder, self.modules)
+        self._encoder = encoder
+        self._host = _Host(self.modules)
         tensors = [t for t in self._host.parameters() if t.is_floating_point()]
         self.device: torch.device | None = tensors[0].device if tensors else None
         if dtype is None:
@@ -205,7 +209,7 @@ class Embedder:
 
     @property
     def addresses(self) -> set[int]:
-        """The storages of the tensors that the encoder runs on; only inside :meth:`ready`."""
+        """The storages of the tensors that the encoder runs on; only inside :meth:`run`."""
         return {tensor.untyped_storage().data_ptr() for tensor in self._tensors.values()}
 
     @property
@@ -222,7 +226,7 @@ class Embedder:
         Returns:
             A new embedder.
         """
-        return Embedder(self._host.function[0], self.pool, dtype)
+        return Embedder(self._encoder, self.pool, dtype)
 
     def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
         converted = tensor.detach()
@@ -232,15 +236,15 @@ class Embedder:
         # A tensor born in inference mode cannot take part in a graph; its clone can.
         return converted.clone() if (shared and copy) or converted.is_inference() else converted
 
-    @contextmanager
-    def ready(self, device: torch.device) -> Iterator[None]:
-        """Open a context in which the embedder may be called; see :func:`undisturbed`.
+    def run(self, work: Callable[[], _T], device: torch.device) -> _T:
+        """Do some work with the embedder, undisturbed and on its own tensors.
 
         Args:
+            work: What to do; may call the embedder and take gradients.
             device: Where the images are.
 
-        Yields:
-            Nothing.
+        Returns:
+            What ``work`` returns.
 
         Raises:
             ValueError: If the encoder is on another device, or a layer of it mixes the samples of
@@ -250,25 +254,26 @@ class Embedder:
             raise ValueError(
                 f"`images` are on {device}, but `encoder` is on {self.device}: move one of them."
             )
+        for name, module in self._host.named_modules():
+            if isinstance(module, _SAMPLE_MIXING) and module.running_mean is None:
+                raise ValueError(
+                    f"`encoder` has a BatchNorm without running statistics ({name}), which mixes "
+                    "the samples of a batch: an image has no score of its own then. Use "
+                    "track_running_stats=True or another normalisation."
+                )
         with undisturbed(self.modules, device):
-            for name, module in self._host.named_modules():
-                if isinstance(module, _SAMPLE_MIXING) and module.running_mean is None:
-                    raise ValueError(
-                        f"`encoder` has a BatchNorm without running statistics ({name}), which mixes "
-                        "the samples of a batch: an image has no score of its own then. Use "
-                        "track_running_stats=True or another normalisation."
-                    )
             for name, parameter in self._host.named_parameters():
                 self._tensors[name] = self._convert(parameter, copy=False)
             for name, buffer in self._host.named_buffers():
                 self._tensors[name] = self._convert(buffer, copy=True)
             try:
-                yield
+                done: _T = torch.func.functional_call(self._host, self._tensors, (work,))
+                return done
             finally:
                 self._tensors = {}
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Embed images; only inside :meth:`ready`.
+        """Embed images; only inside :meth:`run`.
 
         Args:
             images: (B, ...), of this embedder's dtype.
@@ -281,7 +286,7 @@ class Embedder:
             ValueError: If the output is not one floating-point embedding an image.
         """
         try:
-            output = torch.func.functional_call(self._host, self._tensors, (images,))
+            output = self._encoder(images)
         except RuntimeError as error:
             if "Inference tensors cannot be saved" in str(error):
                 raise RuntimeError(

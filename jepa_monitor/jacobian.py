@@ -148,17 +148,20 @@ def _refined(
     refined = torch.zeros_like(counts, dtype=torch.bool)
     if not chosen or found.vectors is None:
         return values, refined
-    firsts = doubtful.int().argmax(1).tolist()
-    with precise.ready(images.device):
+    vectors, firsts = found.vectors, doubtful.int().argmax(1).tolist()
+
+    def work() -> None:
         for i in chosen:
             first, count = firsts[i], int(counts[i])
-            directions = found.vectors[i, :, first : first + count].T
+            directions = vectors[i, :, first : first + count].T
             if basis is not None:
                 directions = directions @ basis
             _, exact = _rows(precise, images[i : i + 1].to(precise.dtype), directions)
-            one = Spectrum(values[i : i + 1], found.vectors[i : i + 1])
+            one = Spectrum(values[i : i + 1], vectors[i : i + 1])
             values[i] = refine(rows[i], one, first, exact[0])
             refined[i] = True
+
+    precise.run(work, images.device)
     return values, refined
 
 
@@ -181,12 +184,13 @@ def spectra(
     Returns:
         Embeddings and singular values, in the order of the images.
     """
-    done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-    budget = options.max_memory or default_budget(images.device)
+    device = images.device
+    budget = options.max_memory or default_budget(device)
     precise = None
     if embedder.dtype == torch.float32 and 4 * embedder.parameter_bytes <= budget:
         precise = embedder.to(torch.float64)
-    with embedder.ready(images.device):
+
+    def work() -> Spectra:
         if len(images) > 1:
             _check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
@@ -194,11 +198,11 @@ def spectra(
         basis = sketch_matrix(options, width, reference)
         cotangents = None
         if basis is not None:
-            basis = basis.to(images.device)
+            basis = basis.to(device)
             cotangents = basis.to(embedder.dtype)
-        count = width if basis is None else len(basis)
+        done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
-        def work(part: slice) -> None:
+        def score(part: slice) -> None:
             embeddings, rows = _rows(embedder, images[part].to(embedder.dtype), cotangents)
             found = decompose(rows)
             floors = noise_floor(found.values, rows.dtype)
@@ -208,9 +212,11 @@ def spectra(
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
             done.append((embeddings, values, floors, under))
 
-        chunk = _chunk_size(one, graph, count, budget)
-        for part, _ in adaptive_chunks(len(images), chunk, work):
+        chunk = _chunk_size(one, graph, width if basis is None else len(basis), budget)
+        for part, _ in adaptive_chunks(len(images), chunk, score):
             if progress is not None:
                 progress(part.stop - part.start)
-    embeddings, values, floors, under = (torch.cat(parts) for parts in zip(*done, strict=True))
-    return Spectra(embeddings, values, floors, under, basis)
+        embeddings, values, floors, under = (torch.cat(parts) for parts in zip(*done, strict=True))
+        return Spectra(embeddings, values, floors, under, basis)
+
+    return embedder.run(work, device)

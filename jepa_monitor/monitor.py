@@ -16,11 +16,10 @@ from jepa_monitor.jacobian import spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.probes import collect_images
 from jepa_monitor.report import Report
+from jepa_monitor.score import embed
 from jepa_monitor.spectrum import clipped_count, log_volume
 
 __all__ = ["DensityMonitor"]
-
-_EMBEDDING_BATCH = 64
 
 
 def _finite_rows(values: Tensor) -> Tensor:
@@ -110,11 +109,9 @@ class DensityMonitor:
         probe = self.images[: self.max_probe_samples]
         found = spectra(embedder, probe.to(device), self.options)
         embeddings = [found.embeddings.cpu()]
-        with embedder.ready(device), torch.no_grad():
-            embeddings.extend(
-                embedder(rest.to(device, embedder.dtype)).cpu()
-                for rest in torch.split(self.images[len(probe) :], _EMBEDDING_BATCH)
-            )
+        rest = self.images[len(probe) :]
+        if len(rest):
+            embeddings.append(embedder.run(lambda: embed(embedder, rest, device), device))
         report = Report(
             scalars={},
             scores=log_volume(found.singular_values, self.options.eps).cpu(),

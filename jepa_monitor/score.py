@@ -79,13 +79,16 @@ def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> G
     if isinstance(reference, Gaussian):
         return reference
     parts: list[Tensor] = []
-    with embedder.ready(device):
+
+    def work() -> None:
         visit_images(
             reference,
             _REFERENCE_IMAGES,
             lambda images: parts.append(embed(embedder, images, device)),
             name="reference",
         )
+
+    embedder.run(work, device)
     embeddings = torch.cat(parts)
     if len(embeddings) < 2:
         raise ValueError("`reference` must hold at least 2 images, got 1.")

@@ -1,0 +1,194 @@
+"""Encoders as they come: attention kernels, checkpointed blocks, odd memory formats, any chunking."""
+
+from __future__ import annotations
+
+import copy
+import warnings
+from collections.abc import Callable
+
+import pytest
+import timm
+import torch
+from helpers import float64_score, mlp
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from jepa_monitor import DensityMonitor, ScoreOptions, jacobian_spectrum, jepa_score
+from jepa_monitor.memory import adaptive_chunks
+
+
+def _vit(**kwargs: object) -> nn.Module:
+    return timm.create_model("test_vit", num_classes=0, img_size=32, patch_size=8, **kwargs)
+
+
+def _scaled(encoder: nn.Module) -> nn.Module:
+    """LayerScale starts near 0; give it the size that it has after training."""
+    for name, parameter in encoder.named_parameters():
+        if name.endswith("gamma"):
+            nn.init.constant_(parameter, 0.5)
+    return encoder
+
+
+class _Checkpointed(nn.Module):
+    def __init__(self, blocks: nn.Module) -> None:
+        super().__init__()
+        self.blocks = blocks
+
+    def forward(self, images: Tensor) -> Tensor:
+        return checkpoint(self.blocks, images, use_reentrant=False)
+
+
+def _checkpointing_vit() -> nn.Module:
+    encoder = _vit()
+    encoder.set_grad_checkpointing()
+    return encoder
+
+
+def _conv() -> nn.Module:
+    return nn.Sequential(
+        nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Conv2d(8, 16, 3, 2, 1), nn.AdaptiveAvgPool2d(2), nn.Flatten()
+    )  # fmt: skip
+
+
+ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "fused attention": _vit,
+    "class token": lambda: _vit(global_pool="token"),
+    "layer scale and drop path": lambda: _scaled(_vit(init_values=1e-5, drop_path_rate=0.5)),
+    "dynamic size": lambda: _vit(dynamic_img_size=True),
+    "registers": lambda: _vit(reg_tokens=4),
+    "checkpointed timm": _checkpointing_vit,
+    "checkpointed": lambda: _Checkpointed(nn.Sequential(nn.Flatten(), *mlp(3 * 32 * 32, 12)[1:])),
+    "channels last": lambda: _conv().to(memory_format=torch.channels_last),
+    "frozen": lambda: _conv().requires_grad_(False),
+    "weight norm": lambda: nn.Sequential(
+        nn.Flatten(), torch.nn.utils.parametrizations.weight_norm(nn.Linear(3072, 12))
+    ),
+}
+
+
+@pytest.mark.parametrize("precision", ["float32", "float64"])
+@pytest.mark.parametrize("name", ENCODERS)
+def test_scores_without_a_warning(name: str, precision: str) -> None:
+    encoder = ENCODERS[name]()
+    images = torch.randn(3, 3, 32, 32)
+    if name == "channels last":
+        images = images.to(memory_format=torch.channels_last)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        scores = jepa_score(encoder, images, precision=precision)
+    reference = copy.deepcopy(encoder)
+    if name.startswith("checkpointed"):
+        reference = reference.blocks if name == "checkpointed" else reference
+        if name == "checkpointed timm":
+            reference.set_grad_checkpointing(False)
+    tolerance = 0.02 if precision == "float32" else 1e-4
+    torch.testing.assert_close(scores, float64_score(reference, images), rtol=0, atol=tolerance)
+
+
+class _Mean(nn.Module):
+    def __init__(self, encoder: nn.Module, axes: tuple[int, ...]) -> None:
+        super().__init__()
+        self.encoder, self.axes = encoder, axes
+
+    def forward(self, inputs: Tensor) -> Tensor:
+        return self.encoder(inputs).mean(self.axes)
+
+
+class _Frames(nn.Sequential):
+    def forward(self, inputs: Tensor) -> Tensor:
+        return super().forward(inputs[:, None]).mT  # (B, T, K)
+
+
+def test_inputs_other_than_images() -> None:
+    video = nn.Sequential(nn.Conv3d(3, 6, 3, 2, 1), nn.GELU())
+    audio = _Frames(nn.Conv1d(1, 6, 9, 4), nn.GELU())
+    for encoder, inputs, axes in (
+        (video, torch.randn(2, 3, 4, 8, 8), (2, 3, 4)),
+        (audio, torch.randn(2, 200), (1,)),
+    ):
+        expected = float64_score(_Mean(encoder, axes), inputs)
+        torch.testing.assert_close(jepa_score(encoder, inputs), expected, rtol=0, atol=0.02)
+        report = DensityMonitor(inputs).evaluate(encoder)
+        assert report.figures() == {}  # no pictures of what are no images
+
+
+@pytest.mark.parametrize("seed", range(25))
+def test_random_shapes_ranks_chunks_and_types(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+
+    def draw(low: int, high: int) -> int:
+        return int(torch.randint(low, high + 1, (), generator=generator))
+
+    batch, inputs, outputs, rank = draw(1, 7), draw(1, 40), draw(1, 40), draw(1, 40)
+    dtype = [torch.float32, torch.float64, torch.bfloat16][draw(0, 2)]
+    encoder = nn.Sequential(nn.Linear(inputs, rank), nn.Tanh(), nn.Linear(rank, outputs)).to(dtype)
+    images = torch.randn(batch, inputs, generator=generator)
+    tolerance = 0.02 if dtype != torch.float64 else 1e-6
+    options = {"max_memory": 10 ** draw(0, 7)}
+    spectrum = jacobian_spectrum(encoder, images, **options)
+    assert spectrum.shape == (batch, min(inputs, outputs))
+    assert spectrum.dtype == torch.float64
+    assert bool((spectrum[:, :-1] >= spectrum[:, 1:]).all())
+    torch.testing.assert_close(
+        jepa_score(encoder, images, **options),
+        float64_score(encoder, images),
+        rtol=0,
+        atol=tolerance,
+    )
+
+
+@pytest.mark.parametrize("limit", [1, 2, 3, 100])
+def test_chunks_halve_until_they_fit_and_lose_nothing(limit: int) -> None:
+    done: list[int] = []
+
+    def work(part: slice) -> None:
+        if part.stop - part.start > limit:
+            raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to")
+        done.extend(range(part.start, part.stop))
+
+    sizes = [size for _, size in adaptive_chunks(11, 8, work)]
+    assert done == list(range(11))
+    assert sizes[-1] <= max(limit, 1)
+
+
+def test_an_image_that_does_not_fit_is_an_error() -> None:
+    def work(part: slice) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(MemoryError, match="one image does not fit into memory: CUDA out of memory"):
+        list(adaptive_chunks(4, 4, work))
+
+
+def test_other_errors_are_not_taken_for_a_lack_of_memory() -> None:
+    def work(part: slice) -> None:
+        raise RuntimeError("shape mismatch")
+
+    with pytest.raises(RuntimeError, match="shape mismatch"):
+        list(adaptive_chunks(4, 4, work))
+
+
+def test_an_encoder_that_runs_out_of_memory_is_scored_in_smaller_chunks() -> None:
+    class Hungry(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(48, 6)
+
+        def forward(self, images: Tensor) -> Tensor:
+            if len(images) > 3:
+                raise torch.OutOfMemoryError("CUDA out of memory")
+            return self.net(images)
+
+    encoder = Hungry()
+    images = torch.randn(10, 48)
+    scores = jepa_score(encoder, images)
+    torch.testing.assert_close(scores, float64_score(encoder.net, images), rtol=0, atol=0.02)
+
+
+def test_float64_needs_no_float64_module() -> None:
+    encoder = mlp(48, 8)
+    options = ScoreOptions(precision="float64")
+    monitor = DensityMonitor(torch.rand(6, 48), options=options)
+    report = monitor.evaluate(encoder)
+    assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
+    expected = float64_score(encoder, monitor.images)
+    torch.testing.assert_close(report.scores, expected, rtol=0, atol=1e-9)
