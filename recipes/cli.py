@@ -171,11 +171,43 @@ def newest_checkpoint(folder: Path) -> str:
     return str(found[-1])
 
 
+def parse(
+    model: type[LightningModule], name: str, max_epochs: int, args: list[str] | None = None
+) -> RecipeCLI:
+    """Parse the command line and build data, model and trainer from it.
+
+    Args:
+        model: The method.
+        name: Its name, for the folder of its runs.
+        max_epochs: Default number of epochs.
+        args: Arguments, or None for those of the process.
+
+    Returns:
+        An object with `model`, `datamodule`, `trainer` and `config`.
+    """
+    logger = {
+        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
+        "init_args": {"save_dir": "runs", "name": name, "default_hp_metric": False},
+    }
+    return RecipeCLI(
+        model,
+        ImageDataModule,
+        trainer_defaults={
+            "max_epochs": max_epochs,
+            "logger": logger,
+            "log_every_n_steps": 10,
+            "callbacks": ClosingTable(),
+        },
+        seed_everything_default=0,
+        args=args,
+        run=False,
+        auto_configure_optimizers=False,
+        load_from_checkpoint_support=False,
+    )
+
+
 def train(
-    model: type[LightningModule],
-    name: str,
-    max_epochs: int = 60,
-    args: list[str] | None = None,
+    model: type[LightningModule], name: str, max_epochs: int, args: list[str] | None = None
 ) -> Trainer:
     """Parse the command line and train.
 
@@ -188,28 +220,9 @@ def train(
     Returns:
         The trainer after `fit`.
     """
-    warnings.filterwarnings("ignore", ".*does not have many workers")
-    warnings.filterwarnings("ignore", ".*smaller than the logging interval")
-    logger = {
-        "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
-        "init_args": {"save_dir": "runs", "name": name, "default_hp_metric": False},
-    }
-    defaults = {
-        "max_epochs": max_epochs,
-        "logger": logger,
-        "log_every_n_steps": 10,
-        "callbacks": ClosingTable(),
-    }
-    cli = RecipeCLI(
-        model,
-        ImageDataModule,
-        trainer_defaults=defaults,
-        seed_everything_default=0,
-        args=args,
-        run=False,
-        auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
-    )
+    for message in (".*does not have many workers", ".*smaller than the logging interval"):
+        warnings.filterwarnings("ignore", message)
+    cli = parse(model, name, max_epochs, args)
     checkpoint = cli.config["ckpt_path"]
     if checkpoint == "last":
         checkpoint = newest_checkpoint(Path(cli.trainer.log_dir or "runs").parent)

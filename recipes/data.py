@@ -104,7 +104,8 @@ class ImageDataModule(LightningDataModule):
     @property
     def channels(self) -> int:
         """Colour channels of the images, 1 or 3; reads the data where the name does not tell."""
-        return 3 if self._kind == "imagefolder" else self._load_arrays()[0][0].shape[1]
+        known = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "imagefolder": 3}
+        return known.get(self._kind) or self._load_arrays()[0][0].shape[1]
 
     def prepare_data(self) -> None:
         """Download what is missing; runs in one process only."""
@@ -129,17 +130,19 @@ class ImageDataModule(LightningDataModule):
                 pixels.mean((0, 2, 3)).float(),
                 pixels.std((0, 2, 3)).clamp_min(1e-3).float(),
             )
-            train, val = ArrayImages(*train_arrays), ArrayImages(*val_arrays)
+            train, val = self._enlarged(*train_arrays), self._enlarged(*val_arrays)
         size = (self.image_size, self.image_size)
         to_tensor: list[Any] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
         normalise = v2.Normalize(mean.tolist(), std.tolist())
         plain = v2.Compose([*to_tensor, v2.Resize(size, antialias=True), normalise])
-        crop = v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
+        crop: list[Any] = [v2.Resize(size, antialias=True)]
+        if self.crop_scale < 1:
+            crop = [v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)]
         flip = [v2.RandomHorizontalFlip()] if self.flip else []
-        augment = v2.Compose([*to_tensor, crop, *flip, normalise])
+        augment = v2.Compose([*to_tensor, *crop, *flip, normalise])
         self.plain_train_set = PlainImages(train, plain)
         self.val_set = PlainImages(val, plain)
-        self.train_set = TrainImages(train, augment if self.crop_scale < 1 else plain, self.seed)
+        self.train_set = TrainImages(train, augment, self.seed)
 
     def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
         """Augmented training images in a seeded order.
@@ -194,6 +197,12 @@ class ImageDataModule(LightningDataModule):
                 train, val = [as_arrays(np.asarray(s.data), s.targets, "data") for s in sets]
                 self._arrays = train, val
         return self._arrays
+
+    def _enlarged(self, images: Tensor, labels: Tensor) -> Labelled:
+        # Before cropping, or crops of 8x8 digits could only move by whole pixels.
+        if min(images.shape[2:]) < self.image_size:
+            images = v2.functional.resize(images, [self.image_size, self.image_size])
+        return ArrayImages(images, labels)
 
     def _torchvision(self, train: bool) -> Any:
         cls = datasets.CIFAR10 if self._kind == "cifar10" else datasets.FashionMNIST

@@ -521,7 +521,7 @@ def main() -> None:
     """Train from the command line."""
     from jepa_monitor.recipes.cli import train
 
-    train(IJepa, "ijepa")
+    train(IJepa, "ijepa", max_epochs=60)
 
 
 if __name__ == "__main__":

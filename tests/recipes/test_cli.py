@@ -1,0 +1,152 @@
+"""The command line from end to end, in a temporary folder."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from sklearn.datasets import load_digits
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train
+from jepa_monitor.recipes.ijepa import IJepa
+
+SMALL = [
+    *("--data.image_size", "16", "--data.batch_size", "40", "--model.patch_size", "2"),
+    *("--model.width", "8", "--model.depth", "1", "--model.heads", "2"),
+    *("--model.predictor_width", "8", "--model.predictor_depth", "1"),
+    *("--monitor.max_probe_samples", "4", "--monitor.max_embedding_samples", "32"),
+    *("--knn.max_train", "100", "--knn.max_val", "50", "--trainer.accelerator", "cpu"),
+    *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
+]
+CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", ["ijepa"])
+    digits = load_digits()
+    images, labels = digits.images.astype(np.uint8) * 15, digits.target
+    np.savez(
+        "some.npz",
+        train_images=images[:120],
+        train_labels=labels[:120],
+        test_images=images[120:170],
+        test_labels=labels[120:170],
+    )
+    return tmp_path
+
+
+def weights(path):
+    return torch.load(path, weights_only=True)["state_dict"]
+
+
+def test_two_epochs_log_everything_and_resume_exactly(folder, capsys) -> None:
+    small = [*SMALL, "--data", "npz:some.npz"]
+    arguments = [*small, "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1"]
+    trainer = train(IJepa, "ijepa", 60, arguments)
+    printed = capsys.readouterr().out
+    for text in ("JEPA-SCORE", "RankMe", "k-NN accuracy", "raw pixels", "tensorboard --logdir"):
+        assert text in printed
+    assert "runs/ijepa" in printed
+    assert "- │" not in printed  # every cell has its number
+
+    events = EventAccumulator(trainer.log_dir).Reload()
+    tags = {
+        *("train/loss", "train/lr", "train/weight_decay", "train/momentum", "val/loss"),
+        *("eval/knn_accuracy", "jepa_score/mean", "collapse/rankme", "monitor/seconds"),
+    }
+    assert tags <= set(events.Tags()["scalars"])
+    assert len(events.Scalars("jepa_score/mean")) == 3  # before training and after each epoch
+    assert len(events.Scalars("train/loss")) == 6
+
+    run = folder / "runs" / "ijepa" / "version_0"
+    first = next((run / "checkpoints").glob("epoch=0-*.ckpt"))
+    straight = weights(run / "checkpoints" / "last.ckpt")
+    resumed = train(IJepa, "ijepa", 60, [*arguments, "--ckpt_path", str(first)])
+    assert resumed.global_step == trainer.global_step
+    again = weights(Path(resumed.log_dir) / "checkpoints" / "last.ckpt")
+    assert straight.keys() == again.keys()
+    assert all(torch.equal(straight[name], again[name]) for name in straight)
+    # The table's first column survives the resume.
+    first_column = [line.split("│")[2] for line in printed.splitlines() if line.count("│") > 3]
+    printed = capsys.readouterr().out
+    assert first_column == [
+        line.split("│")[2] for line in printed.splitlines() if line.count("│") > 3
+    ]
+
+    model = IJepa.load_from_checkpoint(first)
+    assert model.hparams["in_channels"] == 1
+    assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 8)
+
+    longer = [*small, "--trainer.max_epochs", "3", "--ckpt_path", "last"]
+    assert train(IJepa, "ijepa", 60, longer).current_epoch == 3
+
+
+def test_last_without_a_run_is_refused(folder) -> None:
+    with pytest.raises(ValueError, match=r"ckpt_path='last': there is no .*'runs/ijepa'"):
+        train(IJepa, "ijepa", 60, [*SMALL, "--ckpt_path", "last"])
+    with pytest.raises(ValueError, match="there is no"):
+        newest_checkpoint(folder)
+
+
+def test_newest_checkpoint_is_the_newest(folder) -> None:
+    for age, version in enumerate(("version_1", "version_0")):
+        path = folder / version / "checkpoints" / "last.ckpt"
+        path.parent.mkdir(parents=True)
+        path.touch()
+        os.utime(path, (1000 - age, 1000 - age))
+    assert "version_1" in newest_checkpoint(folder)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "expected"),
+    [
+        (["--data", "cifar10"], ["--data.name", "cifar10"]),
+        (["--data=npz:a.npz"], ["--data.name=npz:a.npz"]),
+        (["--data", "mine.yaml"], ["--data", "mine.yaml"]),
+        (["--data.name", "digits", "--x=1"], ["--data.name", "digits", "--x=1"]),
+    ],
+)
+def test_data_shorthand(arguments, expected) -> None:
+    assert spell_out(arguments) == expected
+
+
+def test_flags_reach_their_objects(folder) -> None:
+    cli = parse(IJepa, "ijepa", 60, ["--data", "digits", "--seed_everything", "7", *SMALL])
+    assert cli.datamodule.name == "digits"
+    assert (cli.datamodule.seed, cli.model.hparams["seed"]) == (7, 7)
+    assert (cli.model.hparams["image_size"], cli.model.hparams["in_channels"]) == (16, 1)
+    every = {type(c).__name__: getattr(c, "every_n_epochs", None) for c in cli.trainer.callbacks}
+    assert (every["JepaScoreCallback"], every["OnlineKNN"]) == (6, 6)
+
+
+def test_cadence_always_meets_the_last_epoch(folder) -> None:
+    for epochs, expected in [(2, 1), (17, 1), (30, 3), (45, 3)]:
+        cli = parse(IJepa, "ijepa", epochs, SMALL)
+        assert cli.config["monitor.every_n_epochs"] == expected
+    cli = parse(IJepa, "ijepa", 60, [*SMALL, "--monitor.every_n_steps", "5"])
+    assert cli.config["monitor.every_n_epochs"] is None
+
+
+@pytest.mark.parametrize("config", sorted(CONFIGS.glob("ijepa_*.yaml")), ids=lambda p: p.stem)
+def test_configs_are_valid(folder, config) -> None:
+    cli = parse(IJepa, "ijepa", 60, ["--config", str(config)])
+    assert cli.model.hparams["in_channels"] == 3
+
+
+def test_as_a_module_it_prints_a_config_that_it_accepts(folder) -> None:
+    command = [sys.executable, "-m", "jepa_monitor.recipes.ijepa"]
+    shown = subprocess.run(
+        [*command, *SMALL, "--print_config"], capture_output=True, text=True, check=True
+    )
+    assert "RuntimeWarning" not in shown.stderr
+    (folder / "config.yaml").write_text(shown.stdout)
+    cli = parse(IJepa, "ijepa", 60, ["--config", "config.yaml", "--trainer.max_epochs", "4"])
+    assert cli.model.hparams["width"] == 8
+    assert cli.trainer.max_epochs == 4
+    assert cli.config["monitor.max_probe_samples"] == 4

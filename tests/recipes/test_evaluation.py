@@ -1,0 +1,156 @@
+"""The k-NN classifier against scikit-learn's, and the callback's good manners."""
+
+from types import SimpleNamespace
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from lightning.pytorch.demos.boring_classes import BoringModel
+from sklearn.neighbors import KNeighborsClassifier
+from torch import nn
+
+from jepa_monitor.recipes.data import ImageDataModule
+from jepa_monitor.recipes.evaluation import OnlineKNN, knn_accuracy, knn_predict, undisturbed
+
+
+def features(seed=0, n=300, m=1100, width=6, classes=5):
+    rng = np.random.default_rng(seed)
+    centres = rng.normal(size=(classes, width))
+    labels = rng.integers(0, classes, n + m)
+    x = centres[labels] + rng.normal(size=(n + m, width))
+    return x[:n], labels[:n], x[n:], labels[n:]
+
+
+@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (300, 0.2)])
+def test_predictions_equal_scikit_learn(k, temperature) -> None:
+    bank, labels, queries, _ = features()
+    reference = KNeighborsClassifier(
+        k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature)
+    ).fit(bank, labels)
+    predicted = knn_predict(*map(torch.from_numpy, (bank, labels, queries)), k, temperature)
+    np.testing.assert_array_equal(predicted, reference.predict(queries))
+
+
+def test_accuracy_equals_scikit_learn() -> None:
+    bank, labels, queries, targets = features(1)
+    reference = KNeighborsClassifier(7, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
+    expected = reference.fit(bank, labels).score(queries, targets)
+    x, y, q, t = map(torch.from_numpy, (bank, labels, queries, targets))
+    assert knn_accuracy((x, y), (q, t), k=7, temperature=0.1) == pytest.approx(expected)
+
+
+def test_k_beyond_the_bank_uses_all() -> None:
+    x, y, q, _ = map(torch.from_numpy, features(n=9))
+    assert torch.equal(knn_predict(x, y, q, k=20), knn_predict(x, y, q, k=9))
+
+
+def test_undisturbed_restores_modes_and_random_state_even_after_an_error() -> None:
+    module = nn.Sequential(nn.Dropout(), nn.BatchNorm1d(2).eval())
+    state = torch.get_rng_state()
+
+    def look() -> None:
+        with undisturbed(module, torch.device("cpu")):
+            assert not module[0].training
+            assert not torch.is_grad_enabled()
+            torch.rand(3)
+            raise RuntimeError("planned")
+
+    with pytest.raises(RuntimeError, match="planned"):
+        look()
+    assert [m.training for m in module] == [True, False]
+    assert torch.equal(torch.get_rng_state(), state)
+    assert torch.is_grad_enabled()
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k=0 must be at least 1"),
+        ({"every_n_epochs": 0}, "every_n_epochs=0 must be at least 1"),
+        ({"max_val": -1}, "max_val=-1 must be at least 1"),
+        ({"temperature": 0.0}, r"temperature=0\.0 must be positive"),
+    ],
+)
+def test_bad_numbers_are_refused(options, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        OnlineKNN(**options)
+
+
+class Tiny(BoringModel):
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(64, 10)
+        self.target_encoder = nn.Sequential(nn.Flatten(), nn.Dropout(0.5), self.layer)
+
+    def training_step(self, batch, batch_idx):
+        return nn.functional.cross_entropy(self.target_encoder(batch[0]), batch[1])
+
+    def configure_optimizers(self):
+        return torch.optim.SGD(self.parameters(), 0.1)
+
+    validation_step = None
+
+
+def run(*callbacks):
+    pl.seed_everything(0)
+    model, data = Tiny(), ImageDataModule("digits", image_size=8, batch_size=200)
+    trainer = pl.Trainer(
+        max_epochs=3,
+        limit_train_batches=1,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        callbacks=list(callbacks),
+    )
+    trainer.fit(model, datamodule=data)
+    return model, data, trainer
+
+
+class Record(pl.Callback):
+    def __init__(self) -> None:
+        self.values = []
+
+    def on_train_start(self, trainer, pl_module) -> None:
+        self.values.append(trainer.callback_metrics.get("eval/knn_accuracy"))
+
+    def on_train_epoch_end(self, trainer, pl_module) -> None:
+        self.values.append(trainer.callback_metrics.get("eval/knn_accuracy"))
+
+
+def test_callback_measures_without_disturbing() -> None:
+    record, knn = Record(), OnlineKNN(k=5, temperature=0.1, max_train=400, max_val=150)
+    watched, data, trainer = run(knn, record)
+    plain, _, _ = run()
+    for a, b in zip(watched.parameters(), plain.parameters(), strict=True):
+        assert torch.equal(a, b)
+    assert all(value is not None for value in record.values)
+    assert len(record.values) == 4
+
+    def chosen(dataset, count):
+        order = torch.randperm(len(dataset), generator=torch.Generator().manual_seed(0))[:count]
+        return zip(*[dataset[int(i)] for i in order], strict=True)
+
+    def reference(embed):
+        model = KNeighborsClassifier(5, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
+        sets = [chosen(data.plain_train_set, 400), chosen(data.val_set, 150)]
+        (x, y), (q, t) = [(embed(torch.stack(images)), labels) for images, labels in sets]
+        return model.fit(x, y).score(q, t)
+
+    watched.eval()
+    with torch.no_grad():
+        final = reference(watched.target_encoder)
+    assert float(trainer.callback_metrics["eval/knn_accuracy"]) == pytest.approx(final, abs=0.007)
+    assert knn.pixel_accuracy == pytest.approx(reference(lambda x: x.flatten(1)), abs=0.007)
+
+
+def test_the_last_epoch_is_always_measured() -> None:
+    knn = OnlineKNN(every_n_epochs=2, max_train=50, max_val=20)
+    seen = []
+    knn._log = lambda trainer, _: seen.append(trainer.current_epoch)
+    for epoch in range(5):
+        trainer = SimpleNamespace(current_epoch=epoch, max_epochs=5)
+        knn.on_train_epoch_end(trainer, None)
+    assert seen == [1, 3, 4]
