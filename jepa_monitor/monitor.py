@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.encoders import Embedder, Pool, check_pool
+from jepa_monitor.engine import spectra
 from jepa_monitor.functional.collapse import normalized_std, rankme
-from jepa_monitor.jacobian import spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.probes import collect_images
 from jepa_monitor.report import Report

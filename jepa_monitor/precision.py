@@ -9,8 +9,8 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor.encoders import Embedder, Pool
+from jepa_monitor.engine import spectra
 from jepa_monitor.functional.calibration import density_agreement
-from jepa_monitor.jacobian import spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.spectrum import log_volume
 

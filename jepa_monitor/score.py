@@ -11,8 +11,8 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor.encoders import Embedder, Pool
+from jepa_monitor.engine import Spectra, spectra
 from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.jacobian import Spectra, spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.probes import visit_images
 from jepa_monitor.spectrum import log_volume

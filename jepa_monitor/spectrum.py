@@ -12,7 +12,9 @@ from jepa_monitor._checks import check_positive
 __all__ = [
     "Spectrum",
     "clipped_count",
+    "cross_gram",
     "decompose",
+    "from_gram",
     "log_volume",
     "noise_floor",
     "refine",
@@ -27,14 +29,44 @@ def _column_blocks(matrices: Tensor) -> tuple[Tensor, ...]:
     return torch.split(matrices, max(rows, _BLOCK_BYTES // (8 * batch * rows)), dim=2)
 
 
-def _gram(matrices: Tensor) -> Tensor:
-    """Accumulate the products of all pairs of rows in float64, without a float64 copy of it all."""
-    batch, rows, _ = matrices.shape
-    gram = matrices.new_zeros(batch, rows, rows, dtype=torch.float64)
-    for block in _column_blocks(matrices):
+def cross_gram(first: Tensor, second: Tensor) -> Tensor:
+    """Accumulate the products of all pairs of rows in float64, without float64 copies of it all.
+
+    Args:
+        first: (B, K, D).
+        second: (B, L, D); may be ``first`` itself.
+
+    Returns:
+        (B, K, L), float64.
+    """
+    gram = first.new_zeros(len(first), first.shape[1], second.shape[1], dtype=torch.float64)
+    blocks = _column_blocks(first)
+    others = blocks
+    if second is not first:
+        others = torch.split(second, blocks[0].shape[2], dim=2)
+    for block, other in zip(blocks, others, strict=True):
         double = block.double()
-        gram.baddbmm_(double, double.mT)
+        gram.baddbmm_(double, double.mT if other is block else other.double().mT)
     return gram
+
+
+def from_gram(gram: Tensor, rank: int) -> Spectrum:
+    """Find singular values and left vectors from the products of all pairs of rows.
+
+    Args:
+        gram: (B, K, K), float64.
+        rank: How many values to keep at most.
+
+    Returns:
+        Values, NaN where ``gram`` is not finite, and vectors.
+    """
+    finite = torch.isfinite(gram).flatten(1).all(1)
+    if not bool(finite.all()):  # LAPACK would raise, and spoil the whole batch
+        gram = torch.where(finite[:, None, None], gram, 0.0)
+    eigenvalues, vectors = torch.linalg.eigh(gram)
+    # Rounding leaves an eigenvalue of 0 on either side of 0.
+    values = eigenvalues.clamp_min(0.0).sqrt().flip(-1)[:, :rank]
+    return Spectrum(torch.where(finite[:, None], values, torch.nan), vectors.flip(-1)[:, :, :rank])
 
 
 def _orthogonalised(matrices: Tensor) -> Tensor:
@@ -72,20 +104,15 @@ def decompose(matrices: Tensor) -> Spectrum:
     Returns:
         Values and, where they come free, left vectors.
     """
-    finite = torch.isfinite(matrices).flatten(1).all(1)
-    if not bool(finite.all()):  # LAPACK would raise, and spoil the whole batch
-        matrices = torch.where(finite[:, None, None], matrices, 0.0)
     wide = matrices.shape[1] <= matrices.shape[2]
     short = matrices if wide else matrices.mT
-    vectors = None
-    if matrices.dtype == torch.float64:
-        values = torch.linalg.svdvals(_orthogonalised(short))
-    else:
-        eigenvalues, eigenvectors = torch.linalg.eigh(_gram(short))
-        # Rounding leaves an eigenvalue of 0 on either side of 0.
-        values = eigenvalues.clamp_min(0.0).sqrt().flip(-1)
-        vectors = eigenvectors.flip(-1) if wide else None
-    return Spectrum(torch.where(finite[:, None], values, torch.nan), vectors)
+    if matrices.dtype != torch.float64:
+        found = from_gram(cross_gram(short, short), short.shape[1])
+        return found if wide else Spectrum(found.values, None)
+    finite = torch.isfinite(matrices).flatten(1).all(1)
+    short = torch.where(finite[:, None, None], short, 0.0)
+    values = torch.linalg.svdvals(_orthogonalised(short))
+    return Spectrum(torch.where(finite[:, None], values, torch.nan), None)
 
 
 def noise_floor(values: Tensor, dtype: torch.dtype) -> Tensor:

@@ -11,8 +11,8 @@ from torchmetrics.utilities import dim_zero_cat
 
 from jepa_monitor._checks import check_choice, check_images
 from jepa_monitor.encoders import Embedder, Pool, check_pool
+from jepa_monitor.engine import spectra
 from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.jacobian import spectra
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import plot_histogram
 from jepa_monitor.score import fit_reference

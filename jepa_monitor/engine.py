@@ -1,0 +1,199 @@
+"""The engine: in go an encoder, images and settings, out come spectra, within a memory budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.encoders import Embedder
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.jacobian import check_samples_apart, embed_with_graph, jacobian_rows, row_passes
+from jepa_monitor.memory import adaptive_chunks, default_budget, graph_bytes
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.sketch import sketch_matrix
+from jepa_monitor.spectrum import (
+    Spectrum,
+    cross_gram,
+    decompose,
+    from_gram,
+    noise_floor,
+    refine,
+    uncertain,
+)
+
+__all__ = ["Spectra", "spectra"]
+
+_GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
+_REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
+
+
+class Spectra(NamedTuple):
+    """What one pass over the Jacobians of a set of images yields.
+
+    Args:
+        embeddings: (B, K), in the type that the encoder ran in.
+        singular_values: Of the rows that were computed, (B, min(R, D)), descending, float64.
+        noise_floors: Size below which singular values are rounding error, (B,), float64.
+        under_floor: Number of singular values below it that were not refined, (B,), int64.
+        basis: The combinations of rows that were computed, (R, K), float64; ``None`` for all rows
+            as they are.
+    """
+
+    embeddings: Tensor
+    singular_values: Tensor
+    noise_floors: Tensor
+    under_floor: Tensor
+    basis: Tensor | None
+
+
+def _measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
+    """Find the width K of the embeddings, and the bytes that the graph of one image takes."""
+    width = 0
+
+    def forward() -> Tensor:
+        nonlocal width
+        _, embeddings = embed_with_graph(embedder, image)
+        width = embeddings.shape[1]
+        return embeddings
+
+    graph = graph_bytes(forward, embedder.addresses)
+    return width, graph
+
+
+def _plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
+    """Say how many images fit at a time, and how many rows of a single one."""
+    rank = min(rows, image.numel())
+    fixed = _GRAPH_COPIES * graph + 3 * image.nbytes + 3 * 8 * rank**2
+    images = budget // (fixed + rows * image.nbytes)
+    return max(1, images), min(rows, max(1, (budget - fixed) // image.nbytes))
+
+
+def _blockwise(
+    embedder: Embedder, image: Tensor, cotangents: Tensor | None, rows: int, block: int
+) -> tuple[Tensor, Spectrum]:
+    """Decompose the Jacobian of one image whose rows do not all fit: block against block."""
+    # With b blocks this takes (b + 1) / 2 times the backward passes.
+    leaf, embeddings = embed_with_graph(embedder, image)
+    gram = torch.zeros(1, rows, rows, dtype=torch.float64, device=image.device)
+    for start in range(0, rows, block):
+        stop = min(start + block, rows)
+        kept = torch.stack([*row_passes(leaf, embeddings, cotangents, range(start, stop))], 1)
+        gram[:, start:stop, start:stop] = cross_gram(kept, kept)
+        rest = range(stop, rows)
+        for k, row in zip(rest, row_passes(leaf, embeddings, cotangents, rest), strict=True):
+            products = cross_gram(kept, row[:, None])
+            gram[:, start:stop, k] = products[:, :, 0]
+            gram[:, k, start:stop] = products[:, :, 0]
+    return embeddings.detach(), from_gram(gram, min(rows, leaf[0].numel()))
+
+
+def _refined(
+    precise: Embedder,
+    images: Tensor,
+    basis: Tensor | None,
+    rows: Tensor,
+    found: Spectrum,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """Recompute, in float64, the few singular values that float32 cannot resolve.
+
+    Args:
+        precise: The encoder in float64.
+        images: (B, ...).
+        basis: The combinations that the rows are, (R, K), float64; ``None`` for all by themselves.
+        rows: Their float32 Jacobians, (B, R, D).
+        found: Their decomposition.
+        eps: The clipping value.
+
+    Returns:
+        All singular values, (B, min(K, D)), and which images have been refined, (B,).
+    """
+    values = found.values.clone()
+    doubtful = uncertain(values, rows.dtype, eps)
+    counts = doubtful.sum(1)
+    most = max(2, rows.shape[1] // _REFINED_SHARE)
+    chosen = ((counts > 0) & (counts <= most)).nonzero().flatten().tolist()
+    refined = torch.zeros_like(counts, dtype=torch.bool)
+    if not chosen or found.vectors is None:
+        return values, refined
+    vectors, firsts = found.vectors, doubtful.int().argmax(1).tolist()
+
+    def work() -> None:
+        for i in chosen:
+            first, count = firsts[i], int(counts[i])
+            directions = vectors[i, :, first : first + count].T
+            if basis is not None:
+                directions = directions @ basis
+            _, exact = jacobian_rows(precise, images[i : i + 1].to(precise.dtype), directions)
+            one = Spectrum(values[i : i + 1], vectors[i : i + 1])
+            values[i] = refine(rows[i], one, first, exact[0])
+            refined[i] = True
+
+    precise.run(work, images.device)
+    return values, refined
+
+
+def spectra(
+    embedder: Embedder,
+    images: Tensor,
+    options: ScoreOptions,
+    reference: Gaussian | None = None,
+    progress: Callable[[int], None] | None = None,
+) -> Spectra:
+    """Compute embeddings and singular values of the Jacobian of every image.
+
+    Args:
+        embedder: The encoder.
+        images: (B, ...), checked, on the encoder's device.
+        options: How to score.
+        reference: Law of the embeddings, for a whitened sketch.
+        progress: Called after each chunk with the number of images that it held.
+
+    Returns:
+        Embeddings and singular values, in the order of the images.
+    """
+    device = images.device
+    budget = options.max_memory or default_budget(device)
+    precise = None
+    if embedder.dtype == torch.float32 and 4 * embedder.parameter_bytes <= budget:
+        precise = embedder.to(torch.float64)
+
+    def work() -> Spectra:
+        if len(images) > 1:
+            check_samples_apart(embedder, images[:2].to(embedder.dtype))
+        one = images[:1].to(embedder.dtype)
+        width, graph = _measure(embedder, one)
+        basis = sketch_matrix(options, width, reference)
+        cotangents = None
+        if basis is not None:
+            basis = basis.to(device)
+            cotangents = basis.to(embedder.dtype)
+        done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
+
+        count = width if basis is None else len(basis)
+        chunk, block = _plan(one, graph, count, budget)
+
+        def score(part: slice) -> None:
+            inputs, rows = images[part].to(embedder.dtype), None
+            if block < count:
+                embeddings, found = _blockwise(embedder, inputs, cotangents, count, block)
+            else:
+                embeddings, rows = jacobian_rows(embedder, inputs, cotangents)
+                found = decompose(rows)
+            floors = noise_floor(found.values, embedder.dtype)
+            values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
+            if precise is not None and rows is not None:
+                values, refined = _refined(precise, inputs, basis, rows, found, options.eps)
+            under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
+            done.append((embeddings, values, floors, under))
+
+        for part, _ in adaptive_chunks(len(images), chunk, score):
+            if progress is not None:
+                progress(part.stop - part.start)
+        embeddings, values, floors, under = (torch.cat(parts) for parts in zip(*done, strict=True))
+        return Spectra(embeddings, values, floors, under, basis)
+
+    return embedder.run(work, device)
