@@ -1,0 +1,277 @@
+"""The state on embeddings whose state is known, and the alarm on sequences whose story is known."""
+
+from __future__ import annotations
+
+import math
+import pathlib
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from jepa_monitor.alarm import (
+    AlarmReading,
+    CollapseAlarm,
+    CollapseState,
+    collapse_measures,
+    collapse_scalars,
+    collapse_state,
+)
+from jepa_monitor.functional import collapse, hypersphere
+
+HEALTHY, DIMENSIONAL, COMPLETE = CollapseState
+_NAN = float("nan")
+
+
+def cloud(n: int, k: int, rank: int | None = None, seed: int = 0, spread: float = 1.0) -> Tensor:
+    """Isotropic in `rank` random directions of K; `spread` below 1 adds a common direction."""
+    generator = torch.Generator().manual_seed(seed)
+    rank = k if rank is None else rank
+    axes = torch.linalg.qr(torch.randn(k, k, generator=generator))[0]
+    z = torch.randn(n, rank, generator=generator) @ axes[:, :rank].T / math.sqrt(rank)
+    return spread * z + math.sqrt(1 - spread**2) * axes[:, 0]
+
+
+@pytest.mark.parametrize(
+    ("n", "k"), [(16, 128), (64, 512), (128, 128), (512, 16), (512, 64), (512, 2048), (2048, 384)]
+)
+@pytest.mark.parametrize("scale", [1e-6, 1.0, 1e6])
+def test_isotropic_is_healthy_at_every_size_and_scale(n: int, k: int, scale: float) -> None:
+    z = scale * cloud(n, k)
+    assert collapse_state(z) == HEALTHY
+    measures = collapse_measures(z)
+    assert measures.share == pytest.approx(1, abs=0.03)
+    assert measures.spread == pytest.approx(1, abs=0.05)
+
+
+@pytest.mark.parametrize(("n", "k"), [(64, 512), (128, 128), (512, 64), (512, 512)])
+@pytest.mark.parametrize("rank", [1, 2, 3])
+def test_few_directions_are_dimensional(n: int, k: int, rank: int) -> None:
+    assert collapse_state(cloud(n, k, rank)) == DIMENSIONAL
+    assert collapse_state(cloud(n, k, rank, spread=0.5)) == DIMENSIONAL
+
+
+def test_one_large_embedding_is_no_collapse() -> None:
+    z = cloud(512, 64)
+    z[0] *= 1e5
+    assert collapse.effective_rank(z) < 1.1
+    assert collapse_state(z) == HEALTHY
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])
+@pytest.mark.parametrize("value", [0.0, 1.0, 1 / 3, 1e4])
+def test_points_are_complete(dtype: torch.dtype, value: float) -> None:
+    z = torch.full((64, 32), value, dtype=dtype)
+    assert collapse_state(z) == COMPLETE
+    measures = collapse_measures(z)
+    assert (measures.spread, measures.directions, measures.share) == (0, 0, 0)
+
+
+@pytest.mark.parametrize("rank", [1, 4, 32])
+@pytest.mark.parametrize("spread", [1e-7, 1e-3, 0.03])
+def test_a_narrow_cone_is_complete(spread: float, rank: int) -> None:
+    assert collapse_state(cloud(256, 32, rank, spread=spread)) == COMPLETE
+
+
+def test_one_different_image_saves_nothing() -> None:
+    z = torch.ones(512, 64)
+    z[7] = -1
+    assert collapse_state(z) != HEALTHY
+
+
+def test_one_dimension() -> None:
+    signs = torch.tensor([1.0, -1.0]).repeat(32)[:, None]
+    assert collapse_state(signs) == HEALTHY  # one of one possible direction
+    assert collapse_state(signs.abs()) == COMPLETE
+
+
+def test_rows_that_are_not_finite() -> None:
+    z = cloud(64, 32)
+    z[:5] = _NAN
+    measures = collapse_measures(z)
+    assert (measures.samples, measures.nonfinite) == (59, 5)
+    assert collapse_state(z) == HEALTHY
+    z[:40, 3] = math.inf
+    assert collapse_state(z) == COMPLETE
+    for broken in (torch.full((64, 32), _NAN), cloud(16, 8).index_fill(0, torch.tensor(0), _NAN)):
+        reading = CollapseAlarm().update(0, broken)
+        assert reading.state == COMPLETE
+        assert "hold NaN or infinity" in reading.reason
+
+
+@pytest.mark.parametrize("n", [0, 1, 2, 15])
+def test_too_few_embeddings_are_an_error_not_healthy(n: int) -> None:
+    with pytest.raises(ValueError, match=f"at least 16 rows.*got {n}"):
+        collapse_state(torch.randn(n, 8))
+
+
+@pytest.mark.parametrize("shape", [(32,), (32, 2, 2), (32, 0)])
+def test_wrong_shapes(shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"must have shape \(N, K\)"):
+        collapse_state(torch.zeros(shape))
+
+
+def test_hysteresis() -> None:
+    alarm = CollapseAlarm()
+    ranks = [64, 16, 6, 5, 4, 3, 4, 5, 6, 8, 16]
+    down_and_up = [alarm.update(i, cloud(512, 64, rank)).state for i, rank in enumerate(ranks)]
+    assert down_and_up == sorted(down_and_up[:6]) + sorted(down_and_up[6:], reverse=True)
+    # Between the thresholds the state depends on where it came from.
+    between = next(
+        z
+        for w in torch.linspace(0.05, 0.9, 200)
+        if 0.36
+        < collapse_measures(z := cloud(512, 64, 3) + w * cloud(512, 64, seed=1)).share
+        < 0.39
+    )
+    assert collapse_state(between, HEALTHY) == HEALTHY
+    assert collapse_state(between, DIMENSIONAL) == DIMENSIONAL
+    assert collapse_state(between, COMPLETE) == DIMENSIONAL
+    narrow = cloud(512, 64, spread=0.065)
+    assert collapse_state(narrow, HEALTHY) == HEALTHY
+    assert collapse_state(narrow, COMPLETE) == COMPLETE
+
+
+def test_a_slow_collapse_is_seen_once_and_stays() -> None:
+    alarm = CollapseAlarm(patience_steps=100)
+    noise = torch.Generator().manual_seed(3)
+    readings = []
+    for i in range(60):
+        spread = 0.9 ** (i + float(torch.rand(1, generator=noise)) * 2)
+        readings.append(alarm.update(10 * i, cloud(256, 64, spread=min(spread, 1.0), seed=i)))
+    states = [reading.state for reading in readings]
+    assert states == sorted(states)
+    assert states[0] == HEALTHY
+    assert states[-1] == COMPLETE
+    first = next(reading for reading in readings if reading.state)
+    assert readings[-1].since_step == first.since_step
+    assert readings[-1].steps_in_state == 590 - first.since_step
+    # It had been healthy for longer than the patience, so the second look is an alarm.
+    assert [reading.alarm for reading in readings].index(True) == states.index(first.state) + 1
+
+
+def story(patience: int, states: str, every: int = 10) -> list[AlarmReading]:
+    """h: healthy, d: dimensional, c: complete."""
+    clouds = {"h": cloud(64, 32), "d": cloud(64, 32, 1), "c": torch.ones(64, 32)}
+    alarm = CollapseAlarm(patience)
+    return [alarm.update(i * every, clouds[state]) for i, state in enumerate(states)]
+
+
+def alarms(readings: list[AlarmReading]) -> str:
+    return "".join("!" if reading.alarm else "." for reading in readings)
+
+
+@pytest.mark.parametrize(
+    ("states", "expected"),
+    [
+        ("hhhhhhhhh", "........."),
+        ("hhccchhhh", "........."),  # transient, shorter than 50 steps
+        ("cccchhhhh", "........."),  # the same from the first step on
+        ("hccccccchh", "......!!!."),  # outlasts the patience; ends after two healthy looks
+        ("hcdcdcdcdh", "......!!!!"),  # both kinds are one collapse
+        ("ccchhccc", "......!!"),  # returns after recovery
+        ("ccchcchcc", ".....!!!!"),  # one healthy look is no recovery
+        ("hchchchch", "........."),  # nothing is confirmed
+        ("hhhhhhhcc", "........!"),  # established for 50 steps, then collapses
+        ("hhhhhhhch", "........."),  # a single look
+    ],
+)
+def test_stories(states: str, expected: str) -> None:
+    readings = story(50, states)
+    assert alarms(readings) == expected
+    assert [int(reading.state) for reading in readings] == ["hdc".index(state) for state in states]
+
+
+def test_reasons_say_what_was_seen_and_what_to_do() -> None:
+    readings = story(50, "hccccccdd")
+    assert readings[0].reason == "The embeddings differ in about 24.8 directions of 25 possible."
+    assert "No alarm yet: for 10 steps of 50" in readings[2].reason
+    assert (
+        "All embeddings point the same way: normalised std 0 of 1 (complete" in readings[6].reason
+    )
+    assert "It has lasted 50 steps" in readings[6].reason
+    assert "Check what keeps the embeddings apart" in readings[6].reason
+    assert "only about 1.0 directions" in readings[7].reason
+    assert "Check what decorrelates the dimensions" in readings[7].reason
+    assert "had recovered from an earlier collapse" in story(50, "ccchhcc")[-1].reason
+    assert "it was healthy for 50 steps and more" in story(50, "hhhhhhhcc")[-1].reason
+
+
+def test_scalars_of_a_reading() -> None:
+    assert story(50, "hdd")[-1].scalars == {
+        "collapse/state": 1.0,
+        "collapse/steps_in_state": 10.0,
+        "collapse/alarm": 0.0,
+    }
+
+
+def test_the_same_step_twice_confirms_nothing_and_steps_go_forward() -> None:
+    alarm = CollapseAlarm(patience_steps=1)
+    point = torch.ones(32, 8)
+    alarm.update(5, point)
+    assert not alarm.update(5, point).alarm
+    assert alarm.update(6, point).alarm
+    with pytest.raises(ValueError, match=r"must not decrease: got 4 after 6. Call reset\(\)"):
+        alarm.update(4, point)
+    alarm.reset()
+    assert not alarm.update(4, point).alarm
+
+
+def test_a_failed_look_changes_nothing() -> None:
+    alarm = CollapseAlarm()
+    alarm.update(1, torch.ones(32, 8))
+    before = alarm.state_dict()
+    with pytest.raises(ValueError, match="at least 16 rows"):
+        alarm.update(2, torch.ones(3, 8))
+    assert alarm.state_dict() == before
+
+
+@pytest.mark.parametrize(
+    ("patience", "error"), [(0, ValueError), (2.5, TypeError), (True, TypeError)]
+)
+def test_patience_is_checked(patience: Any, error: type[Exception]) -> None:
+    with pytest.raises(error, match="patience_steps"):
+        CollapseAlarm(patience)
+
+
+@pytest.mark.parametrize("cut", range(1, 8))
+def test_an_alarm_taken_up_equals_one_uninterrupted(tmp_path: pathlib.Path, cut: int) -> None:
+    clouds = [torch.ones(64, 32) if c == "c" else cloud(64, 32) for c in "hccchhcc"]
+    whole, first, second = CollapseAlarm(50), CollapseAlarm(50), CollapseAlarm(50)
+    expected = [whole.update(10 * i, z) for i, z in enumerate(clouds)]
+    found = [first.update(10 * i, z) for i, z in enumerate(clouds[:cut])]
+    torch.save(first.state_dict(), tmp_path / "alarm.pt")
+    second.load_state_dict(torch.load(tmp_path / "alarm.pt", weights_only=True))
+    found += [second.update(10 * i, z) for i, z in enumerate(clouds) if i >= cut]
+    assert found == expected
+    assert second.state_dict() == whole.state_dict()
+
+
+def test_collapse_scalars_are_the_functions() -> None:
+    z = cloud(256, 64, spread=0.7)
+    scalars = collapse_scalars(z)
+    for name in ("rankme", "effective_rank", "participation_ratio", "normalized_std"):
+        assert scalars[f"collapse/{name}"] == pytest.approx(getattr(collapse, name)(z).item())
+    for name in ("mean_cosine", "uniformity"):
+        assert scalars[f"collapse/{name}"] == pytest.approx(getattr(hypersphere, name)(z).item())
+    fit = collapse.alpha_req(z)
+    assert scalars["collapse/alpha_req"] == pytest.approx(fit.alpha.item())
+    assert scalars["collapse/alpha_req_r2"] == pytest.approx(fit.r2.item())
+    isotropic = collapse_scalars(cloud(256, 64))
+    for name in ("rankme", "effective_rank", "participation_ratio"):
+        assert isotropic[f"collapse/{name}_relative"] == pytest.approx(1, abs=0.03)
+
+
+@pytest.mark.parametrize(
+    "embeddings",
+    [
+        torch.ones(64, 32), torch.zeros(64, 32), torch.full((64, 32), _NAN), torch.zeros(0, 8),
+        torch.zeros(1, 8), cloud(64, 32, 1), cloud(2, 3), cloud(64, 1), torch.ones(64, 32).half(),
+        cloud(64, 32).index_fill(0, torch.tensor([0, 3]), _NAN),
+    ],
+)  # fmt: skip
+def test_collapse_scalars_are_finite_or_absent(embeddings: Tensor) -> None:
+    scalars = collapse_scalars(embeddings)
+    assert all(math.isfinite(value) for value in scalars.values())
+    assert ("collapse/rankme" in scalars) == (int(torch.isfinite(embeddings).all(1).sum()) > 1)
