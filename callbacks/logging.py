@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from jepa_monitor.report import Report
 
-__all__ = ["current_step", "log_report"]
+__all__ = ["current_step", "log_dashboard", "log_report"]
 
 _BINS = 64
 
@@ -40,20 +40,92 @@ def _add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:
         writer.add_histogram(tag, numbers, step, bins=np.linspace(low, low + width, _BINS + 1))
 
 
-def log_report(loggers: Iterable[Any], report: Report, step: int) -> None:
+def dashboard(prefix: str) -> dict[str, dict[str, list[Any]]]:
+    """Lay out TensorBoard's custom-scalars page.
+
+    Args:
+        prefix: Of all tags.
+
+    Returns:
+        What ``SummaryWriter.add_custom_scalars`` takes.
+    """
+
+    def lines(*tags: str) -> list[Any]:
+        return ["Multiline", [prefix + tag for tag in tags]]
+
+    def margin(middle: str, low: str, high: str) -> list[Any]:
+        return ["Margin", [prefix + tag for tag in (middle, low, high)]]
+
+    return {
+        f"{prefix}density": {
+            "JEPA-SCORE: median, 5 % and 95 %": margin(
+                "jepa_score/p50", "jepa_score/p05", "jepa_score/p95"
+            ),
+            "log-density: median, 5 % and 95 %": margin(
+                "log_density/p50", "log_density/p05", "log_density/p95"
+            ),
+            "log singular values: median, 5 % and 95 %": margin(
+                "jacobian/log_sigma_p50", "jacobian/log_sigma_p05", "jacobian/log_sigma_p95"
+            ),
+        },
+        f"{prefix}calibration": {
+            "error of coverage, gap to the training data": lines(
+                "density/calibration_error", "density/generalisation_gap"
+            ),
+            "polarity (below 0.5: inverted)": lines(
+                "density/polarity", "density/polarity_(noise|blur|shuffle)"
+            ),
+        },
+        f"{prefix}collapse": {
+            "relative to isotropic embeddings": lines(
+                "collapse/(rankme|effective_rank|participation_ratio)_relative",
+                "collapse/normalized_std",
+            ),
+            "state (0 healthy, 1 dimensional, 2 complete)": lines("collapse/state"),
+        },
+        f"{prefix}outliers": {
+            "share below the 5 % quantile of the reference": lines(
+                "outliers/(jepa_score|log_density|knn|mahalanobis)$"
+            ),
+        },
+    }
+
+
+def log_report(
+    loggers: Iterable[Any], report: Report, figures: Mapping[str, Any], step: int, prefix: str = ""
+) -> None:
     """Write an evaluation to every logger: numbers to all, pictures to those that take them.
 
     Args:
         loggers: Lightning's loggers.
         report: The evaluation.
+        figures: Pictures by tag.
         step: The x-coordinate.
+        prefix: Of all tags.
     """
+    scalars = {prefix + tag: value for tag, value in report.scalars.items()}
     for logger in loggers:
-        logger.log_metrics(report.scalars, step=step)
+        logger.log_metrics(scalars, step=step)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_histogram"):
             for tag, values in report.histograms.items():
-                _add_histogram(writer, tag, values, step)
+                _add_histogram(writer, prefix + tag, values, step)
         if hasattr(writer, "add_figure"):
-            for tag, figure in report.figures().items():
-                writer.add_figure(tag, figure, step, close=False)
+            for tag, figure in figures.items():
+                writer.add_figure(prefix + tag, figure, step, close=False)
+
+
+def log_dashboard(loggers: Iterable[Any], prefix: str, settings: str) -> None:
+    """Write, once, how to arrange the curves and what they depend on.
+
+    Args:
+        loggers: Lightning's loggers.
+        prefix: Of all tags.
+        settings: Shown as text.
+    """
+    for logger in loggers:
+        writer: Any = getattr(logger, "experiment", None)
+        if hasattr(writer, "add_custom_scalars"):
+            writer.add_custom_scalars(dashboard(prefix))
+        if hasattr(writer, "add_text"):
+            writer.add_text(f"{prefix}monitor/settings", settings)

@@ -3,49 +3,64 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.alarm import collapse_scalars
+from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.encoders import Embedder, Pool, check_pool
 from jepa_monitor.engine import spectra
-from jepa_monitor.functional.collapse import normalized_std, rankme
+from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.options import ScoreOptions
+from jepa_monitor.plotting import is_drawable
 from jepa_monitor.probes import collect_images
 from jepa_monitor.report import Report
-from jepa_monitor.score import embed
-from jepa_monitor.spectrum import clipped_count, log_volume
+from jepa_monitor.score import density_terms, embed
+from jepa_monitor.spectrum import log_volume
+from jepa_monitor.summary import (
+    ScoredSet,
+    density_scalars,
+    detectors,
+    ood_scalars,
+    outlier_scalars,
+    polarity_scalars,
+    score_scalars,
+)
 
 __all__ = ["DensityMonitor"]
 
 
-def _finite_rows(values: Tensor) -> Tensor:
-    return values[torch.isfinite(values).flatten(1).all(1)]
-
-
 class DensityMonitor:
-    """Measures, on a fixed set of held-out images, what density an encoder has learned.
+    """Measures, on fixed sets of images, what density an encoder has learned.
 
     The images are read once, at construction. Jacobians are dear, so the first
-    ``max_probe_samples`` images are scored; embeddings are cheap, so up to
-    ``max_embedding_samples`` images (the scored ones among them) go into the collapse measures.
+    ``max_probe_samples`` images of each set are scored; embeddings are cheap, so up to
+    ``max_embedding_samples`` images of each set (the scored ones among them) are embedded.
 
     Args:
         probe: Held-out images: a tensor (N, ...), a Dataset, a DataLoader or an iterable of batches.
-        max_probe_samples: How many images to score.
-        max_embedding_samples: How many images to embed.
+        reference: Training images, of the same kinds. With it come the full log-density,
+            calibration, outlier fractions and the whitening of a sketch.
+        ood: Out-of-distribution images by name.
+        max_probe_samples: How many images of each set to score.
+        max_embedding_samples: How many images of each set to embed.
+        polarity_samples: How many probe images to score again in corrupted versions (three kinds,
+            three severities), which tells whether the score is inverted; 0 for none.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
         batch_to_images: Finds the images in a batch; default
             :func:`~jepa_monitor.probes.batch_images`.
-        options: How to score.
-        shuffle_seed: Draws the images at random instead of taking the first.
+        options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
+            is given, all rows otherwise.
+        shuffle_seed: Draws the probe at random instead of taking the first images.
 
     Raises:
-        TypeError: If an argument is of the wrong type or the probe holds no images.
-        ValueError: If an argument is out of range, or the probe is empty or not finite.
+        TypeError: If an argument is of the wrong type or a set holds no images.
+        ValueError: If an argument is out of range, or a set is empty, not finite, or of another
+            shape than the probe.
 
     Example:
         >>> import torch
@@ -53,16 +68,19 @@ class DensityMonitor:
         >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
         >>> monitor = DensityMonitor(torch.rand(32, 3, 2, 2))
         >>> report = monitor.evaluate(encoder)
-        >>> sorted(report.scalars)[:2]
-        ['collapse/normalized_std', 'collapse/rankme']
+        >>> report.method, report.probe.scores.shape
+        ('exact, 4 rows', torch.Size([32]))
     """
 
     def __init__(
         self,
         probe: Any,
         *,
+        reference: Any = None,
+        ood: Mapping[str, Any] | None = None,
         max_probe_samples: int = 64,
         max_embedding_samples: int = 512,
+        polarity_samples: int = 0,
         pool: Pool = "auto",
         batch_to_images: Callable[[Any], Tensor] | None = None,
         options: ScoreOptions | None = None,
@@ -70,23 +88,43 @@ class DensityMonitor:
     ) -> None:
         self.max_probe_samples = check_positive_int(max_probe_samples, "max_probe_samples")
         check_positive_int(max_embedding_samples, "max_embedding_samples")
+        if polarity_samples:
+            check_positive_int(polarity_samples, "polarity_samples")
         if batch_to_images is not None and not callable(batch_to_images):
             raise TypeError(
                 f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
             )
         if options is not None and not isinstance(options, ScoreOptions):
             raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
-        self.options = options or ScoreOptions()
+        if ood is not None and not isinstance(ood, Mapping):
+            raise TypeError(f"`ood` must be a dict of data by name, got {type(ood).__name__}.")
+        self.options = options or ScoreOptions(method="auto")
         self.pool = check_pool(pool)
-        self.images = collect_images(
-            probe,
-            max(max_probe_samples, max_embedding_samples),
-            batch_to_images=batch_to_images,
-            shuffle_seed=shuffle_seed,
-        )
+
+        def collect(data: Any, name: str, seed: int | None = None) -> Tensor:
+            images = collect_images(
+                data,
+                max(max_probe_samples, max_embedding_samples),
+                name=name,
+                batch_to_images=batch_to_images,
+                shuffle_seed=seed,
+            )
+            if name != "probe" and images.shape[1:] != self.images.shape[1:]:
+                raise ValueError(
+                    f"`{name}` must hold images of the probe's shape, "
+                    f"{tuple(self.images.shape[1:])}, got {tuple(images.shape[1:])}."
+                )
+            return images
+
+        self.images = collect(probe, "probe", shuffle_seed)
+        self.reference = None if reference is None else collect(reference, "reference", 1)
+        if self.reference is not None and len(self.reference) < 3:
+            raise ValueError(f"`reference` must hold at least 3 images, got {len(self.reference)}.")
+        self.ood = {name: collect(data, f"ood[{name!r}]") for name, data in (ood or {}).items()}
+        self.polarity_samples = polarity_samples if is_drawable(self.images) else 0
 
     def evaluate(self, encoder: Any) -> Report:
-        """Score the probe.
+        """Score the probe, and the other sets that were given.
 
         The encoder is left exactly as it was: modes, gradients, buffers, random states.
 
@@ -106,44 +144,79 @@ class DensityMonitor:
         started = time.perf_counter()
         embedder = Embedder(encoder, self.pool, self.options.dtype)
         device = embedder.device or torch.device("cpu")
-        probe = self.images[: self.max_probe_samples]
-        found = spectra(embedder, probe.to(device), self.options)
+        law, base = self._law(embedder, device)
+        probe, method = self._score(embedder, self.images, law, device)
+        scalars = score_scalars(probe, self.options.eps) | collapse_scalars(probe.embeddings)
+        images, reference, tells = len(probe.scores), None, None
+        of_probe = detectors(probe, base, law)
+        if self.reference is not None and law is not None:
+            reference, _ = self._score(embedder, self.reference, law, device)
+            images += len(reference.scores)
+            tells = detectors(reference, base, law)
+            scalars |= density_scalars(probe, reference, law)
+        scalars |= outlier_scalars(of_probe, tells)
+        ood = {}
+        for name, data in self.ood.items():
+            ood[name], _ = self._score(embedder, data, law, device)
+            images += len(ood[name].scores)
+            scalars |= ood_scalars(name, of_probe, detectors(ood[name], base, law))
+        if self.polarity_samples:
+            scalars |= self._polarity(embedder, probe, law, device)
+        sets = [probe, *([reference] if reference else []), *ood.values()]
+        nonfinite = sum(int((~torch.isfinite(data.scores)).sum()) for data in sets)
+        scalars |= {"monitor/images": float(images), "monitor/nonfinite": float(nonfinite)}
+        scalars["monitor/seconds"] = time.perf_counter() - started
+        return Report(scalars, method, probe, reference, ood, law)
+
+    def _law(
+        self, embedder: Embedder, device: torch.device
+    ) -> tuple[Gaussian | None, Tensor | None]:
+        """Fit the law to reference images that are not scored: to others it is out of sample."""
+        if self.reference is None:
+            return None, None
+        apart = self.reference[self.max_probe_samples :]
+        images = apart if len(apart) > 1 else self.reference
+        embeddings = embedder.run(lambda: embed(embedder, images, device), device).double()
+        base = embeddings[torch.isfinite(embeddings).all(1)]
+        return (Gaussian.fit(base), base) if len(base) > 1 else (None, None)
+
+    def _score(
+        self, embedder: Embedder, images: Tensor, law: Gaussian | None, device: torch.device
+    ) -> tuple[ScoredSet, str]:
+        scored = images[: self.max_probe_samples]
+        found = spectra(embedder, scored.to(device), self.options, law)
+        rest = images[len(scored) :]
         embeddings = [found.embeddings.cpu()]
-        rest = self.images[len(probe) :]
         if len(rest):
             embeddings.append(embedder.run(lambda: embed(embedder, rest, device), device))
-        report = Report(
-            scalars={},
-            scores=log_volume(found.singular_values, self.options.eps).cpu(),
-            singular_values=found.singular_values.cpu(),
-            embeddings=torch.cat(embeddings),
-            images=probe,
+        scores = log_volume(found.singular_values, self.options.eps).cpu()
+        density = torch.full_like(scores, torch.nan)
+        if law is not None:
+            density = density_terms(found, law, self.options.eps).log_density.cpu()
+        width = found.embeddings.shape[1]
+        method = f"exact, {width} rows"
+        if found.basis is not None:
+            kind = "plain" if law is None else "whitened"
+            method = f"sketch, {len(found.basis)} of {width} rows, {kind}"
+        data = ScoredSet(
+            scored,
+            torch.cat(embeddings),
+            scores,
+            density,
+            found.singular_values.cpu(),
+            found.noise_floors.cpu(),
         )
-        report.scalars.update(self._scalars(report))
-        report.scalars["monitor/seconds"] = time.perf_counter() - started
-        return report
+        return data, method
 
-    def _scalars(self, report: Report) -> dict[str, float]:
-        scores = report.scores[torch.isfinite(report.scores)]
-        embeddings = _finite_rows(report.embeddings)
-        scalars: dict[str, float] = {}
-        if len(scores):
-            low, median, high = torch.quantile(
-                scores, scores.new_tensor([0.05, 0.5, 0.95])
-            ).tolist()
-            clipped = clipped_count(_finite_rows(report.singular_values), self.options.eps)
-            scalars |= {
-                "jepa_score/mean": scores.mean().item(),
-                "jepa_score/p05": low,
-                "jepa_score/p50": median,
-                "jepa_score/p95": high,
-                "jepa_score/clipped": clipped.double().mean().item(),
-            }
-        if len(scores) > 1:
-            scalars["jepa_score/std"] = scores.std().item()
-        if len(embeddings) > 1:
-            scalars["collapse/rankme"] = rankme(embeddings).item()
-            scalars["collapse/normalized_std"] = normalized_std(embeddings).item()
-        scalars["monitor/images"] = len(report.scores)
-        scalars["monitor/nonfinite"] = len(report.scores) - len(scores)
-        return scalars
+    def _polarity(
+        self, embedder: Embedder, probe: ScoredSet, law: Gaussian | None, device: torch.device
+    ) -> dict[str, float]:
+        images = probe.images[: self.polarity_samples]
+        scores: dict[str, dict[int, Tensor]] = {}
+        for name, corrupt in CORRUPTIONS.items():
+            scores[name] = {}
+            for severity in SEVERITIES:
+                worse = corrupt(images, severity).to(device)
+                found = spectra(embedder, worse, self.options, law)
+                scores[name][severity] = log_volume(found.singular_values, self.options.eps).cpu()
+        return polarity_scalars(probe.scores[: len(images)], scores)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
+
+from jepa_monitor.functional.calibration import coverage_curve, hdr_pit
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -12,9 +16,18 @@ if TYPE_CHECKING:
 
     from jepa_monitor.report import Report
 
-__all__ = ["is_drawable", "plot_extremes", "plot_histogram"]
+__all__ = [
+    "is_drawable",
+    "plot_extremes",
+    "plot_histogram",
+    "plot_reliability",
+    "plot_score_and_distance",
+    "plot_spectra",
+]
 
-LOW, HIGH = "#D55E00", "#0072B2"  # Okabe and Ito's vermilion and blue: apart for all eyes
+# Okabe and Ito's colours, which are apart for all eyes.
+LOW, HIGH, MUTED = "#D55E00", "#0072B2", "#777777"
+OOD_COLORS = [LOW, "#009E73", "#CC79A7", "#E69F00"]
 
 
 def is_drawable(images: Tensor) -> bool:
@@ -51,16 +64,16 @@ def plot_extremes(report: Report, count: int = 8) -> Figure:
     """
     from matplotlib.figure import Figure
 
-    if not is_drawable(report.images):
+    if not is_drawable(report.probe.images):
         raise ValueError(
             "`report` must hold images (B, C, H, W) with 1 or 3 channels to be drawn, got "
-            f"{tuple(report.images.shape)}."
+            f"{tuple(report.probe.images.shape)}."
         )
     rows = report.extremes(count)
     columns = len(rows[0])
     if not columns:
         raise ValueError("`report` must hold a finite score to be drawn, got none.")
-    pictures = _for_display(report.images)
+    pictures = _for_display(report.probe.images)
     # Not pyplot: it would keep the figure, and switch the user's backend.
     figure = Figure(figsize=(0.4 + 1.1 * columns, 2.9), layout="constrained")
     for row, (axes, name, color) in enumerate(
@@ -68,7 +81,7 @@ def plot_extremes(report: Report, count: int = 8) -> Figure:
     ):
         for axis, index in zip(axes, rows[row].tolist(), strict=True):
             axis.imshow(pictures[index].numpy(), cmap="gray", interpolation="nearest")
-            axis.set_title(f"{report.scores[index]:.1f}", fontsize=9, color=color, pad=3)
+            axis.set_title(f"{report.probe.scores[index]:.1f}", fontsize=9, color=color, pad=3)
             axis.set(xticks=[], yticks=[])
         axes[0].set_ylabel(f"{name} likely", fontsize=10, color=color)
     return figure
@@ -94,3 +107,120 @@ def plot_histogram(scores: Tensor, ax: Axes | None = None) -> tuple[Figure, Axes
     figure = ax.get_figure()
     assert isinstance(figure, Figure)
     return figure, ax
+
+
+def plot_reliability(report: Report) -> Figure:
+    """Draw how often the law of the embeddings covers held-out images, against how often it says.
+
+    Args:
+        report: An evaluation with a reference.
+
+    Returns:
+        The figure; the band is the 95 % interval of each point.
+
+    Raises:
+        ValueError: If there is no reference or no finite embedding.
+    """
+    from matplotlib.figure import Figure
+
+    embeddings = report.probe.finite_embeddings
+    if report.law is None or not len(embeddings):
+        raise ValueError("`report` must have a reference and a finite embedding for this plot.")
+    curve = coverage_curve(hdr_pit(embeddings, report.law))
+    level, coverage, lower, upper = (values.numpy() for values in curve)
+    figure = Figure(figsize=(4.2, 3.9), layout="constrained")
+    axes = figure.subplots()
+    axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
+    axes.fill_between(level, lower, upper, color=HIGH, alpha=0.2, linewidth=0)
+    axes.plot(level, coverage, color=HIGH, marker="o", markersize=3.5)
+    axes.text(0.04, 0.93, "covers more\nthan it says", color=MUTED, fontsize=9, va="top")
+    axes.text(0.96, 0.07, "covers less\nthan it says", color=MUTED, fontsize=9, ha="right")
+    axes.set(
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel="nominal coverage of the law",
+        ylabel=f"held-out images covered (N = {len(embeddings)})",
+        aspect="equal",
+    )
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_score_and_distance(report: Report) -> Figure:
+    """Draw the two terms of the log-density against each other, one colour a set.
+
+    Args:
+        report: An evaluation with a reference.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there is no reference.
+    """
+    from matplotlib.figure import Figure
+
+    if report.law is None or report.reference is None:
+        raise ValueError("`report` must have a reference for this plot.")
+    sets = {"reference": report.reference, **report.ood, "probe": report.probe}
+    colors = {"reference": MUTED, "probe": HIGH} | dict(
+        zip(report.ood, OOD_COLORS * 9, strict=False)
+    )
+    figure = Figure(figsize=(4.6, 3.9), layout="constrained")
+    axes = figure.subplots()
+    for (name, data), marker in zip(sets.items(), "o^vsDPX*" * 3, strict=False):
+        embeddings = data.embeddings[: len(data.scores)].double()
+        finite = torch.isfinite(data.scores) & torch.isfinite(embeddings).all(1)
+        distance = report.law.mahalanobis_squared(embeddings[finite]) / report.law.width
+        axes.scatter(
+            distance.numpy(),
+            data.scores[finite].numpy(),
+            s=16,
+            marker=marker,
+            color=colors[name],
+            alpha=0.75,
+            linewidths=0,
+            label=name,
+        )
+    axes.set(xscale="log", xlabel="squared Mahalanobis distance / K", ylabel="JEPA-SCORE (nats)")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure
+
+
+def plot_spectra(spectra: dict[int, Tensor], eps: float) -> Figure:
+    """Draw how the spectrum of the Jacobian moves over training, one curve an evaluation.
+
+    Args:
+        spectra: Mean log singular values of an evaluation, (r,), descending, by step.
+        eps: The clipping value, drawn as a line where it is in sight.
+
+    Returns:
+        The figure.
+
+    Raises:
+        ValueError: If there are no spectra.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    if not spectra:
+        raise ValueError("`spectra` must hold at least one spectrum, got none.")
+    figure = Figure(figsize=(4.6, 3.4), layout="constrained")
+    axes = figure.subplots()
+    shades = colormaps["viridis"]
+    last = max(spectra)
+    for step, logs in sorted(spectra.items()):
+        color = shades(0.9 * (1 - step / max(last, 1)))
+        ends = step in (min(spectra), last)
+        label = f"step {step}" if ends else None
+        axes.plot(
+            range(1, len(logs) + 1), logs.numpy(), color=color, label=label, linewidth=1 + ends
+        )
+    floor = math.log(eps)
+    if min(float(logs.min()) for logs in spectra.values()) < floor + 2:
+        axes.axhline(floor, color=LOW, linewidth=1, linestyle=":", label="clipping value")
+    axes.set(xlabel="k", ylabel="mean of log σₖ over the probe")
+    axes.legend(frameon=False, fontsize=9)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure

@@ -8,6 +8,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.summary import ScoredSet
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -20,25 +23,31 @@ class Report:
 
     Args:
         scalars: Finite numbers by tag, as TensorBoard shows them.
-        scores: JEPA-SCORE of each probe image, (B,), float64, in nats; NaN where not finite.
-        singular_values: Of the Jacobian at each probe image, (B, min(K, D)), float64, descending.
-        embeddings: Of all images of the probe, the scored ones first, (N, K).
-        images: The scored probe images, (B, ...).
+        method: How the scores were made, such as ``"sketch, 12 of 192 rows, whitened"``.
+        probe: Held-out images.
+        reference: Training images; ``None`` where none were given.
+        ood: Out-of-distribution images by name.
+        law: Of the embeddings of those reference images that are not scored.
     """
 
     scalars: dict[str, float]
-    scores: Tensor = field(repr=False)
-    singular_values: Tensor = field(repr=False)
-    embeddings: Tensor = field(repr=False)
-    images: Tensor = field(repr=False)
+    method: str
+    probe: ScoredSet
+    reference: ScoredSet | None = None
+    ood: dict[str, ScoredSet] = field(default_factory=dict)
+    law: Gaussian | None = field(default=None, repr=False)
 
     @property
     def histograms(self) -> dict[str, Tensor]:
-        """Finite values by tag."""
-        return {"jepa_score/scores": self.scores[torch.isfinite(self.scores)]}
+        """Finite scores by tag, of every set."""
+        sets = {"jepa_score/scores": self.probe}
+        if self.reference is not None:
+            sets["jepa_score/scores_reference"] = self.reference
+        sets |= {f"ood/{name}/scores": data for name, data in self.ood.items()}
+        return {tag: data.scores[torch.isfinite(data.scores)] for tag, data in sets.items()}
 
     def extremes(self, count: int = 8) -> tuple[Tensor, Tensor]:
-        """Find the images with the lowest and with the highest scores.
+        """Find the probe images with the lowest and with the highest scores.
 
         Args:
             count: How many of each; fewer where there are fewer.
@@ -46,19 +55,23 @@ class Report:
         Returns:
             Indices of the least likely, lowest first, and of the most likely, highest first.
         """
-        order = self.scores.argsort(stable=True)
-        order = order[torch.isfinite(self.scores[order])]
+        order = self.probe.scores.argsort(stable=True)
+        order = order[torch.isfinite(self.probe.scores[order])]
         return order[:count], order.flip(0)[:count]
 
     def figures(self) -> dict[str, Figure]:
         """Draw the pictures of this evaluation.
 
         Returns:
-            Figures by tag; without the sheet of images where the inputs are no images.
+            Figures by tag: the sheet of images where the inputs are images, and with a reference
+            the reliability diagram and score against Mahalanobis distance.
         """
         from jepa_monitor import plotting
 
         drawn = {}
-        if plotting.is_drawable(self.images) and len(self.extremes()[0]):
+        if plotting.is_drawable(self.probe.images) and len(self.extremes()[0]):
             drawn["jepa_score/least_and_most_likely"] = plotting.plot_extremes(self)
+        if self.law is not None:
+            drawn["density/reliability"] = plotting.plot_reliability(self)
+            drawn["density/score_and_distance"] = plotting.plot_score_and_distance(self)
         return drawn

@@ -19,6 +19,12 @@ from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback
 
+
+def watch(*args: Any, **kwargs: Any) -> JepaScoreCallback:
+    """A callback that evaluates whenever it is due, however short the training is."""
+    return JepaScoreCallback(*args, **({"max_overhead": None} | kwargs))
+
+
 TAGS = {
     "jepa_score/mean",
     "jepa_score/std",
@@ -32,6 +38,19 @@ TAGS = {
     "monitor/images",
     "monitor/nonfinite",
     "monitor/failures",
+    "monitor/overhead",
+    "monitor/skipped",
+    "log_density/mean",
+    "density/calibration_error",
+    "density/generalisation_gap",
+    "density/polarity",
+    "density/order",
+    "outliers/jepa_score",
+    "outliers/log_density",
+    "outliers/knn",
+    "outliers/mahalanobis",
+    "collapse/state",
+    "jacobian/effective_rank",
 }
 
 
@@ -50,14 +69,20 @@ def _fit(
 
 
 def test_no_word_needed(tmp_path: pathlib.Path) -> None:
-    callback = JepaScoreCallback()
+    callback = watch()
     loggers = [TensorBoardLogger(tmp_path / "tb"), CSVLogger(tmp_path / "csv")]
     module = _fit(tmp_path, [callback], logger=loggers)
     events = EventAccumulator(loggers[0].log_dir)
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TAGS
-    assert events.Tags()["histograms"] == ["jepa_score/scores"]
-    assert events.Tags()["images"] == ["jepa_score/least_and_most_likely"]
+    assert set(events.Tags()["histograms"]) == {"jepa_score/scores", "jepa_score/scores_reference"}
+    assert set(events.Tags()["images"]) == {
+        "jepa_score/least_and_most_likely",
+        "density/reliability",
+        "density/score_and_distance",
+        "jacobian/spectra",
+    }
+    assert "custom_scalars__config__" in events.Tags()["tensors"]
     # Before training, and after each of two epochs of six batches, where Lightning's own values are.
     steps = [event.step for event in events.Scalars("jepa_score/mean")]
     assert steps == [0, 5, 11]
@@ -84,7 +109,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
 def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> None:
     settings = dict(SETTINGS[name])
     kind = settings.pop("module", Validated)
-    callback = JepaScoreCallback(every_n_steps=2)
+    callback = watch(every_n_steps=2)
     torch.manual_seed(0)
     plain = _fit(tmp_path, [], kind(), **settings)
     torch.manual_seed(0)
@@ -114,7 +139,7 @@ def test_values_can_be_monitored_from_the_first_epoch_on(
         tmp_path, monitor="jepa_score/mean", save_top_k=-1, filename="{epoch}"
     )
     stopping = EarlyStopping("collapse/rankme", patience=10, mode="max")
-    callback = JepaScoreCallback()
+    callback = watch()
     _fit(
         tmp_path, [stopping, checkpoint, callback], module(), enable_checkpointing=True, **settings
     )
@@ -130,7 +155,7 @@ def test_a_checkpoint_after_validation_carries_the_score_of_its_weights(
     tmp_path: pathlib.Path,
 ) -> None:
     checkpoint = ModelCheckpoint(tmp_path, monitor="jepa_score/mean", save_on_train_epoch_end=False)
-    _fit(tmp_path, [checkpoint, JepaScoreCallback()], enable_checkpointing=True)
+    _fit(tmp_path, [checkpoint, watch()], enable_checkpointing=True)
     weights = torch.load(checkpoint.best_model_path, weights_only=True)["state_dict"]
     module = Validated()
     module.load_state_dict(weights)
@@ -144,7 +169,7 @@ def test_validate_and_test(tmp_path: pathlib.Path, stage: str) -> None:
         test_step = Validated.validation_step
 
     module = Tested()
-    callback = JepaScoreCallback()
+    callback = watch()
     runner = trainer(tmp_path, [callback])
     getattr(runner, stage)(module, loader(16, 3), verbose=False)
     assert callback.failures == 0
@@ -155,7 +180,7 @@ def test_validate_and_test(tmp_path: pathlib.Path, stage: str) -> None:
 def test_without_validation_data_the_training_data_serve_with_a_warning(
     tmp_path: pathlib.Path,
 ) -> None:
-    callback = JepaScoreCallback(max_probe_samples=8, max_embedding_samples=8)
+    callback = watch(max_probe_samples=8, max_embedding_samples=8)
     with pytest.warns(UserWarning, match="they are not held out"):
         trainer(tmp_path, [callback], max_epochs=1).fit(Tiny(), loader(48, 2, shuffle=True))
     assert callback.monitor is not None
@@ -166,14 +191,14 @@ def test_without_validation_data_the_training_data_serve_with_a_warning(
 
 
 def test_nothing_happens_in_the_sanity_check(tmp_path: pathlib.Path) -> None:
-    callback = JepaScoreCallback(every_n_epochs=2)
+    callback = watch(every_n_epochs=2)
     logger = TensorBoardLogger(tmp_path)
     _fit(tmp_path, [callback], logger=logger, num_sanity_val_steps=2, max_epochs=2)
     assert [values["step"] for values in callback.history] == [0, 12]
 
 
 def test_step_cadence_counts_optimizer_steps(tmp_path: pathlib.Path) -> None:
-    callback = JepaScoreCallback(every_n_steps=2)
+    callback = watch(every_n_steps=2)
     _fit(tmp_path, [callback], accumulate_grad_batches=3, max_epochs=2)
     assert [values["step"] for values in callback.history] == [0, 2, 4]
 
@@ -190,7 +215,7 @@ def test_a_failing_evaluation_is_counted_and_training_goes_on(tmp_path: pathlib.
 
         return embed
 
-    callback = JepaScoreCallback(failing)
+    callback = watch(failing)
     with pytest.warns(UserWarning, match="RuntimeError: no luck") as caught:
         module = _fit(tmp_path, [callback], Failing())
     assert sum("no luck" in str(warning.message) for warning in caught) == 1
@@ -204,7 +229,7 @@ def test_collapsed_weights_log_no_nan(tmp_path: pathlib.Path) -> None:
             for parameter in self.parameters():
                 parameter.data.fill_(torch.nan)
 
-    callback = JepaScoreCallback()
+    callback = watch()
     stopping = EarlyStopping("jepa_score/mean", check_finite=True, patience=10)
     module = _fit(tmp_path, [callback, stopping], Diverging())
     assert len(module.losses) == 12
@@ -213,12 +238,12 @@ def test_collapsed_weights_log_no_nan(tmp_path: pathlib.Path) -> None:
 
 
 def test_state_survives_a_checkpoint(tmp_path: pathlib.Path) -> None:
-    callback = JepaScoreCallback()
+    callback = watch()
     module = Validated()
     runner = trainer(tmp_path, [callback])
     runner.fit(module, loader(48, 2), loader(16, 3))
     runner.save_checkpoint(tmp_path / "last.ckpt")
-    resumed = JepaScoreCallback()
+    resumed = watch()
     trainer(tmp_path, [resumed], max_epochs=3).fit(
         Validated(), loader(48, 2), loader(16, 3), ckpt_path=tmp_path / "last.ckpt"
     )
@@ -245,7 +270,7 @@ ENCODERS = {
 def test_encoder_is_found(tmp_path: pathlib.Path, name: str) -> None:
     modules, spec, path = ENCODERS[name]
     module = _Named(**modules)
-    callback = JepaScoreCallback(spec)
+    callback = watch(spec)
     _fit(tmp_path, [callback], module)
     expected = float64_score(module.get_submodule(path), images(16, 3)).mean().item()
     assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
@@ -254,7 +279,7 @@ def test_encoder_is_found(tmp_path: pathlib.Path, name: str) -> None:
 @pytest.mark.parametrize("as_function", [True, False])
 def test_encoder_may_be_a_module_or_a_function(tmp_path: pathlib.Path, as_function: bool) -> None:
     other = mlp(192)
-    callback = JepaScoreCallback((lambda module: other) if as_function else other)
+    callback = watch((lambda module: other) if as_function else other)
     if as_function:
         _fit(tmp_path, [callback])
         expected = float64_score(other, images(16, 3)).mean().item()
@@ -313,13 +338,13 @@ def test_monitor_in_a_plain_loop() -> None:
     monitor = DensityMonitor(images(40, 3), max_probe_samples=16)
     report = monitor.evaluate(encoder)
     expected = float64_score(encoder, images(40, 3)[:16])
-    torch.testing.assert_close(report.scores, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(report.probe.scores, expected, rtol=0, atol=0.02)
     assert report.scalars["jepa_score/p50"] == pytest.approx(
         expected.quantile(0.5).item(), abs=0.02
     )
     assert report.scalars["jepa_score/std"] == pytest.approx(expected.std().item(), abs=0.02)
-    assert report.embeddings.shape == (40, 8)
-    torch.testing.assert_close(report.embeddings, encoder(images(40, 3)).detach())
+    assert report.probe.embeddings.shape == (40, 8)
+    torch.testing.assert_close(report.probe.embeddings, encoder(images(40, 3)).detach())
     least, most = report.extremes(3)
     assert least.tolist() == expected.argsort()[:3].tolist()
     assert most.tolist() == expected.argsort(descending=True)[:3].tolist()

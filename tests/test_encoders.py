@@ -191,4 +191,4 @@ def test_float64_needs_no_float64_module() -> None:
     report = monitor.evaluate(encoder)
     assert {parameter.dtype for parameter in encoder.parameters()} == {torch.float32}
     expected = float64_score(encoder, monitor.images)
-    torch.testing.assert_close(report.scores, expected, rtol=0, atol=1e-9)
+    torch.testing.assert_close(report.probe.scores, expected, rtol=0, atol=1e-9)

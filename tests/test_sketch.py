@@ -171,4 +171,4 @@ def test_wrong_use_is_named(case: str) -> None:
 
 def test_monitor_keeps_working_with_every_method() -> None:
     report = DensityMonitor(images(8), options=ScoreOptions("auto")).evaluate(mlp(192, 40))
-    assert report.singular_values.shape == (8, 40)
+    assert report.probe.singular_values.shape == (8, 40)
