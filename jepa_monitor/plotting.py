@@ -133,8 +133,10 @@ def plot_reliability(report: Report) -> Figure:
     axes.plot([0, 1], [0, 1], color=MUTED, linewidth=1, linestyle="--")
     axes.fill_between(level, lower, upper, color=HIGH, alpha=0.2, linewidth=0)
     axes.plot(level, coverage, color=HIGH, marker="o", markersize=3.5)
-    axes.text(0.04, 0.93, "covers more\nthan it says", color=MUTED, fontsize=9, va="top")
-    axes.text(0.96, 0.07, "covers less\nthan it says", color=MUTED, fontsize=9, ha="right")
+    box = {"facecolor": "white", "alpha": 0.7, "edgecolor": "none", "pad": 1}
+    for x, y, words, side in ((0.03, 0.97, "more", "left"), (0.97, 0.11, "less", "right")):
+        text = f"covers {words}\nthan it says"
+        axes.text(x, y, text, color=MUTED, fontsize=8, ha=side, va="top", bbox=box)
     axes.set(
         xlim=(0, 1),
         ylim=(0, 1),
@@ -159,6 +161,7 @@ def plot_score_and_distance(report: Report) -> Figure:
         ValueError: If there is no reference.
     """
     from matplotlib.figure import Figure
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     if report.law is None or report.reference is None:
         raise ValueError("`report` must have a reference for this plot.")
@@ -182,7 +185,11 @@ def plot_score_and_distance(report: Report) -> Figure:
             linewidths=0,
             label=name,
         )
-    axes.set(xscale="log", xlabel="squared Mahalanobis distance / K", ylabel="JEPA-SCORE (nats)")
+    axes.set_xscale("log")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.set(xlabel="squared Mahalanobis distance / K", ylabel="JEPA-SCORE (nats)")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)
     return figure
