@@ -66,15 +66,35 @@ def test_linear_encoder_of_a_gaussian_gives_its_exact_log_density(
 def test_linear_encoder_with_a_sample_for_reference_is_within_the_error_of_its_law() -> None:
     truth = _Linear()
     points, reference = truth.sample(400, 4), truth.sample(4096, 5)
-    found = log_density(truth.encoder, points, reference).log_density
-    expected = truth.log_prob(points)
-    agreement = density_agreement(found, torch.from_numpy(expected))
-    # Of Σ from N points: each variance is off by √(2/N) = 0.022, and so is the distance.
-    assert float(agreement.slope) == pytest.approx(1, abs=0.07)
-    assert float(agreement.pearson) > 0.999
-    assert float(agreement.spearman) > 0.999
-    # log det Σ is off by √(2D/N) = 0.054.
-    np.testing.assert_allclose(found.numpy().mean(), expected.mean(), atol=4 * 0.054)
+    with torch.no_grad():
+        law = Gaussian.fit(truth.encoder(reference), shrinkage=0.0)
+    found = log_density(truth.encoder, points, law).log_density
+    expected = torch.from_numpy(truth.log_prob(points))
+    agreement = density_agreement(found, expected)
+    # A variance from N points is off by √(2/N) = 0.022, and so is a distance.
+    assert float(agreement.slope) == pytest.approx(1, abs=0.03)
+    assert float(agreement.pearson) > 0.997
+    assert float(agreement.spearman) > 0.997
+    # ½ log det Σ and half the mean distance are both off by √(D/2N) = 0.027.
+    assert float((found - expected).mean()) == pytest.approx(0, abs=4 * 0.027)
+
+
+def test_shrinkage_costs_accuracy_where_the_embeddings_are_ill_conditioned() -> None:
+    """Σ of condition 5e5: a share of 0.1 % of the mean variance drowns its smallest direction."""
+    truth = _Linear()
+    points, reference = truth.sample(400, 4), truth.sample(4096, 5)
+    expected = torch.from_numpy(truth.log_prob(points))
+    shrunk = log_density(truth.encoder, points, reference)
+    with torch.no_grad():
+        embeddings, scored = truth.encoder(reference), truth.encoder(points)
+    law = Gaussian.fit(embeddings)
+    covariance = np.cov(embeddings.numpy().T, bias=True)
+    s, dim = law.shrinkage, DIM
+    mixed = (1 - s) * covariance + s * np.trace(covariance) / dim * np.eye(dim)
+    prior = stats.multivariate_normal(embeddings.numpy().mean(0), mixed).logpdf(scored.numpy())
+    np.testing.assert_allclose(shrunk.log_prior, prior, rtol=1e-6)
+    assert 0 < s < 0.01
+    assert float(density_agreement(shrunk.log_density, expected).slope) < 0.9
 
 
 @pytest.mark.parametrize(("precision", "error"), [("float32", 1e-3), ("float64", 1e-9)])

@@ -1,0 +1,122 @@
+"""Does the score equal the known log-density? The table of docs/theory.md.
+
+Run `python benchmarks/known_density.py`: trains every encoder of the table from scratch, prints the
+table and writes `known_density.json` beside this file. Set OMP_NUM_THREADS=1 and use `--jobs` for
+several processes. With `--show`, prints the table of the stored results only.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import statistics
+import time
+from concurrent.futures import ProcessPoolExecutor
+from itertools import product
+from multiprocessing import get_context
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from jepa_monitor.recipes.densities import NAMES, make_density
+from jepa_monitor.recipes.known_density import METHODS, SCORES, Settings, compare, train
+
+RESULTS = Path(__file__).with_suffix(".json")
+SHAPES = ((2, 2), (8, 8), (16, 16), (32, 32), (2, 8), (8, 16), (16, 32), (8, 64))
+# VICReg makes no claim about the law of the embeddings: fewer shapes show what follows.
+VICREG_SHAPES = ((2, 2), (2, 8), (8, 16), (16, 32))
+LABELS = ("JEPA-SCORE", "log_prior", "k-NN", "log_density")
+
+
+class Case(NamedTuple):
+    """One training run."""
+
+    method: str
+    density: str
+    dim: int
+    width: int
+    seed: int
+
+
+def cases(seeds: int) -> list[Case]:
+    """All runs of the table, seed by seed."""
+    return [
+        Case(method, density, *shape, seed)
+        for seed, shape, density, method in product(range(seeds), SHAPES, NAMES, METHODS)
+        if method == "sigreg" or shape in VICREG_SHAPES
+    ]
+
+
+def measure(case: Case) -> dict[str, Any]:
+    """Train and compare once."""
+    torch.set_num_threads(1)
+    started = time.process_time()
+    density = make_density(case.density, case.dim)
+    encoder = train(density, case.width, Settings(case.method, seed=case.seed))
+    found = compare(encoder, density, case.seed).agreement()
+    return {
+        **case._asdict(),
+        "cpu_seconds": round(time.process_time() - started, 1),
+        **{
+            f"{score}/{name}": round(float(value), 4)
+            for score, agreement in found.items()
+            for name, value in agreement._asdict().items()
+        },
+    }
+
+
+def table(runs: list[dict[str, Any]]) -> str:
+    """Mean ± standard deviation over the seeds, one row a case, in Markdown."""
+    head = ["method", "density", "D → K", *(f"{label}: ρ" for label in LABELS)]
+    head += ["log_density: r", "log_density: slope", "JEPA-SCORE: slope"]
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    for method, (dim, width), density in product(METHODS, SHAPES, NAMES):
+        of_case = [
+            run
+            for run in runs
+            if (run["method"], run["density"], run["dim"], run["width"])
+            == (method, density, dim, width)
+        ]
+        if not of_case:
+            continue
+
+        def cell(key: str, of_case: list[dict[str, Any]] = of_case) -> str:
+            values = [run[key] for run in of_case]
+            spread = statistics.stdev(values) if len(values) > 1 else 0.0
+            return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+
+        keys = [f"{score}/spearman" for score in SCORES]
+        keys += ["log_density/pearson", "log_density/slope", "jepa_score/slope"]
+        cells = [method, density, f"{dim} → {width}", *map(cell, keys)]
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Measure and print."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--jobs", type=int, default=2, help="processes")
+    parser.add_argument("--show", action="store_true", help="print the stored table only")
+    chosen = parser.parse_args()
+    runs: list[dict[str, Any]] = []
+    if chosen.show:
+        runs = json.loads(RESULTS.read_text())["runs"]
+    else:
+        todo = cases(chosen.seeds)
+        with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
+            for done, run in enumerate(pool.map(measure, todo), 1):
+                runs.append(run)
+                print(f"{done}/{len(todo)}", json.dumps(run), flush=True)
+                settings = {
+                    k: v for k, v in vars(Settings()).items() if k not in ("seed", "method")
+                }
+                record = {"torch": torch.__version__, "settings": settings, "runs": runs}
+                RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+    print(table(runs))
+    print(f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f} minutes of one core")
+
+
+if __name__ == "__main__":
+    main()
