@@ -155,9 +155,9 @@ class CollapseCallback(EncoderCallback):
         """
         started = time.perf_counter()
         assert self.images is not None
-        embedder = Embedder(encoder, self.pool)
+        images, embedder = self.images, Embedder(encoder, self.pool)
         device = embedder.device or torch.device("cpu")
-        embeddings = embedder.run(lambda: embed(embedder, self.images, device), device)
+        embeddings = embedder.run(lambda: embed(embedder, images, device), device)
         # A look outside of a run, or at a model of another run, is none of this alarm's story.
         alarm = self.alarm if trainer.training else CollapseAlarm(self.alarm.patience_steps)
         reading = alarm.update(trainer.global_step, embeddings)
@@ -177,8 +177,8 @@ class CollapseCallback(EncoderCallback):
         begins, self._told = rings and not self._told, rings or (self._told and found is None)
         if self.on_collapse == "stop" and trainer.training:
             # Processes that look at different images may disagree.
-            if trainer.strategy.reduce_boolean_decision(begins, all=False):
-                trainer.should_stop = True
+            stop = trainer.strategy.reduce_boolean_decision(begins, all=False)
+            trainer.should_stop = trainer.should_stop or stop
         if not begins or found is None:
             return
         if callable(self.on_collapse):

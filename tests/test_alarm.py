@@ -4,10 +4,15 @@ from __future__ import annotations
 
 import math
 import pathlib
+import warnings
 from typing import Any
 
+import lightning.pytorch as pl
 import pytest
 import torch
+from helpers import Tiny, Validated, loader, trainer
+from lightning.pytorch.callbacks import EarlyStopping
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
 from jepa_monitor.alarm import (
@@ -18,6 +23,7 @@ from jepa_monitor.alarm import (
     collapse_scalars,
     collapse_state,
 )
+from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.functional import collapse, hypersphere
 
 HEALTHY, DIMENSIONAL, COMPLETE = CollapseState
@@ -275,3 +281,171 @@ def test_collapse_scalars_are_finite_or_absent(embeddings: Tensor) -> None:
     scalars = collapse_scalars(embeddings)
     assert all(math.isfinite(value) for value in scalars.values())
     assert ("collapse/rankme" in scalars) == (int(torch.isfinite(embeddings).all(1).sum()) > 1)
+
+
+class Collapsing(Validated):
+    """Its encoder maps everything to its last bias from the given step on."""
+
+    def __init__(self, at: int = 3) -> None:
+        super().__init__()
+        self.at = at
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        if self.global_step >= self.at:
+            self.encoder[-1].weight.data.zero_()
+            self.encoder[-1].bias.data.fill_(1.0)
+
+
+def fit(
+    tmp_path: pathlib.Path, callback: pl.Callback, module: Tiny, steps: int = 12, **settings: Any
+) -> pl.Trainer:
+    pl.seed_everything(7, verbose=False)
+    runner = trainer(tmp_path, [callback], max_epochs=-1, max_steps=steps, **settings)
+    runner.fit(module, loader(48, 2, shuffle=True), loader(16, 3))
+    return runner
+
+
+def test_callback_logs_and_can_be_monitored(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback(every_n_steps=2)
+    stopping = EarlyStopping("collapse/effective_rank", patience=10, mode="max")
+    logger = CSVLogger(tmp_path)
+    pl.seed_everything(7, verbose=False)
+    runner = trainer(tmp_path, [stopping, callback], logger=logger)
+    module = Validated()
+    runner.fit(module, loader(48, 2), loader(16, 3))
+    assert callback.failures == 0
+    assert [values["step"] for values in callback.history] == list(range(0, 13, 2))
+    expected = {"step", "monitor/collapse_seconds", "monitor/failures"} | {
+        f"collapse/{name}"
+        for name in (
+            "rankme", "rankme_relative", "effective_rank", "effective_rank_relative",
+            "participation_ratio", "participation_ratio_relative", "normalized_std", "mean_cosine",
+            "uniformity", "state", "steps_in_state", "alarm",
+        )
+    }  # fmt: skip
+    assert set(callback.history[0]) == expected
+    assert all(math.isfinite(value) for values in callback.history for value in values.values())
+    embeddings = module.encoder.eval()(loader(16, 3).dataset.tensors[0])
+    found = float(runner.callback_metrics["collapse/effective_rank"])
+    assert found == pytest.approx(collapse.effective_rank(embeddings.detach()).item(), rel=1e-5)
+    assert "collapse/alarm" in pathlib.Path(logger.log_dir, "metrics.csv").read_text()
+
+
+@pytest.mark.parametrize(
+    "settings", [{}, {"precision": "bf16-mixed"}, {"accumulate_grad_batches": 3}]
+)
+def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, settings: dict[str, Any]) -> None:
+    torch.manual_seed(0)
+    plain = Validated()
+    fit(tmp_path, pl.Callback(), plain, **settings)
+    torch.manual_seed(0)
+    watched = Validated()
+    callback = CollapseCallback(every_n_steps=1)
+    fit(tmp_path, callback, watched, **settings)
+    assert len(callback.history) > 3
+    assert plain.losses == watched.losses
+    for (key, value), other in zip(
+        plain.state_dict().items(), watched.state_dict().values(), strict=True
+    ):
+        assert torch.equal(value, other), key
+
+
+def test_warn_says_it_once(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback(every_n_steps=1, patience_steps=2)
+    with pytest.warns(UserWarning, match="complete collapse") as caught:
+        runner = fit(tmp_path, callback, Collapsing())
+    assert sum("complete collapse" in str(warning.message) for warning in caught) == 1
+    assert runner.global_step == 12
+    assert [values["collapse/state"] for values in callback.history] == [0] * 4 + [2] * 9
+    # Healthy for longer than the patience before: the second look is an alarm.
+    assert [values["collapse/alarm"] for values in callback.history] == [0] * 5 + [1] * 8
+
+
+def test_stop(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback(every_n_steps=1, patience_steps=5, on_collapse="stop")
+    with pytest.warns(UserWarning, match=r"It has lasted 5 steps.*Training stops\."):
+        runner = fit(tmp_path, callback, Collapsing(), steps=100)
+    assert runner.global_step == 9
+
+
+def test_a_function_gets_the_reading(tmp_path: pathlib.Path) -> None:
+    calls: list[tuple[pl.Trainer, pl.LightningModule, AlarmReading]] = []
+    callback = CollapseCallback(
+        every_n_steps=1, patience_steps=2, on_collapse=lambda *given: calls.append(given)
+    )
+    module = Collapsing()
+    with warnings.catch_warnings():
+        warnings.filterwarnings("error", message=".*collapse")
+        runner = fit(tmp_path, callback, module)
+    assert len(calls) == 1
+    assert calls[0][:2] == (runner, module)
+    assert (calls[0][2].state, calls[0][2].since_step) == (COMPLETE, 4)
+
+
+def test_patience_is_a_tenth_of_the_run(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback()
+    fit(tmp_path, callback, Validated(), steps=30)
+    assert callback.alarm.patience_steps == 3
+    runner = trainer(
+        tmp_path, [endless := CollapseCallback()], max_epochs=-1, max_time="00:00:00:00"
+    )
+    runner.fit(Validated(), loader(48, 2), loader(16, 3))
+    assert endless.alarm.patience_steps == 1000
+
+
+def test_a_resumed_run_goes_on_with_its_alarm(tmp_path: pathlib.Path) -> None:
+    whole = CollapseCallback(every_n_steps=1, patience_steps=6)
+    with pytest.warns(UserWarning, match="complete collapse"):
+        fit(tmp_path, whole, Collapsing(2), steps=12)
+    first = CollapseCallback(every_n_steps=1, patience_steps=6)
+    runner = fit(tmp_path, first, Collapsing(2), steps=6)
+    runner.save_checkpoint(tmp_path / "last.ckpt", weights_only=False)
+    torch.load(tmp_path / "last.ckpt", weights_only=True)
+    second = CollapseCallback(every_n_steps=1, patience_steps=6)
+    pl.seed_everything(7, verbose=False)
+    again = trainer(tmp_path, [second], max_epochs=-1, max_steps=12)
+    with pytest.warns(UserWarning, match="It has lasted 6 steps"):
+        again.fit(
+            Collapsing(2),
+            loader(48, 2, shuffle=True),
+            loader(16, 3),
+            ckpt_path=tmp_path / "last.ckpt",
+        )
+    for name in ("step", "collapse/state", "collapse/steps_in_state", "collapse/alarm"):
+        assert [v[name] for v in second.history] == [v[name] for v in whole.history], name
+
+
+@pytest.mark.parametrize("stage", ["validate", "test"])
+def test_validate_and_test_tell_no_story(tmp_path: pathlib.Path, stage: str) -> None:
+    class Tested(Validated):
+        test_step = Validated.validation_step
+
+    callback = CollapseCallback()
+    runner = trainer(tmp_path, [callback])
+    getattr(runner, stage)(Tested(), loader(16, 3), verbose=False)
+    assert float(runner.callback_metrics["collapse/state"]) == 0
+    assert callback.alarm.state_dict() == CollapseAlarm().state_dict()
+
+
+def test_too_few_images_fail_and_training_goes_on(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback(probe=torch.rand(8, 3, 8, 8))
+    with pytest.warns(UserWarning, match="at least 16 rows"):
+        runner = fit(tmp_path, callback, Validated())
+    assert callback.failures == 1
+    assert runner.global_step == 12
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"on_collapse": "shout"}, "`on_collapse` must be one of warn, stop"),
+        ({"max_samples": 15}, "`max_samples` must be at least 16, got 15"),
+        ({"every_n_steps": 0}, "every_n_steps"),
+        ({"patience_steps": 0}, "patience_steps"),
+        ({"encoder": 3}, "`encoder` must be a dotted path"),
+        ({"pool": "max"}, "pool"),
+    ],
+)
+def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
+    with pytest.raises((TypeError, ValueError), match=message):
+        CollapseCallback(**arguments)
