@@ -171,10 +171,12 @@ class Ring:
             (N,), float64.
         """
         x = points.double()
-        r, variance = x[:, :2].norm(dim=1), self.thickness**2
+        r, variance = torch.linalg.vector_norm(x[:, :2], dim=1), self.thickness**2
         # i0e is exp(−a)·I₀(a): the exponents are joined before anything overflows.
         bessel = torch.special.i0e(r * self.radius / variance).log()
-        plane = bessel - (r - self.radius).square() / (2 * variance) - math.log(variance) - _LOG_2PI
+        plane: Tensor = (
+            bessel - (r - self.radius).square() / (2 * variance) - math.log(variance) - _LOG_2PI
+        )
         return plane + _log_standard_normal(x[:, 2:])
 
 

@@ -53,10 +53,10 @@ class Settings:
     """
 
     method: str = "sigreg"
-    steps: int = 1200
+    steps: int = 1000
     batch_size: int = 512
-    noise: float = 0.05
-    strength: float = 1.0
+    noise: float = 0.1
+    strength: float = 0.1
     slices: int = 32
     hidden: int = 64
     learning_rate: float = 5e-3

@@ -56,7 +56,7 @@ def test_bananas_agree_with_the_law_of_one_coordinate_given_the_other(dim: int) 
 @pytest.mark.parametrize("name", NAMES)
 def test_density_integrates_to_one(name: str) -> None:
     density = make_density(name, 2)
-    axis = torch.linspace(-9, 15, 1201, dtype=torch.float64)
+    axis = torch.linspace(-6, 10, 401, dtype=torch.float64)
     grid = torch.cartesian_prod(axis, axis)
     values = density.log_prob(grid).exp().view(len(axis), len(axis)).numpy()
     total = integrate.simpson(integrate.simpson(values, x=axis.numpy()), x=axis.numpy())
@@ -67,8 +67,8 @@ def test_density_integrates_to_one(name: str) -> None:
 def test_samples_follow_the_density(name: str) -> None:
     """Each marginal in the plane against the integral of the density, by Kolmogorov and Smirnov."""
     density, points = make_density(name, 2), _samples(name, 2).numpy()
-    axis = torch.linspace(-8, 14, 1101, dtype=torch.float64)
-    values = density.log_prob(torch.cartesian_prod(axis, axis)).exp().view(1101, 1101).numpy()
+    axis = torch.linspace(-6, 10, 401, dtype=torch.float64)
+    values = density.log_prob(torch.cartesian_prod(axis, axis)).exp().view(401, 401).numpy()
     for i in range(2):
         marginal = integrate.simpson(values, x=axis.numpy(), axis=1 - i)
         cdf = integrate.cumulative_simpson(marginal, x=axis.numpy(), initial=0)
