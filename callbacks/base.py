@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor._checks import check_positive_int
+from jepa_monitor._checks import check_positive, check_positive_int
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
     find_encoder,
@@ -38,6 +39,11 @@ class EncoderCallback(pl.Callback):
         every_n_steps: Look after every so many optimizer steps instead.
         pool: How outputs become (B, K).
         batch_to_images: Finds the images in a batch of the probe.
+        max_overhead: Largest share of the wall time to spend; a look that would exceed it is put
+            off and counted in ``monitor/skipped``. The first and the last are always taken.
+            ``None`` for no limit.
+        name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
+        strict: Raise when a look fails, instead of warning once.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -53,6 +59,9 @@ class EncoderCallback(pl.Callback):
         every_n_steps: int | None = None,
         pool: Pool = "auto",
         batch_to_images: Callable[[Any], Tensor] | None = None,
+        max_overhead: float | None = None,
+        name: str = "",
+        strict: bool = False,
     ) -> None:
         if every_n_epochs is not None and every_n_steps is not None:
             raise ValueError(
@@ -66,8 +75,15 @@ class EncoderCallback(pl.Callback):
                 "`encoder` must be a dotted path, a module, a function of the LightningModule or "
                 f"None, got {type(encoder).__name__}."
             )
+        if max_overhead is not None and check_positive(max_overhead, "max_overhead") > 1:
+            raise ValueError(f"`max_overhead` must be a share of at most 1, got {max_overhead}.")
+        if not isinstance(name, str):
+            raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
         self.encoder = encoder
         self.probe = probe
+        self.max_overhead = max_overhead
+        self.name = name
+        self.strict = strict
         self.every_n_steps = every_n_steps
         self.every_n_epochs = check_positive_int(
             1 if every_n_epochs is None else every_n_epochs, "every_n_epochs"
@@ -76,7 +92,11 @@ class EncoderCallback(pl.Callback):
         self.batch_to_images = batch_to_images
         self.history: list[dict[str, float]] = []
         self.failures = 0
+        self.skipped = 0
+        self._spent = self._cost = 0.0  # seconds: of all looks since training began, of the last
+        self._started = time.perf_counter()
         self._last_step = -1
+        self._put_off = False
         self._prepared = False
 
     @abstractmethod
@@ -101,16 +121,24 @@ class EncoderCallback(pl.Callback):
             Something with ``scalars``, a dict of finite numbers by tag.
         """
 
-    def write(self, trainer: pl.Trainer, found: Any, x: int) -> None:
+    @property
+    def prefix(self) -> str:
+        """What all tags begin with."""
+        return f"{self.name}/" if self.name else ""
+
+    def write(
+        self, trainer: pl.Trainer, scalars: dict[str, float], found: Any | None, x: int
+    ) -> None:
         """Write what a look has found; called in the first process only.
 
         Args:
             trainer: The Trainer.
-            found: From :meth:`measure`.
+            scalars: Finite numbers by tag, prefix included.
+            found: From :meth:`measure`; ``None`` if it failed.
             x: The x-coordinate.
         """
         for logger in trainer.loggers:
-            logger.log_metrics(found.scalars, step=x)
+            logger.log_metrics(scalars, step=x)
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Any | None) -> None:
         """React to a look; called in every process, also after a look that failed.
@@ -142,6 +170,7 @@ class EncoderCallback(pl.Callback):
             trainer: The Trainer.
             pl_module: Its module.
         """
+        self._spent, self._started = 0.0, time.perf_counter()
         self._prepare(trainer)
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
@@ -158,7 +187,7 @@ class EncoderCallback(pl.Callback):
         """
         steps = self.every_n_steps
         # With accumulated gradients the same step is seen more than once.
-        if steps and trainer.global_step % steps == 0 and trainer.global_step > self._last_step:
+        if steps and trainer.global_step % steps == 0 and self._may_look(trainer):
             self._look(trainer, pl_module)
 
     def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -168,7 +197,7 @@ class EncoderCallback(pl.Callback):
             trainer: The Trainer.
             pl_module: Its module.
         """
-        if self._epoch_is_due(trainer) and trainer.global_step > self._last_step:
+        if self._epoch_is_due(trainer) and self._may_look(trainer):
             self._look(trainer, pl_module, current_step(trainer) - 1)
 
     def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -185,7 +214,7 @@ class EncoderCallback(pl.Callback):
         if trainer.state.fn == "validate":
             self._prepare(trainer)
             self._look(trainer, pl_module)
-        elif self._epoch_is_due(trainer) and trainer.is_last_batch:
+        elif self._epoch_is_due(trainer) and trainer.is_last_batch and self._may_look(trainer):
             self._look(trainer, pl_module)
 
     def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -198,15 +227,31 @@ class EncoderCallback(pl.Callback):
         self._prepare(trainer)
         self._look(trainer, pl_module)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the final weights, if that was put off.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+        """
+        if self._put_off and trainer.global_step > self._last_step:
+            self._look(trainer, pl_module)
+
+    @property
+    def state_key(self) -> str:
+        """Key of the state in checkpoints, one for each name."""
+        return self._generate_state_key(name=self.name)
+
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.
 
         Returns:
-            The history, the failures and the step of the last look.
+            The history, the counts and the step of the last look.
         """
         return {
             "history": self.history,
             "failures": self.failures,
+            "skipped": self.skipped,
             "last_step": self._last_step,
         }
 
@@ -218,7 +263,21 @@ class EncoderCallback(pl.Callback):
         """
         self.history = list(state_dict["history"])
         self.failures = state_dict["failures"]
+        self.skipped = state_dict["skipped"]
         self._last_step = state_dict["last_step"]
+
+    def _may_look(self, trainer: pl.Trainer) -> bool:
+        """Say whether there is something new to see and time to look, the same in all processes."""
+        if trainer.global_step <= self._last_step:
+            return False
+        fits = True
+        if self.max_overhead is not None:
+            elapsed = time.perf_counter() - self._started
+            fits = self._spent + self._cost <= self.max_overhead * (elapsed + self._cost)
+            fits = bool(trainer.strategy.broadcast(fits))
+        self.skipped += not fits
+        self._put_off = not fits
+        return fits
 
     def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
         return self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
@@ -247,12 +306,14 @@ class EncoderCallback(pl.Callback):
     def _look(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, x: int | None = None
     ) -> None:
-        self._last_step = trainer.global_step
-        found = None
+        self._last_step, self._put_off = trainer.global_step, False
+        began, found = time.perf_counter(), None
         try:
             _, encoder = find_encoder(pl_module, self.encoder)
             found = self.measure(trainer, encoder)
-        except Exception as error:  # noqa: BLE001 - whatever it is, it must not end the training
+        except Exception as error:  # whatever it is, it must not end the training
+            if self.strict:
+                raise
             self.failures += 1
             if self.failures == 1:
                 rank_zero_warn(
@@ -260,13 +321,18 @@ class EncoderCallback(pl.Callback):
                     f"{type(error).__name__}: {error} Training goes on; further failures are only "
                     "counted, in monitor/failures."
                 )
-            scalars = {"monitor/failures": float(self.failures)}
-        else:
-            found.scalars["monitor/failures"] = float(self.failures)
-            scalars = found.scalars
+        now = time.perf_counter()
+        self._cost = now - began
+        self._spent += self._cost
+        scalars = {} if found is None else dict(found.scalars)
+        scalars["monitor/overhead"] = min(1.0, self._spent / max(now - self._started, 1e-9))
+        scalars["monitor/failures"] = float(self.failures)
+        scalars["monitor/skipped"] = float(self.skipped)
+        scalars = {self.prefix + tag: value for tag, value in scalars.items()}
+        if found is not None:
             self.history.append({"step": float(trainer.global_step), **scalars})
-            if trainer.is_global_zero:
-                self.write(trainer, found, current_step(trainer) if x is None else x)
+        if trainer.is_global_zero:
+            self.write(trainer, scalars, found, current_step(trainer) if x is None else x)
         # LightningModule.log would make them visible to EarlyStopping and ModelCheckpoint only when
         # the loop at hand ends; here they are from now on, in every hook.
         trainer.callback_metrics.update(

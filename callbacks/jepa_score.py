@@ -3,25 +3,21 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor._checks import check_choice, check_positive, check_positive_int
-from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading, CollapseAlarm
-from jepa_monitor.callbacks.discovery import (
-    EncoderSpec,
-    find_encoder,
-    find_training_data,
-    find_validation_data,
-)
-from jepa_monitor.callbacks.logging import current_step, log_dashboard, log_report
-from jepa_monitor.encoders import Pool, check_pool
+from jepa_monitor._checks import check_positive_int
+from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading
+from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
+from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
+from jepa_monitor.callbacks.logging import log_dashboard, log_pictures
+from jepa_monitor.encoders import Pool
 from jepa_monitor.monitor import DensityMonitor
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import plot_spectra
@@ -35,7 +31,14 @@ __all__ = ["JepaScoreCallback"]
 _FAN = 12  # spectra in one picture
 
 
-class JepaScoreCallback(pl.Callback):
+@dataclass(frozen=True)
+class _Look:
+    scalars: dict[str, float]
+    report: Report
+    reading: AlarmReading | None
+
+
+class JepaScoreCallback(AlarmedCallback):
     """Logs JEPA-SCORE and signs of collapse on held-out images during training.
 
     The first evaluation is before the first training step, then one after every epoch (or every
@@ -80,10 +83,11 @@ class JepaScoreCallback(pl.Callback):
         max_overhead: Largest share of the wall time to spend; an evaluation that would exceed it is
             put off and counted in ``monitor/skipped``. The first and the last are always made.
             ``None`` for no limit.
-        on_collapse: What to do at the first alarm: ``"warn"``, ``"stop"`` the training, or a
-            function that is called with the Trainer and the
-            :class:`~jepa_monitor.alarm.AlarmReading`.
-        patience_steps: How many steps the first collapse may last before it is an alarm.
+        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
+            ends the training after the step at hand; a function gets the Trainer, the
+            LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
+        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
+            steps, or 1000 where no end is planned.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when an evaluation fails, instead of warning once.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
@@ -114,158 +118,102 @@ class JepaScoreCallback(pl.Callback):
         max_embedding_samples: int = 512,
         polarity_samples: int = 8,
         max_overhead: float | None = 0.05,
-        on_collapse: str | Callable[[pl.Trainer, AlarmReading], Any] = "warn",
-        patience_steps: int = 1000,
+        on_collapse: OnCollapse = "warn",
+        patience_steps: int | None = None,
         name: str = "",
         strict: bool = False,
         pool: Pool = "auto",
         batch_to_images: Callable[[Any], Tensor] | None = None,
         options: ScoreOptions | None = None,
     ) -> None:
-        if every_n_epochs is not None and every_n_steps is not None:
-            raise ValueError(
-                "`every_n_epochs` and `every_n_steps` exclude each other, got "
-                f"{every_n_epochs} and {every_n_steps}: give one."
-            )
-        if every_n_steps is not None:
-            check_positive_int(every_n_steps, "every_n_steps")
-        if encoder is not None and not (isinstance(encoder, str) or callable(encoder)):
-            raise TypeError(
-                "`encoder` must be a dotted path, a module, a function of the LightningModule or "
-                f"None, got {type(encoder).__name__}."
-            )
-        if max_overhead is not None and check_positive(max_overhead, "max_overhead") > 1:
-            raise ValueError(f"`max_overhead` must be a share of at most 1, got {max_overhead}.")
-        if not callable(on_collapse):
-            check_choice(on_collapse, "on_collapse", ("warn", "stop"))
-        if not isinstance(name, str):
-            raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
-        self.encoder = encoder
-        self.probe = probe
+        super().__init__(
+            encoder,
+            probe,
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            on_collapse=on_collapse,
+            patience_steps=patience_steps,
+            pool=pool,
+            batch_to_images=batch_to_images,
+            max_overhead=max_overhead,
+            name=name,
+            strict=strict,
+        )
         self.reference = reference
         self.ood = ood
-        self.polarity_samples = polarity_samples
-        self.max_overhead = max_overhead
-        self.on_collapse = on_collapse
-        self.name = name
-        self.strict = strict
-        self.alarm = CollapseAlarm(patience_steps)
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = check_positive_int(
-            1 if every_n_epochs is None else every_n_epochs, "every_n_epochs"
-        )
         self.max_probe_samples = check_positive_int(max_probe_samples, "max_probe_samples")
         self.max_embedding_samples = check_positive_int(
             max_embedding_samples, "max_embedding_samples"
         )
-        self.batch_to_images = batch_to_images
-        self.pool = check_pool(pool)
+        self.polarity_samples = polarity_samples
         self.options = options or ScoreOptions(method="auto")
         self.monitor: DensityMonitor | None = None
-        self.history: list[dict[str, float]] = []
-        self.failures = 0
-        self.skipped = 0
         self._spectra: dict[int, Tensor] = {}
-        self._spent = 0.0
-        self._started = time.perf_counter()
-        self._last_step = -1
-        self._alarmed = False
-        self._inverted = False
+        self._inverted = False  # whether the user has been told
 
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the encoder, so that a wrong path is an error before any training.
+    def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
+        """Read the images, and lay out the dashboard.
 
         Args:
             trainer: The Trainer.
-            pl_module: Its module.
+            probe: The source of the probe.
+            shuffle_seed: How to draw them, if not the first ones.
         """
-        name, encoder = find_encoder(pl_module, self.encoder)
-        if self.encoder is None:
-            rank_zero_info(
-                f"JepaScoreCallback watches {type(pl_module).__name__}.{name} "
-                f"({type(encoder).__name__}). Pass `encoder` to watch another module."
-            )
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the probe and evaluate the model as training finds it.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        self._spent, self._started = 0.0, time.perf_counter()
-        self.monitor = self.monitor or self._build_monitor(trainer)
+        self.monitor = self._build(trainer, probe, shuffle_seed)
         if trainer.is_global_zero:
-            log_dashboard(trainer.loggers, self._prefix, self._settings())
-        if trainer.global_step == 0:
-            self._evaluate(trainer, pl_module)
+            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor))
 
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
+    def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
+        """Evaluate the encoder and read the alarm.
+
+        Args:
+            trainer: The Trainer.
+            encoder: What to look at.
+
+        Returns:
+            The report, the reading and their scalars.
+        """
+        assert self.monitor is not None
+        report = self.monitor.evaluate(encoder)
+        reading = None
+        if len(report.probe.embeddings) >= MIN_SAMPLES:
+            reading = self.read_alarm(trainer, report.probe.embeddings)
+        return _Look(report.scalars | (reading.scalars if reading else {}), report, reading)
+
+    def write(
+        self, trainer: pl.Trainer, scalars: dict[str, float], found: _Look | None, x: int
     ) -> None:
-        """Evaluate after every ``every_n_steps`` optimizer steps.
+        """Write numbers to every logger, and pictures to those that take them.
+
+        Args:
+            trainer: The Trainer.
+            scalars: Finite numbers by tag, prefix included.
+            found: The look; ``None`` if it failed.
+            x: The x-coordinate.
+        """
+        super().write(trainer, scalars, found, x)
+        if found is not None and trainer.loggers:
+            figures = found.report.figures() | self._fan(trainer.global_step, found.report)
+            log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
+
+    def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: _Look | None) -> None:
+        """React to a collapse, and warn once if the score is inverted.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
-            *_: The batch and what the training step made of it.
+            found: The look; ``None`` if it failed.
         """
-        steps = self.every_n_steps
-        # With accumulated gradients the same step is seen more than once.
-        if steps and trainer.global_step % steps == 0 and self._may_evaluate(trainer):
-            self._evaluate(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate after every ``every_n_epochs`` epochs.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if self._epoch_is_due(trainer) and self._may_evaluate(trainer):
-            self._evaluate(trainer, pl_module, current_step(trainer) - 1)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate in ``Trainer.validate``, and in ``fit`` when the epoch ends with a validation.
-
-        Then the value belongs to the very weights that a checkpoint after validation saves.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if trainer.sanity_checking:
-            return
-        if trainer.state.fn == "validate":
-            self.monitor = self.monitor or self._build_monitor(trainer)
-            self._evaluate(trainer, pl_module)
-        elif self._epoch_is_due(trainer) and trainer.is_last_batch and self._may_evaluate(trainer):
-            self._evaluate(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate once in ``Trainer.test``.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        self.monitor = self.monitor or self._build_monitor(trainer)
-        self._evaluate(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Evaluate the final weights, if the last evaluation was put off.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if self._put_off and trainer.global_step > self._last_step:
-            self._evaluate(trainer, pl_module)
-
-    @property
-    def state_key(self) -> str:
-        """Key of the state in checkpoints, one for each name."""
-        return self._generate_state_key(name=self.name)
+        super().act(trainer, pl_module, found)
+        polarity = 1.0 if found is None else found.scalars.get("density/polarity", 1.0)
+        if polarity < 0.5 and not self._inverted:
+            self._inverted = True
+            rank_zero_warn(
+                f"JEPA-SCORE is inverted at step {trainer.global_step}: corrupted images score "
+                f"higher than the probe (density/polarity {polarity:.2f}). Early in training this "
+                "is common; while it lasts, a high score does not mean a likely image. Compare "
+                "log_density/* and outliers/*, which do not rest on the Jacobian alone."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.
@@ -273,16 +221,7 @@ class JepaScoreCallback(pl.Callback):
         Returns:
             History, counts, spectra and the alarm's state, as plain numbers and tensors.
         """
-        return {
-            "history": self.history,
-            "failures": self.failures,
-            "skipped": self.skipped,
-            "last_step": self._last_step,
-            "alarmed": self._alarmed,
-            "inverted": self._inverted,
-            "spectra": self._spectra,
-            "alarm": self.alarm.state_dict(),
-        }
+        return {**super().state_dict(), "spectra": self._spectra, "inverted": self._inverted}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where a checkpoint left off.
@@ -290,34 +229,11 @@ class JepaScoreCallback(pl.Callback):
         Args:
             state_dict: From :meth:`state_dict`.
         """
-        self.history = list(state_dict["history"])
-        self.failures = state_dict["failures"]
-        self.skipped = state_dict["skipped"]
-        self._last_step = state_dict["last_step"]
-        self._alarmed = state_dict["alarmed"]
-        self._inverted = state_dict["inverted"]
+        super().load_state_dict(state_dict)
         self._spectra = dict(state_dict["spectra"])
-        self.alarm.load_state_dict(state_dict["alarm"])
+        self._inverted = state_dict["inverted"]
 
-    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
-        return self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
-
-    def _build_monitor(self, trainer: pl.Trainer) -> DensityMonitor:
-        probe, shuffle_seed = self.probe, None
-        if probe is None:
-            probe = find_validation_data(trainer)
-        if probe is None:
-            probe, shuffle_seed = find_training_data(trainer), 0
-            if probe is None:
-                raise ValueError(
-                    "`probe` was not given, and the Trainer has neither validation nor training "
-                    "data to take images from."
-                )
-            rank_zero_warn(
-                "JepaScoreCallback found no validation data, so it watches images of the training "
-                "set, as its transforms augment them: they are not held out. Pass `probe` or "
-                "validation data."
-            )
+    def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         build = functools.partial(
             DensityMonitor,
             probe,
@@ -347,19 +263,10 @@ class JepaScoreCallback(pl.Callback):
             )
             return monitor
 
-    @property
-    def _prefix(self) -> str:
-        return f"{self.name}/" if self.name else ""
-
-    @property
-    def _put_off(self) -> bool:
-        return self.skipped > 0
-
-    def _settings(self) -> str:
-        assert self.monitor is not None
-        reference, ood = self.monitor.reference, self.monitor.ood
+    def _settings(self, monitor: DensityMonitor) -> str:
+        reference, ood = monitor.reference, monitor.ood
         rows = {
-            "probe": f"{len(self.monitor.images)} images",
+            "probe": f"{len(monitor.images)} images",
             "reference": "none" if reference is None else f"{len(reference)} images",
             "out of distribution": ", ".join(ood) or "none",
             "scored of each": self.max_probe_samples,
@@ -367,59 +274,6 @@ class JepaScoreCallback(pl.Callback):
         }
         return "\n".join(
             ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
-        )
-
-    def _may_evaluate(self, trainer: pl.Trainer) -> bool:
-        """Say whether there is something new to see and time to look, the same on all ranks."""
-        if trainer.global_step <= self._last_step:
-            return False
-        if self.max_overhead is None or not self.history:
-            return True
-        cost = self.history[-1][self._prefix + "monitor/seconds"]
-        elapsed = time.perf_counter() - self._started
-        fits = self._spent + cost <= self.max_overhead * (elapsed + cost)
-        fits = bool(trainer.strategy.broadcast(fits))
-        self.skipped += not fits
-        return fits
-
-    def _evaluate(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, x: int | None = None
-    ) -> None:
-        assert self.monitor is not None
-        self._last_step, started = trainer.global_step, time.perf_counter()
-        x = current_step(trainer) if x is None else x
-        try:
-            _, encoder = find_encoder(pl_module, self.encoder)
-            report = self.monitor.evaluate(encoder)
-            scalars = report.scalars
-            scalars |= self._read_alarm(trainer, report)
-        except Exception as error:
-            if self.strict:
-                raise
-            self.failures += 1
-            if self.failures == 1:
-                rank_zero_warn(
-                    f"JepaScoreCallback could not evaluate at step {trainer.global_step}: "
-                    f"{type(error).__name__}: {error} Training goes on; further failures are only "
-                    "counted, in monitor/failures."
-                )
-            report, scalars = None, {}
-        self._spent += time.perf_counter() - started
-        elapsed = max(time.perf_counter() - self._started, 1e-9)
-        scalars["monitor/overhead"] = min(1.0, self._spent / elapsed)
-        scalars["monitor/failures"] = float(self.failures)
-        scalars["monitor/skipped"] = float(self.skipped)
-        tagged = {self._prefix + tag: value for tag, value in scalars.items()}
-        if report is not None:
-            self.history.append({"step": float(trainer.global_step), **tagged})
-            self._warn_if_inverted(scalars)
-            if trainer.is_global_zero:
-                figures = report.figures() | self._fan(trainer.global_step, report)
-                log_report(trainer.loggers, report, figures, x, self._prefix)
-        # LightningModule.log would make them visible to EarlyStopping and ModelCheckpoint only when
-        # the loop at hand ends; here they are from now on, in every hook.
-        trainer.callback_metrics.update(
-            {tag: torch.tensor(value, device=pl_module.device) for tag, value in tagged.items()}
         )
 
     def _fan(self, step: int, report: Report) -> dict[str, Figure]:
@@ -434,28 +288,3 @@ class JepaScoreCallback(pl.Callback):
             gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
             del self._spectra[steps[1 + gaps.index(min(gaps))]]
         return {"jacobian/spectra": plot_spectra(self._spectra, self.options.eps)}
-
-    def _read_alarm(self, trainer: pl.Trainer, report: Report) -> dict[str, float]:
-        embeddings = report.probe.embeddings
-        if len(embeddings) < MIN_SAMPLES:
-            return {}
-        reading = self.alarm.update(trainer.global_step, embeddings)
-        if reading.alarm and not self._alarmed:
-            if callable(self.on_collapse):
-                self.on_collapse(trainer, reading)
-            else:
-                rank_zero_warn(f"JepaScoreCallback at step {trainer.global_step}: {reading.reason}")
-                trainer.should_stop |= self.on_collapse == "stop"
-        self._alarmed = reading.alarm
-        return reading.scalars
-
-    def _warn_if_inverted(self, scalars: dict[str, float]) -> None:
-        polarity = scalars.get("density/polarity", 1.0)
-        if polarity < 0.5 and not self._inverted and scalars.get("monitor/images", 0) >= 8:
-            self._inverted = True
-            rank_zero_warn(
-                f"JEPA-SCORE is inverted at this stage: corrupted images score higher than the "
-                f"probe (density/polarity {polarity:.2f}). Early in training this is common; while "
-                "it lasts, a high score does not mean a likely image. Compare log_density/* and "
-                "outliers/*, which do not rest on the Jacobian alone."
-            )

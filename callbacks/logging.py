@@ -9,9 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
 
-from jepa_monitor.report import Report
-
-__all__ = ["current_step", "log_dashboard", "log_report"]
+__all__ = ["current_step", "log_dashboard", "log_pictures"]
 
 _BINS = 64
 
@@ -91,24 +89,26 @@ def dashboard(prefix: str) -> dict[str, dict[str, list[Any]]]:
     }
 
 
-def log_report(
-    loggers: Iterable[Any], report: Report, figures: Mapping[str, Any], step: int, prefix: str = ""
+def log_pictures(
+    loggers: Iterable[Any],
+    histograms: Mapping[str, Tensor],
+    figures: Mapping[str, Any],
+    step: int,
+    prefix: str,
 ) -> None:
-    """Write an evaluation to every logger: numbers to all, pictures to those that take them.
+    """Write histograms and figures to the loggers that take them.
 
     Args:
         loggers: Lightning's loggers.
-        report: The evaluation.
+        histograms: Finite values by tag.
         figures: Pictures by tag.
         step: The x-coordinate.
         prefix: Of all tags.
     """
-    scalars = {prefix + tag: value for tag, value in report.scalars.items()}
     for logger in loggers:
-        logger.log_metrics(scalars, step=step)
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_histogram"):
-            for tag, values in report.histograms.items():
+            for tag, values in histograms.items():
                 _add_histogram(writer, prefix + tag, values, step)
         if hasattr(writer, "add_figure"):
             for tag, figure in figures.items():

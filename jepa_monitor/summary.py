@@ -41,6 +41,7 @@ _SLICES = 256
 _GAUSSIAN_EFFECT = 0.005  # a third of that of uniform or Laplace slices of unit variance
 _CALIBRATED = 0.1  # mean error of coverage
 _ALPHA = 0.05
+_LEAST_REFERENCE = 19  # scores, for which the lowest is the 5 % quantile
 
 
 @dataclass(frozen=True)
@@ -189,7 +190,8 @@ def outlier_scalars(
 
     Args:
         probe: :func:`detectors` of the probe.
-        reference: The same of reference images; ``None`` for the robust fence instead.
+        reference: The same of reference images. Without, or with less than 19 of them, a robust
+            fence takes the place of their quantile.
 
     Returns:
         ``outliers/<detector>`` with ``_low`` and ``_high``, the ends of the exact 95 % interval,
@@ -200,12 +202,10 @@ def outlier_scalars(
         finite = _finite(values)
         if not len(finite):
             continue
-        if reference is None:
+        others = finite[:0] if reference is None else _finite(reference[name])
+        if len(others) < _LEAST_REFERENCE:
             share = (finite < robust_fence(finite)).double().mean()
             scalars[f"outliers/{name}_fence"] = share.item()
-            continue
-        others = _finite(reference[name])
-        if not len(others):
             continue
         found = outlier_fraction(finite, others, _ALPHA)
         scalars[f"outliers/{name}"] = found.fraction.item()

@@ -315,7 +315,10 @@ def test_callback_logs_and_can_be_monitored(tmp_path: pathlib.Path) -> None:
     runner.fit(module, loader(48, 2), loader(16, 3))
     assert callback.failures == 0
     assert [values["step"] for values in callback.history] == list(range(0, 13, 2))
-    expected = {"step", "monitor/collapse_seconds", "monitor/failures"} | {
+    expected = {"step", "monitor/collapse_seconds"} | {
+        f"monitor/{name}" for name in ("failures", "overhead", "skipped")
+    }
+    expected |= {
         f"collapse/{name}"
         for name in (
             "rankme", "rankme_relative", "effective_rank", "effective_rank_relative",

@@ -251,6 +251,109 @@ def test_state_survives_a_checkpoint(tmp_path: pathlib.Path) -> None:
     assert [values["step"] for values in resumed.history] == [0, 6, 12, 18]
 
 
+def test_two_callbacks_with_names_do_not_collide(tmp_path: pathlib.Path) -> None:
+    module = _Named(student=mlp(192), teacher=mlp(192))
+    student, teacher = watch("student", name="student"), watch("teacher")
+    runner = trainer(tmp_path, [student, teacher], logger=TensorBoardLogger(tmp_path))
+    runner.fit(module, loader(48, 2), loader(16, 3))
+    for name, prefix in (("student", "student/"), ("teacher", "")):
+        expected = float64_score(getattr(module, name), images(16, 3)).mean().item()
+        found = float(runner.callback_metrics[f"{prefix}jepa_score/mean"])
+        assert found == pytest.approx(expected, abs=0.02)
+    runner.save_checkpoint(tmp_path / "both.ckpt")
+    states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
+    assert len([key for key in states if key.startswith("JepaScoreCallback")]) == 2
+
+
+def test_overhead_is_limited_and_the_last_weights_are_scored(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback(every_n_steps=1, max_overhead=0.01)
+    module = _fit(tmp_path, [callback])
+    steps = [values["step"] for values in callback.history]
+    assert steps[0] == 0
+    assert steps[-1] == 12
+    assert callback.skipped == 12 - (len(steps) - 2)
+    assert callback.skipped > 6
+    expected = float64_score(module.encoder, images(16, 3)).mean().item()
+    assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
+
+
+def test_strict_raises(tmp_path: pathlib.Path) -> None:
+    def failing(module: pl.LightningModule) -> Any:
+        return lambda batch: batch.sum()
+
+    with pytest.raises(ValueError, match="`encoder` must return one embedding an image"):
+        _fit(tmp_path, [watch(failing, strict=True)])
+
+
+class _Collapsing(Validated):
+    def on_train_epoch_start(self) -> None:
+        self.encoder[-1].weight.data.zero_()
+
+
+@pytest.mark.parametrize("reaction", ["warn", "stop", "call"])
+def test_alarm(tmp_path: pathlib.Path, reaction: str) -> None:
+    called: list[Any] = []
+    on_collapse: Any = reaction
+    if reaction == "call":
+
+        def on_collapse(trainer: Any, module: Any, reading: Any) -> None:
+            called.append(reading)
+
+    callback = watch(on_collapse=on_collapse, patience_steps=3, every_n_steps=2)
+    module = _Collapsing()
+    module.configure_optimizers = lambda: torch.optim.SGD(module.parameters(), lr=0.0)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _fit(tmp_path, [callback], module, max_epochs=4)
+    said = [w for w in caught if "JepaScoreCallback at step" in str(w.message)]
+    assert len(said) == (reaction != "call")
+    assert len(called) == (reaction == "call")
+    assert callback.history[-1]["collapse/state"] == 2
+    assert callback.history[-1]["collapse/alarm"] == 1
+    assert (len(module.losses) < 24) == (reaction == "stop")
+
+
+def test_reference_and_ood_tell_what_they_should(tmp_path: pathlib.Path) -> None:
+    # f(x) = x: the law is the data's own, the Jacobian is the same everywhere.
+    generator = torch.Generator().manual_seed(0)
+    data = torch.randn(3, 600, 6, generator=generator)
+    data[2] += 4
+    monitor = DensityMonitor(
+        data[0], reference=data[1], ood={"far": data[2]}, max_embedding_samples=600
+    )
+    report = monitor.evaluate(nn.Identity())
+    scalars = report.scalars
+    assert scalars["density/precondition"] == 1
+    assert scalars["density/calibration_error"] < 0.05
+    assert abs(scalars["density/gaussianity_z"]) < 3
+    assert scalars["ood/far/auroc_log_density"] > 0.99
+    assert scalars["ood/far/auroc_mahalanobis"] > 0.99
+    assert scalars["ood/far/auroc_jepa_score"] == 0.5
+    assert scalars["outliers/mahalanobis_low"] <= 0.05 <= scalars["outliers/mahalanobis_high"]
+    expected = torch.distributions.Normal(0, 1).log_prob(data[0, :64].double()).sum(1)
+    error = report.probe.log_density - expected
+    assert error.abs().mean() < 0.3  # of μ and Σ
+
+
+def test_inverted_score_is_told_once(tmp_path: pathlib.Path) -> None:
+    class Inverted(nn.Module):
+        """The steeper the rougher the image, so that what is corrupted by noise looks dense."""
+
+        def forward(self, batch: torch.Tensor) -> torch.Tensor:
+            flat = batch.flatten(1)
+            rough = (flat[:, 1:] - flat[:, :-1]).square().mean(1, keepdim=True)
+            return flat[:, :24] * (1 + 100 * rough)
+
+    smooth = torch.linspace(0, 1, 8).expand(16, 3, 8, 8) + 0.1 * images(16, 3)
+    callback = watch(Inverted(), probe=smooth, max_probe_samples=16, strict=True)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        _fit(tmp_path, [callback])
+    assert all(values["density/polarity_noise"] < 0.1 for values in callback.history)
+    assert all(values["density/polarity"] < 0.5 for values in callback.history)
+    assert sum("JEPA-SCORE is inverted" in str(w.message) for w in caught) == 1
+
+
 class _Named(Tiny):
     def __init__(self, **modules: nn.Module) -> None:
         super().__init__()
@@ -352,6 +455,14 @@ def test_monitor_in_a_plain_loop() -> None:
 
 
 WRONG: dict[str, tuple[Any, type[Exception], str]] = {
+    "overhead": (lambda: JepaScoreCallback(max_overhead=1.5), ValueError, "`max_overhead` must be a share of at most 1, got 1.5"),
+    "on_collapse": (lambda: JepaScoreCallback(on_collapse="panic"), ValueError, "`on_collapse` must be one of warn, stop, got 'panic'"),
+    "patience": (lambda: JepaScoreCallback(patience_steps=0), ValueError, "`patience_steps` must be at least 1"),
+    "name": (lambda: JepaScoreCallback(name=3), TypeError, "`name` must be a string, got int"),
+    "ood": (lambda: DensityMonitor(images(8), ood=[images(8)]), TypeError, "`ood` must be a dict of data by name, got list"),
+    "ood shape": (lambda: DensityMonitor(images(8), ood={"x": torch.rand(8, 3)}), ValueError, "must hold images of the probe's shape"),
+    "small reference": (lambda: DensityMonitor(images(8), reference=images(2)), ValueError, "`reference` must hold at least 3 images, got 2"),
+    "polarity": (lambda: DensityMonitor(images(8), polarity_samples=-1), ValueError, "`polarity_samples` must be at least 1, got -1"),
     "both cadences": (lambda: JepaScoreCallback(every_n_epochs=1, every_n_steps=5), ValueError, "`every_n_epochs` and `every_n_steps` exclude each other, got 1 and 5"),
     "epochs": (lambda: JepaScoreCallback(every_n_epochs=0), ValueError, "`every_n_epochs` must be at least 1, got 0"),
     "steps": (lambda: JepaScoreCallback(every_n_steps=1.5), TypeError, "`every_n_steps` must be an integer, got 1.5"),
