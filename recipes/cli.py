@@ -25,7 +25,7 @@ class RecipeCLI(LightningCLI):
     """LightningCLI without subcommands: no argument at all trains with the defaults."""
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, `--ckpt_path`, and let data and seed decide what follows from them.
+        """Add the callbacks, ``--ckpt_path``, and let data and seed decide what follows from them.
 
         Args:
             parser: The parser to extend.
@@ -34,12 +34,12 @@ class RecipeCLI(LightningCLI):
             "--ckpt_path",
             type=str | None,
             default=None,
-            help="Checkpoint to resume from, or `last` for the newest of this recipe.",
+            help="Checkpoint to resume from, or ``last`` for the newest of this recipe.",
         )
         parser.add_lightning_class_args(JepaScoreCallback, "monitor")
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
-        parser.set_defaults({"checkpoint.save_last": True})
+        parser.set_defaults({"checkpoint.save_last": True, "monitor.max_overhead": 0.2})
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.image_size", "model.image_size")
@@ -55,7 +55,7 @@ class RecipeCLI(LightningCLI):
         knn["every_n_epochs"] = knn["every_n_epochs"] or every
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Accept `--data NAME` for `--data.name NAME`, then parse.
+        """Accept ``--data NAME`` for ``--data.name NAME``, then parse.
 
         Args:
             parser: The parser.
@@ -69,7 +69,7 @@ class RecipeCLI(LightningCLI):
 
 
 def spell_out(arguments: Sequence[str]) -> list[str]:
-    """Write `--data NAME` as `--data.name NAME`; leave `--data FILE.yaml` as it is.
+    """Write ``--data NAME`` as ``--data.name NAME``; leave ``--data FILE.yaml`` as it is.
 
     Args:
         arguments: Arguments of the command line.
@@ -142,7 +142,7 @@ class ClosingTable(Callback):
         """Take the first values from a checkpoint.
 
         Args:
-            state_dict: What `state_dict` returned.
+            state_dict: What ``state_dict`` returned.
         """
         self.start = state_dict["start"]
 
@@ -152,7 +152,7 @@ class ClosingTable(Callback):
 
 
 def newest_checkpoint(folder: Path) -> str:
-    """Find the newest `last.ckpt` of a recipe.
+    """Find the newest ``last.ckpt`` of a recipe.
 
     Args:
         folder: Folder of the recipe's runs.
@@ -183,7 +183,7 @@ def parse(
         args: Arguments, or None for those of the process.
 
     Returns:
-        An object with `model`, `datamodule`, `trainer` and `config`.
+        An object with ``model``, ``datamodule``, ``trainer`` and ``config``.
     """
     logger = {
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
@@ -218,7 +218,7 @@ def train(
         args: Arguments, or None for those of the process.
 
     Returns:
-        The trainer after `fit`.
+        The trainer after ``fit``.
     """
     for message in (".*does not have many workers", ".*smaller than the logging interval"):
         warnings.filterwarnings("ignore", message)

@@ -41,14 +41,14 @@ class ImageDataModule(LightningDataModule):
     """Serve labelled images by name, augmented for training and plain for evaluation.
 
     The training images come in an order, and with augmentations, that depend on nothing but
-    `(seed, epoch, index)`: a resumed run sees what an uninterrupted one would have seen, whatever
+    ``(seed, epoch, index)``: a resumed run sees what an uninterrupted one would have seen, whatever
     the number of workers. The labels are only for evaluation.
 
     Args:
-        name: `digits` (scikit-learn's 1797 handwritten digits, no download), `cifar10`,
-            `fashion_mnist`, `imagefolder:PATH` (`PATH/train` and `PATH/val`, or `PATH` alone, split
-            4:1) or `npz:PATH` (arrays `train_images` uint8 (N, H, W, C) or (N, H, W),
-            `train_labels`, `test_images`, `test_labels`).
+        name: ``digits`` (scikit-learn's 1797 handwritten digits, no download), ``cifar10``,
+            ``fashion_mnist``, ``imagefolder:PATH`` (``PATH/train`` and ``PATH/val``, or ``PATH``
+            alone, split 4:1) or ``npz:PATH`` (arrays ``train_images`` uint8 (N, H, W, C) or (N, H, W),
+            ``train_labels``, ``test_images``, ``test_labels``).
         batch_size: Images in a batch, at least 1.
         image_size: Side in pixels to which the images are resized, at least 1.
         crop_scale: Smallest share of the area that a random crop keeps, in (0, 1]; 1 turns
@@ -56,20 +56,20 @@ class ImageDataModule(LightningDataModule):
         flip: Whether to mirror at random; by default for everything but digits.
         num_workers: Processes that load images; 0 is best for images in memory.
         root: Folder that downloads go to.
-        download: Whether `cifar10` and `fashion_mnist` may be downloaded.
+        download: Whether ``cifar10`` and ``fashion_mnist`` may be downloaded.
         seed: Seed of the order and of the augmentations. The split of a data set that has none is
             the same for every seed.
 
     Raises:
-        ValueError: If `name` is none of the above, or a number is out of its range.
+        ValueError: If ``name`` is none of the above, or a number is out of its range.
     """
 
     def __init__(
         self,
         name: str = "digits",
         batch_size: int = 64,
-        image_size: int = 32,
-        crop_scale: float = 0.6,
+        image_size: int = 24,
+        crop_scale: float = 0.4,
         flip: bool | None = None,
         num_workers: int = 0,
         root: str = "data",
@@ -113,7 +113,7 @@ class ImageDataModule(LightningDataModule):
             self._torchvision(train=True)
 
     def setup(self, stage: str | None = None) -> None:
-        """Build `train_set` (augmented), `plain_train_set` and `val_set` (both not augmented).
+        """Build ``train_set`` (augmented), ``plain_train_set`` and ``val_set`` (not augmented).
 
         Args:
             stage: Ignored.
@@ -132,14 +132,17 @@ class ImageDataModule(LightningDataModule):
             )
             train, val = self._enlarged(*train_arrays), self._enlarged(*val_arrays)
         size = (self.image_size, self.image_size)
-        to_tensor: list[Any] = [v2.ToImage(), v2.ToDtype(torch.float32, scale=True)]
-        normalise = v2.Normalize(mean.tolist(), std.tolist())
-        plain = v2.Compose([*to_tensor, v2.Resize(size, antialias=True), normalise])
-        crop: list[Any] = [v2.Resize(size, antialias=True)]
-        if self.crop_scale < 1:
-            crop = [v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)]
+        resize = v2.Resize(size, antialias=True)
+        crop = v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
         flip = [v2.RandomHorizontalFlip()] if self.flip else []
-        augment = v2.Compose([*to_tensor, *crop, *flip, normalise])
+        # Bytes until the end; scaling to [0, 1] and normalising are one step.
+        normalise = [
+            v2.ToDtype(torch.float32),
+            v2.Normalize((255 * mean).tolist(), (255 * std).tolist()),
+        ]
+        plain = v2.Compose([v2.ToImage(), resize, *normalise])
+        cut = crop if self.crop_scale < 1 else resize
+        augment = v2.Compose([v2.ToImage(), cut, *flip, *normalise])
         self.plain_train_set = PlainImages(train, plain)
         self.val_set = PlainImages(val, plain)
         self.train_set = TrainImages(train, augment, self.seed)
@@ -238,10 +241,10 @@ def load_digits() -> tuple[Arrays, Arrays]:
 
 
 def load_npz(path: Path) -> tuple[Arrays, Arrays]:
-    """Load images from a NumPy archive with the four arrays that `ImageDataModule` names.
+    """Load images from a NumPy archive with the four arrays that ``ImageDataModule`` names.
 
     Args:
-        path: The `.npz` file.
+        path: The ``.npz`` file.
 
     Returns:
         Training (images, labels) and held-out (images, labels); images uint8 (N, C, H, W).
@@ -351,7 +354,7 @@ class TrainImages(Dataset["tuple[Tensor, int]"]):
 
 
 class EpochSampler(DistributedSampler[Any]):
-    """Shuffle by `(seed, epoch)` and hand `(epoch, index)` to `TrainImages`."""
+    """Shuffle by ``(seed, epoch)`` and hand ``(epoch, index)`` to ``TrainImages``."""
 
     def __iter__(self) -> Iterator[tuple[int, int]]:
         """Go through this process's share of the images.

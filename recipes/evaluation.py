@@ -51,7 +51,7 @@ def knn_predict(
 def knn_accuracy(
     bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int, temperature: float
 ) -> float:
-    """Share of queries that `knn_predict` classifies correctly.
+    """Share of queries that ``knn_predict`` classifies correctly.
 
     Args:
         bank: Known embeddings (N, K) and labels (N,).
@@ -69,10 +69,10 @@ def knn_accuracy(
 class OnlineKNN(Callback):
     """Log the k-NN accuracy of the encoder before training and at the ends of epochs.
 
-    Needs no training of a head, and shows collapse (falling accuracy) early. It does not disturb the
-    run: own loaders, own generator, modes and random state put back.
+    Needs no training of a head, and shows collapse (falling accuracy) early. It does not disturb
+    the run: own loaders, own generator, modes and random state put back.
 
-    Logs `eval/knn_accuracy` in [0, 1].
+    Logs ``eval/knn_accuracy`` in [0, 1].
 
     Args:
         encoder: Name of the module to judge, an attribute of the LightningModule that maps images
@@ -81,8 +81,8 @@ class OnlineKNN(Callback):
             Every epoch by default.
         k: Neighbours that vote.
         temperature: Of the votes.
-        max_train: At most so many training images as neighbours, and
-        max_val: so many held-out images to classify; fixed random choices.
+        max_train: Training images that serve as neighbours, at most; a fixed random choice.
+        max_val: Held-out images to classify, at most; a fixed random choice.
         batch_size: Images in a forward pass.
 
     Raises:
@@ -118,7 +118,7 @@ class OnlineKNN(Callback):
         """Measure the untrained encoder and, for comparison, the raw pixels.
 
         Args:
-            trainer: The trainer, whose data module must be an `ImageDataModule`.
+            trainer: The trainer, whose data module must be an ``ImageDataModule``.
             pl_module: The method that trains.
         """
         self.pixel_accuracy = self._accuracy(trainer, pl_module, nn.Flatten())
@@ -128,7 +128,7 @@ class OnlineKNN(Callback):
         """Measure the encoder.
 
         Args:
-            trainer: The trainer, whose data module must be an `ImageDataModule`.
+            trainer: The trainer, whose data module must be an ``ImageDataModule``.
             pl_module: The method that trains.
         """
         epoch = trainer.current_epoch + 1
@@ -163,7 +163,7 @@ class OnlineKNN(Callback):
 
 @contextmanager
 def undisturbed(module: nn.Module, device: torch.device) -> Iterator[None]:
-    """Evaluate `module` without gradients; then put modes and random states back.
+    """Evaluate ``module`` without gradients; then put modes and random states back.
 
     Args:
         module: The module to put in evaluation mode, submodule by submodule.

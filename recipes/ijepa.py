@@ -1,8 +1,8 @@
-"""I-JEPA (Assran et al., arXiv 2301.08243): predict embeddings of image blocks from a context block.
+"""I-JEPA (Assran et al., arXiv 2301.08243): predict embeddings of hidden blocks of an image.
 
-Run `python -m jepa_monitor.recipes.ijepa` to train on handwritten digits in a few minutes; see
-`docs/recipes/ijepa.md`. To change the method, edit one function: `sample_masks` for the masking,
-`IJepa.targets` for what is predicted, `IJepa.loss` for the loss.
+Run ``python -m jepa_monitor.recipes.ijepa`` to train on handwritten digits in a few minutes; see
+``docs/recipes/ijepa.md``. To change the method, edit one function: ``sample_masks`` for the
+masking, ``IJepa.targets`` for what is predicted, ``IJepa.loss`` for the loss.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def sample_masks(
         The masks, on the CPU.
 
     Raises:
-        ValueError: If no block fits the ranges, or none leaves `min_context` patches.
+        ValueError: If no block fits the ranges, or none leaves ``min_context`` patches.
     """
     rows, columns = grid
 
@@ -157,7 +157,7 @@ def take(tokens: Tensor, indices: Tensor) -> Tensor:
 
 
 def sincos(grid: tuple[int, int], width: int) -> nn.Parameter:
-    """Fixed sine-cosine position embeddings, as in the paper: nothing to learn, geometry from step 1.
+    """Fixed sine-cosine position embeddings, as in the paper: there is nothing to learn first.
 
     Args:
         grid: Rows and columns of patches.
@@ -229,7 +229,7 @@ class Predictor(nn.Module):
     Args:
         grid: Rows and columns of patches.
         width: Numbers per token of the encoder.
-        predictor_width: Numbers per token inside the predictor, a multiple of 4 and of `heads`.
+        predictor_width: Numbers per token inside the predictor, a multiple of 4 and of ``heads``.
         depth: Transformer blocks.
         heads: Attention heads.
     """
@@ -279,20 +279,21 @@ class Predictor(nn.Module):
 class IJepa(LightningModule):
     """I-JEPA: context encoder, EMA target encoder and predictor.
 
-    Every random choice depends on `(seed, epoch, batch)` and every schedule on the global step, so a
-    run resumed from the end of an epoch equals the uninterrupted one.
+    Every random choice depends on ``(seed, epoch, batch)`` and every schedule on the global step,
+    so a run resumed from the end of an epoch equals the uninterrupted one.
 
-    Logs `train/loss`, `train/lr`, `train/weight_decay`, `train/momentum` and `val/loss`.
+    Logs ``train/loss``, ``train/lr``, ``train/weight_decay``, ``train/momentum`` and ``val/loss``.
 
     Args:
         image_size: Side of the image in pixels.
         in_channels: Colour channels.
-        patch_size: Side of a patch in pixels; divides `image_size`.
-        width: Numbers per token of the encoder (K), a multiple of 4 and of `heads`.
+        patch_size: Side of a patch in pixels; divides ``image_size``.
+        width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
-        predictor_width: Numbers per token of the predictor, a multiple of 4 and `predictor_heads`.
-        predictor_depth: Transformer blocks of the predictor.
+        predictor_width: Numbers per token of the predictor, a multiple of 4 and of its heads.
+        predictor_depth: Transformer blocks of the predictor. On small images one is best: a deeper
+            predictor fills the gaps by itself and leaves the encoder nothing to learn.
         predictor_heads: Attention heads of the predictor.
         target_blocks: Target blocks per image.
         target_scale: Range of a target's area, as a share of the image.
@@ -313,20 +314,20 @@ class IJepa(LightningModule):
 
     def __init__(
         self,
-        image_size: int = 32,
+        image_size: int = 24,
         in_channels: int = 1,
         patch_size: int = 4,
-        width: int = 128,
-        depth: int = 4,
-        heads: int = 4,
-        predictor_width: int = 64,
-        predictor_depth: int = 2,
+        width: int = 64,
+        depth: int = 6,
+        heads: int = 2,
+        predictor_width: int = 32,
+        predictor_depth: int = 1,
         predictor_heads: int = 2,
         target_blocks: int = 4,
         target_scale: tuple[float, float] = (0.15, 0.2),
         target_aspect: tuple[float, float] = (0.75, 1.5),
         context_scale: tuple[float, float] = (0.85, 1.0),
-        min_context: int = 8,
+        min_context: int = 4,
         learning_rate: float = 1e-3,
         final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
@@ -441,7 +442,7 @@ class IJepa(LightningModule):
         self.log("val/loss", loss, batch_size=len(images), sync_dist=True)
 
     def configure_optimizers(self) -> Optimizer:
-        """AdamW with weight decay on matrices only; `optimizer_step` sets the values.
+        """AdamW with weight decay on matrices only; ``optimizer_step`` sets the values.
 
         Returns:
             The optimiser, its first group with decay and its second without.
@@ -495,7 +496,7 @@ class IJepa(LightningModule):
             step: Optimiser steps done before.
 
         Returns:
-            Values by the names `lr`, `weight_decay`, `momentum`.
+            Values by the names ``lr``, ``weight_decay``, ``momentum``.
         """
         h, total = self.hparams, self.total_steps
         warmup = round(h["warmup"] * total)
@@ -521,7 +522,7 @@ def main() -> None:
     """Train from the command line."""
     from jepa_monitor.recipes.cli import train
 
-    train(IJepa, "ijepa", max_epochs=60)
+    train(IJepa, "ijepa", max_epochs=80)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,15 @@ SMALL = [
     *("--data.image_size", "16", "--data.batch_size", "40", "--model.patch_size", "2"),
     *("--model.width", "8", "--model.depth", "1", "--model.heads", "2"),
     *("--model.predictor_width", "8", "--model.predictor_depth", "1"),
-    *("--monitor.max_probe_samples", "4", "--monitor.max_embedding_samples", "32"),
+    *("--monitor.max_probe_samples", "20", "--monitor.max_embedding_samples", "32"),
+    *(
+        "--monitor.max_overhead",
+        "null",
+        "--monitor.strict",
+        "true",
+        "--monitor.polarity_samples",
+        "2",
+    ),
     *("--knn.max_train", "100", "--knn.max_val", "50", "--trainer.accelerator", "cpu"),
     *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
 ]
@@ -149,4 +157,4 @@ def test_as_a_module_it_prints_a_config_that_it_accepts(folder) -> None:
     cli = parse(IJepa, "ijepa", 60, ["--config", "config.yaml", "--trainer.max_epochs", "4"])
     assert cli.model.hparams["width"] == 8
     assert cli.trainer.max_epochs == 4
-    assert cli.config["monitor.max_probe_samples"] == 4
+    assert cli.config["monitor.max_probe_samples"] == 20

@@ -110,7 +110,7 @@ def test_torchvision_names(monkeypatch, name, channels) -> None:
         monkeypatch.setattr(f"jepa_monitor.recipes.data.datasets.{cls}", fake)
     data = prepared(name, root="somewhere", download=False)
     assert data.channels == channels
-    assert data.val_set[0][0].shape == (channels, 32, 32)
+    assert data.val_set[0][0].shape == (channels, 24, 24)
     assert set(calls) == {("somewhere", True, False), ("somewhere", False, False)}
 
 
