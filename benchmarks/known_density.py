@@ -68,8 +68,8 @@ def measure(case: Case) -> dict[str, Any]:
 
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, one row a case, in Markdown."""
-    head = ["method", "density", "D → K", *(f"{label}: ρ" for label in LABELS)]
-    head += ["log_density: r", "log_density: slope", "JEPA-SCORE: slope"]
+    head = ["method", "density", "D → K", "seeds", *(f"{label}: ρ" for label in LABELS)]
+    head += ["log_density: r", "slope"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, (dim, width), density in product(METHODS, SHAPES, NAMES):
         of_case = [
@@ -83,12 +83,12 @@ def table(runs: list[dict[str, Any]]) -> str:
 
         def cell(key: str, of_case: list[dict[str, Any]] = of_case) -> str:
             values = [run[key] for run in of_case]
-            spread = statistics.stdev(values) if len(values) > 1 else 0.0
-            return f"{statistics.mean(values):.2f} ± {spread:.2f}"
+            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
+            return f"{statistics.mean(values):.2f}{spread}"
 
         keys = [f"{score}/spearman" for score in SCORES]
-        keys += ["log_density/pearson", "log_density/slope", "jepa_score/slope"]
-        cells = [method, density, f"{dim} → {width}", *map(cell, keys)]
+        keys += ["log_density/pearson", "log_density/slope"]
+        cells = [method, density, f"{dim} → {width}", f"{len(of_case)}", *map(cell, keys)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)
 

@@ -67,8 +67,8 @@ class Encoder(nn.Module):
     """A linear map plus a multilayer perceptron: D numbers in, K out.
 
     It starts as an isometry. A change of variables needs a map that never sends two points to one;
-    an encoder that starts at random is folded already, and a loss on the law of the embeddings does
-    not unfold it: they can be Gaussian all the same.
+    an encoder that starts at random may be folded already, and a loss on the law of the embeddings
+    need not unfold it: they can be Gaussian all the same.
 
     Args:
         dim: D.
@@ -326,18 +326,6 @@ def draw(
 
 
 # ------------------------------------------------------------------------------------ command line
-def default_width(dim: int) -> int:
-    """K = D: the only case in which the change of variables is exact.
-
-    Args:
-        dim: D.
-
-    Returns:
-        K.
-    """
-    return dim
-
-
 def run(name: str, dim: int, width: int, settings: Settings, folder: Path) -> Comparison:
     """Train and compare once, print the result, and save the picture if D = 2.
 
