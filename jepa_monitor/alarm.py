@@ -10,6 +10,10 @@ relative, so no threshold depends on the method, the width or the scale of the e
   over the same of isotropic embeddings of equal N and K. A cloud in r of K directions has about
   log r / log K.
 
+How much a healthy encoder has of either depends on the architecture and the data (few classes
+leave few directions), so both also count against the highest that the run itself has had. Half of
+the share is the square root of what the directions once were.
+
 A state is no alarm yet. Runs with an EMA target may pass through a collapse phase early on and
 recover (https://openreview.net/forum?id=SdOYmP67a2): :class:`CollapseAlarm` waits for a stated
 patience, and loses it when a collapse returns.
@@ -44,12 +48,15 @@ __all__ = [
     "collapse_measures",
     "collapse_scalars",
     "collapse_state",
+    "default_patience",
 ]
 
 # Each state is entered below the first value and left above the second. `benchmarks/collapse_zoo.py`
 # chose them on seeds of its own; `docs/collapse.md` shows how far healthy runs stay away.
-COMPLETE_SPREAD = (0.05, 0.08)
-DIMENSIONAL_SHARE = (0.35, 0.40)
+COMPLETE_SPREAD = (0.07, 0.10)
+DIMENSIONAL_SHARE = (0.20, 0.25)
+LOST_SPREAD = (0.20, 0.30)  # of the highest spread of the run
+LOST_SHARE = (0.50, 0.60)  # of the highest share of the run
 MIN_SAMPLES = 16  # under so few embeddings a handful of directions looks like all there could be
 CONFIRMATIONS = 2  # readings in a row that begin or end a collapse for the alarm
 
@@ -135,16 +142,23 @@ def collapse_measures(embeddings: Tensor) -> CollapseMeasures:
 
 
 def collapse_state(
-    embeddings: Tensor | CollapseMeasures, previous: CollapseState = CollapseState.HEALTHY
+    embeddings: Tensor | CollapseMeasures,
+    previous: CollapseState = CollapseState.HEALTHY,
+    highest_share: float = 0.0,
+    highest_spread: float = 0.0,
 ) -> CollapseState:
     """Tell a healthy encoder from a collapsed one, and which way it has collapsed.
 
-    Complete below a spread of 0.05 (a mean cosine of about 0.9975), otherwise dimensional below a
-    share of directions of 0.35 (7 of 256). To leave a state, 0.08 and 0.40 must be passed.
+    Complete below a spread of 0.07 (a mean cosine of about 0.995) or a fifth of the run's highest;
+    otherwise dimensional below a share of directions of 0.20 (3 of 256) or half of the run's
+    highest. To leave a state, 0.10 and three tenths, or 0.25 and six tenths, must be passed.
 
     Args:
         embeddings: Embeddings, shape (N, K), N ≥ 16, or their measures.
         previous: The state before, for the hysteresis.
+        highest_share: The run's highest share of directions so far; 0 to look at these embeddings
+            alone.
+        highest_spread: The run's highest spread so far; likewise.
 
     Returns:
         The state. Constant embeddings, zeros, and embeddings most of which are not finite are
@@ -160,9 +174,11 @@ def collapse_state(
         (<CollapseState.HEALTHY: 0>, <CollapseState.DIMENSIONAL: 1>, <CollapseState.COMPLETE: 2>)
     """
     measures = embeddings if isinstance(embeddings, tuple) else collapse_measures(embeddings)
-    if measures.spread < COMPLETE_SPREAD[previous == CollapseState.COMPLETE]:
+    complete = previous == CollapseState.COMPLETE
+    if measures.spread < max(COMPLETE_SPREAD[complete], LOST_SPREAD[complete] * highest_spread):
         return CollapseState.COMPLETE
-    if measures.share < DIMENSIONAL_SHARE[previous != CollapseState.HEALTHY]:
+    collapsed = previous != CollapseState.HEALTHY
+    if measures.share < max(DIMENSIONAL_SHARE[collapsed], LOST_SHARE[collapsed] * highest_share):
         return CollapseState.DIMENSIONAL
     return CollapseState.HEALTHY
 
@@ -210,6 +226,25 @@ def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
         if not math.isfinite(fit.alpha):
             del scalars["collapse/alpha_req"], scalars["collapse/alpha_req_r2"]
     return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+
+
+def default_patience(planned_steps: float) -> int:
+    """Patience for a run of which nothing but its length is known.
+
+    A tenth of it, but at least 1000 steps: the collapse phase of I-JEPA on digits takes 400 to 650.
+    Methods without an EMA target have no such phase and need less.
+
+    Args:
+        planned_steps: Steps of the run; infinite if no end is planned.
+
+    Returns:
+        Training steps, for ``patience_steps`` of :class:`CollapseAlarm`.
+
+    Example:
+        >>> default_patience(1760), default_patience(100_000)
+        (1000, 10000)
+    """
+    return max(1000, math.ceil(planned_steps / 10)) if math.isfinite(planned_steps) else 1000
 
 
 class AlarmReading(NamedTuple):
@@ -275,6 +310,8 @@ class CollapseAlarm:
         self._state = CollapseState.HEALTHY
         self._step: int | None = None
         self._since = 0
+        self._highest_share = 0.0
+        self._highest_spread = 0.0
         self._phase: int | None = None  # where the collapse at hand began
         self._readings = 0  # in a row on the same side: healthy or collapsed
         self._confirmed = False  # whether the collapse at hand was seen often enough
@@ -301,7 +338,9 @@ class CollapseAlarm:
                 "another run."
             )
         measures = embeddings if isinstance(embeddings, tuple) else collapse_measures(embeddings)
-        state = collapse_state(measures, self._state)
+        self._highest_share = max(self._highest_share, measures.share)
+        self._highest_spread = max(self._highest_spread, measures.spread)
+        state = collapse_state(measures, self._state, self._highest_share, self._highest_spread)
         if self._step is None or state != self._state:
             self._since = step
         was_collapsed, collapsed = self._state > 0, state > 0
@@ -329,6 +368,8 @@ class CollapseAlarm:
             "state": int(self._state),
             "step": self._step,
             "since": self._since,
+            "highest_share": self._highest_share,
+            "highest_spread": self._highest_spread,
             "phase": self._phase,
             "readings": self._readings,
             "confirmed": self._confirmed,
@@ -344,6 +385,8 @@ class CollapseAlarm:
         self._state = CollapseState(state_dict["state"])
         self._step = state_dict["step"]
         self._since = state_dict["since"]
+        self._highest_share = state_dict["highest_share"]
+        self._highest_spread = state_dict["highest_spread"]
         self._phase = state_dict["phase"]
         self._readings = state_dict["readings"]
         self._confirmed = state_dict["confirmed"]
@@ -402,7 +445,7 @@ def _sentence(state: CollapseState, seen: CollapseMeasures, why: str) -> str:
             f"{seen.nonfinite} of {seen.nonfinite + seen.samples} embeddings hold NaN or infinity"
         )
     elif state == CollapseState.COMPLETE:
-        found = f"All embeddings point the same way: normalised std {seen.spread:.2g} of 1"
+        found = f"The embeddings point nearly the same way: normalised std {seen.spread:.2g} of 1"
     else:
         few = "only " if state else ""
         found = (
