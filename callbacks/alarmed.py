@@ -11,14 +11,12 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from jepa_monitor._checks import check_choice, check_positive_int
-from jepa_monitor.alarm import AlarmReading, CollapseAlarm
+from jepa_monitor.alarm import AlarmReading, CollapseAlarm, default_patience
 from jepa_monitor.callbacks.base import EncoderCallback
 
 __all__ = ["AlarmedCallback", "OnCollapse"]
 
 OnCollapse = str | Callable[[pl.Trainer, pl.LightningModule, AlarmReading], Any]
-_PATIENCE_SHARE = 0.1  # of the planned steps
-_PATIENCE_ENDLESS = 1000  # steps, where no end is planned
 
 
 class AlarmedCallback(EncoderCallback):
@@ -30,7 +28,7 @@ class AlarmedCallback(EncoderCallback):
             ends the training after the step at hand; a function gets the Trainer, the
             LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, or 1000 where no end is planned.
+            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
         **kwargs: See :class:`~jepa_monitor.callbacks.base.EncoderCallback`.
 
     Raises:
@@ -52,7 +50,7 @@ class AlarmedCallback(EncoderCallback):
         if patience_steps is not None:
             check_positive_int(patience_steps, "patience_steps")
         self.patience_steps = patience_steps
-        self.alarm = CollapseAlarm(patience_steps or _PATIENCE_ENDLESS)
+        self.alarm = CollapseAlarm(patience_steps or default_patience(math.inf))
         self._told = False  # whether the collapse at hand has been reported
 
     def read_alarm(self, trainer: pl.Trainer, embeddings: Tensor) -> AlarmReading:
@@ -77,12 +75,7 @@ class AlarmedCallback(EncoderCallback):
             pl_module: Its module.
         """
         if self.patience_steps is None:
-            planned = trainer.estimated_stepping_batches
-            self.alarm.patience_steps = (
-                max(1, math.ceil(_PATIENCE_SHARE * planned))
-                if math.isfinite(planned)
-                else _PATIENCE_ENDLESS
-            )
+            self.alarm.patience_steps = default_patience(trainer.estimated_stepping_batches)
         super().on_train_start(trainer, pl_module)
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Any | None) -> None:

@@ -58,7 +58,7 @@ class CollapseCallback(AlarmedCallback):
             ends the training after the step at hand; a function gets the Trainer, the
             LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, or 1000 where no end is planned.
+            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
         max_samples: How many images to embed.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default

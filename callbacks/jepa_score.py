@@ -87,7 +87,7 @@ class JepaScoreCallback(AlarmedCallback):
             ends the training after the step at hand; a function gets the Trainer, the
             LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, or 1000 where no end is planned.
+            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when an evaluation fails, instead of warning once.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.

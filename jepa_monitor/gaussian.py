@@ -52,7 +52,11 @@ class Gaussian:
 
         Σ = (1 − s)·S + s·(tr S / K)·I with the empirical covariance S (divided by N). A positive s
         makes Σ regular unless the embeddings are constant, also for N ≤ K. Ledoit and Wolf's s
-        minimises the expected Frobenius distance to the true covariance.
+        minimises the expected Frobenius distance to the true covariance. That is decided by the
+        largest directions: a direction with less variance than s times the mean is drowned. For
+        normalised encoders this is welcome (a LayerNorm leaves directions that are rounding error,
+        which whitening must not blow up); where every direction counts and N is many times K, give
+        a smaller s (docs/theory.md shows what it changes).
 
         Args:
             embeddings: Embeddings of the reference set, shape (N, K), N ≥ 2.

@@ -20,7 +20,7 @@ class ScoreOptions:
             embeddings whitened by a reference set (plain where there is none), which keeps the
             order at R/K of the cost; ``"auto"`` sketches where a reference is given and K > 32.
             Sketched and exact scores differ by far: never compare the two.
-        rows: R; default K/16, at least 8.
+        rows: R; default K/16, at least 16.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
             everything after it in float64; ``"float64"`` runs the encoder in float64 too.

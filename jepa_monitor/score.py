@@ -164,7 +164,7 @@ def jacobian_spectrum(
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them; D numbers an image.
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 8.
+        rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
@@ -218,7 +218,7 @@ def jepa_score(
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them.
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 8.
+        rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
         eps: Singular values below it count as it.
@@ -279,7 +279,7 @@ def log_density(
             first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
             :class:`~jepa_monitor.gaussian.Gaussian`.
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 8.
+        rows: Of a sketch; default K/16, at least 16.
         eps: Singular values below it count as it.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.

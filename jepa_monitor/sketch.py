@@ -11,7 +11,7 @@ from jepa_monitor.options import ScoreOptions
 __all__ = ["sketch_matrix"]
 
 _SHARE = 16  # of the K rows, one in so many
-_LEAST = 8
+_LEAST = 16  # fewer are too few where the spectrum is flat: docs/sketching.md
 
 
 def _row_count(options: ScoreOptions, width: int) -> int:
@@ -49,7 +49,7 @@ def sketch_matrix(options: ScoreOptions, width: int, reference: Gaussian | None)
         )
     method = options.method
     if method == "auto":
-        method = "exact" if reference is None or width <= 4 * _LEAST else "sketch"
+        method = "exact" if reference is None or width <= 2 * _LEAST else "sketch"
     if method == "exact":
         return None
     generator = torch.Generator().manual_seed(options.seed)

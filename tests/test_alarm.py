@@ -383,6 +383,12 @@ def test_warn_says_it_once(tmp_path: pathlib.Path) -> None:
     assert [values["collapse/alarm"] for values in callback.history] == [0] * 5 + [1] * 8
 
 
+def test_without_a_patience_a_short_run_is_given_a_thousand_steps(tmp_path: pathlib.Path) -> None:
+    callback = CollapseCallback(every_n_steps=1)
+    fit(tmp_path, callback, Collapsing())
+    assert callback.alarm.patience_steps == 1000
+
+
 def test_stop(tmp_path: pathlib.Path) -> None:
     callback = CollapseCallback(every_n_steps=1, patience_steps=5, on_collapse="stop")
     with pytest.warns(UserWarning, match=r"It has lasted 5 steps.*Training stops\."):

@@ -67,10 +67,10 @@ def test_one_sketch_for_all_images_and_evaluations() -> None:
     assert (other - together).abs().min() > 1e-3
 
 
-def test_default_rows_are_a_sixteenth_and_at_least_eight() -> None:
-    for width, rows in ((160, 10), (40, 8), (6, 6)):
+def test_default_rows_are_a_sixteenth_and_at_least_sixteen() -> None:
+    for width, rows in ((320, 20), (40, 16), (6, 6)):
         spectrum = jacobian_spectrum(
-            mlp(192, width, 200), images(2), method="sketch", reference=_law(width)
+            mlp(192, width, 400), images(2), method="sketch", reference=_law(width)
         )
         assert spectrum.shape == (2, rows)
 
@@ -79,7 +79,7 @@ def test_default_rows_are_a_sixteenth_and_at_least_eight() -> None:
 def test_auto_sketches_wide_embeddings_with_a_reference(width: int, exact: bool) -> None:
     encoder, law = mlp(192, width, 64), _law(width)
     spectrum = jacobian_spectrum(encoder, images(2), method="auto", reference=law)
-    assert spectrum.shape[1] == (width if exact else 8)
+    assert spectrum.shape[1] == (width if exact else 16)
     assert jacobian_spectrum(encoder, images(2), method="auto").shape[1] == width
 
 
