@@ -9,6 +9,7 @@ from jepa_monitor.metrics.hypersphere import Alignment as Alignment
 from jepa_monitor.metrics.hypersphere import CollapseLevel as CollapseLevel
 from jepa_monitor.metrics.hypersphere import Uniformity as Uniformity
 from jepa_monitor.metrics.jepa_score import JepaScore as JepaScore
+from jepa_monitor.metrics.jepa_score import LogDensity as LogDensity
 from jepa_monitor.metrics.lidar import LiDAR as LiDAR
 from jepa_monitor.metrics.outliers import OODDetection as OODDetection
 from jepa_monitor.metrics.outliers import OutlierFraction as OutlierFraction

@@ -1,37 +1,23 @@
-"""JEPA-SCORE as a torchmetrics metric: in go images, out comes their mean score."""
+"""JEPA-SCORE and the full log-density as torchmetrics metrics: in go images, out comes the mean."""
 
 from __future__ import annotations
 
 from typing import Any
 
-import torch
 from torch import Tensor
-from torchmetrics import Metric
-from torchmetrics.utilities import dim_zero_cat
 
-from jepa_monitor._checks import check_choice, check_images
-from jepa_monitor.encoders import Embedder, Pool, check_pool
-from jepa_monitor.engine import spectra
+from jepa_monitor.encoders import Pool
+from jepa_monitor.engine import Spectra
 from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.metrics._images import ImageScores
 from jepa_monitor.options import ScoreOptions
-from jepa_monitor.plotting import plot_histogram
-from jepa_monitor.score import fit_reference
+from jepa_monitor.score import density_terms
 from jepa_monitor.spectrum import log_volume
 
-__all__ = ["JepaScore"]
+__all__ = ["JepaScore", "LogDensity"]
 
 
-class _Reference:
-    """Keeps the encoder and its data out of the metric's submodules and of its copies."""
-
-    def __init__(self, target: Any) -> None:
-        self.target = target
-
-    def __deepcopy__(self, memo: dict[int, Any]) -> _Reference:
-        return self
-
-
-class JepaScore(Metric):
+class JepaScore(ImageScores):
     r"""The mean JEPA-SCORE of images, :math:`\sum_k \log \max(\sigma_k(\partial f / \partial x), \epsilon)`.
 
     As input to ``forward`` and ``update`` the metric accepts
@@ -74,98 +60,87 @@ class JepaScore(Metric):
         tensor(0.4055, dtype=torch.float64)
     """
 
-    is_differentiable: bool = False
-    # Neither: the score of held-out images rises and falls while a model improves.
-    higher_is_better: bool | None = None
-    full_state_update: bool = False
+    def values(self, found: Spectra, law: Gaussian | None) -> Tensor:
+        """Take the log-volume of the Jacobian.
 
-    total: Tensor
-    count: Tensor
-    nonfinite: Tensor
-    scores: list[Tensor]
+        Args:
+            found: Embeddings and singular values.
+            law: Not used.
+
+        Returns:
+            (B,), float64, in nats.
+        """
+        return log_volume(found.singular_values, self.options.eps)
+
+
+class LogDensity(ImageScores):
+    r"""The mean log-density of images by the full change of variables.
+
+    .. math:: \log p(x) = \text{JEPA-SCORE}(x) + \log N(f(x); \mu, \Sigma)
+
+    As input to ``forward`` and ``update`` the metric accepts
+
+    - ``images`` (:class:`~torch.Tensor`): floating point, shape ``(B, ...)``, as the encoder takes
+      them, on its device.
+
+    As output of ``forward`` and ``compute`` the metric returns
+
+    - ``log_density`` (:class:`~torch.Tensor`): float64, in nats; a scalar, or all values ``(N,)``
+      for ``reduction="none"``. See :func:`jepa_monitor.log_density` for what it is worth.
+
+    Values that are not finite are left out of the mean and counted in ``nonfinite``;
+    ``reduction="none"`` returns them. The encoder is treated as by :class:`JepaScore`.
+
+    Args:
+        encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
+        reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
+            :class:`~jepa_monitor.gaussian.Gaussian`; images are embedded once, at the first update
+            after construction or reset.
+        reduction: ``"mean"`` or ``"none"``.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        options: How to score.
+        kwargs: See :class:`torchmetrics.Metric`.
+
+    Raises:
+        TypeError: If ``encoder`` is not callable.
+        ValueError: If an argument is out of range, or ``reference`` is ``None``.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor.gaussian import Gaussian
+        >>> from jepa_monitor.metrics import LogDensity
+        >>> law = Gaussian(torch.zeros(2).double(), 4 * torch.eye(2).double(), 2, 0.0)
+        >>> metric = LogDensity(lambda x: 2 * x, law)
+        >>> metric.update(torch.zeros(3, 2))
+        >>> metric.compute()  # of N(0, I) at 0: -log(2π)
+        tensor(-1.8379, dtype=torch.float64)
+    """
 
     def __init__(
         self,
         encoder: Any,
+        reference: Any,
         *,
         reduction: str = "mean",
-        reference: Any = None,
         pool: Pool = "auto",
         options: ScoreOptions | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        Embedder(encoder, pool)  # an encoder that cannot work is an error here, not in update
-        self._reference = _Reference((encoder, reference))
-        self._law: Gaussian | None = None
-        self.reduction = check_choice(reduction, "reduction", ("mean", "none"))
-        self.pool = check_pool(pool)
-        self.options = options or ScoreOptions()
-        self.add_state("nonfinite", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
-        if self.reduction == "none":
-            self.add_state("scores", [], dist_reduce_fx="cat")
-        else:
-            self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if reference is None:
+            raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
+        super().__init__(
+            encoder, reduction=reduction, reference=reference, pool=pool, options=options, **kwargs
+        )
 
-    def update(self, images: Tensor) -> None:
-        """Score images.
+    def values(self, found: Spectra, law: Gaussian | None) -> Tensor:
+        """Add the log-density of the embedding to the log-volume of the Jacobian.
 
         Args:
-            images: (B, ...).
-        """
-        encoder, reference = self._reference.target
-        embedder = Embedder(encoder, self.pool, self.options.dtype)
-        images = check_images(images)
-        if reference is not None and self._law is None:
-            self._law = fit_reference(embedder, reference, images.device)
-        found = spectra(embedder, images, self.options, self._law)
-        scores = log_volume(found.singular_values, self.options.eps)
-        finite = torch.isfinite(scores)
-        # Out of place: a reset in inference mode makes the states inference tensors.
-        self.nonfinite = self.nonfinite + (~finite).sum()
-        if self.reduction == "none":
-            self.scores.append(scores)
-        else:
-            self.total = self.total + scores[finite].sum()
-            self.count = self.count + finite.sum()
-
-    def reset(self) -> None:
-        """Forget all scores, and the law of the reference, which is another once the encoder is."""
-        super().reset()
-        self._law = None
-
-    def compute(self) -> Tensor:
-        """Reduce the scores.
+            found: Embeddings and singular values.
+            law: Of the reference.
 
         Returns:
-            Their mean, or all of them.
-
-        Raises:
-            RuntimeError: If there are none to reduce.
+            (B,), float64, in nats.
         """
-        if self.reduction == "none":
-            if not len(self.scores):
-                raise RuntimeError("JepaScore has seen no images: call `update` first.")
-            return dim_zero_cat(self.scores)
-        if not self.count:
-            raise RuntimeError(
-                "JepaScore has no finite score to average: "
-                f"{int(self.nonfinite)} of the images that it has seen have none."
-            )
-        return self.total / self.count
-
-    def plot(self, val: Any = None, ax: Any = None) -> Any:
-        """Plot the value, values over time, or for ``reduction="none"`` the distribution.
-
-        Args:
-            val: What ``compute`` or ``forward`` returned, or a list of it; default: ``compute()``.
-            ax: Axes to draw into; default: a new figure.
-
-        Returns:
-            The figure and its axes.
-        """
-        if self.reduction == "none":
-            scores = self.compute() if val is None else dim_zero_cat(val)
-            return plot_histogram(scores[torch.isfinite(scores)], ax)
-        return self._plot(val, ax)
+        assert law is not None
+        return density_terms(found, law, self.options.eps).log_density

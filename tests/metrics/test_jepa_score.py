@@ -10,11 +10,13 @@ import pytest
 import torch
 from helpers import float64_score, images, mlp
 from matplotlib.figure import Figure
+from scipy.stats import multivariate_normal
 from sklearn.covariance import LedoitWolf
 from torch import multiprocessing, nn
 
 from jepa_monitor import ScoreOptions
-from jepa_monitor.metrics import JepaScore
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.metrics import JepaScore, LogDensity
 
 
 def _encoder() -> nn.Module:
@@ -133,6 +135,37 @@ def test_wrong_use_is_named(
 ) -> None:
     with pytest.raises(error, match=message):
         JepaScore(**({"encoder": _encoder()} | arguments))
+
+
+def test_log_density_is_the_mean_of_the_change_of_variables() -> None:
+    encoder, data, reference = _encoder(), images(7), images(200, seed=9)
+    metric = LogDensity(encoder, reference)
+    each = LogDensity(encoder, reference, reduction="none")
+    for batch in data.split(3):
+        metric.update(batch)
+        each.update(batch)
+    embeddings = encoder(reference).detach().double().numpy()
+    fitted = LedoitWolf().fit(embeddings)
+    law = multivariate_normal(fitted.location_, fitted.covariance_)
+    prior = torch.from_numpy(law.logpdf(encoder(data).detach().double().numpy()))
+    expected = float64_score(encoder, data) + prior
+    torch.testing.assert_close(each.compute(), expected, rtol=0, atol=0.02)
+    assert metric.compute().item() == pytest.approx(expected.mean().item(), abs=0.02)
+    assert isinstance(each.plot()[0], Figure)
+
+
+def test_log_density_takes_a_law_and_follows_the_encoder_after_a_reset() -> None:
+    encoder = _encoder()
+    width = encoder(images(1)).shape[1]
+    law = Gaussian(torch.zeros(width).double(), torch.eye(width).double(), 100, 0.0)
+    metric = LogDensity(encoder, law)
+    metric.update(images(4))
+    z = encoder(images(4)).detach().double()
+    prior = multivariate_normal(np.zeros(width), np.eye(width)).logpdf(z.numpy())
+    expected = float64_score(encoder, images(4)) + torch.from_numpy(np.atleast_1d(prior))
+    assert metric.compute().item() == pytest.approx(expected.mean().item(), abs=0.02)
+    with pytest.raises(ValueError, match="`reference` must be images or a fitted Gaussian"):
+        LogDensity(encoder, None)
 
 
 def _work(rank: int, port: int, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
