@@ -7,7 +7,11 @@ import pathlib
 from collections.abc import Callable
 
 import lightning.pytorch as pl
+import numpy as np
 import torch
+from scipy.stats import multivariate_normal
+from scipy.stats._multivariate import multivariate_normal_frozen
+from sklearn.covariance import ShrunkCovariance
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -27,6 +31,22 @@ def float64_score(encoder: nn.Module, images: Tensor, eps: float = 1e-6) -> Tens
     """The listing of the paper's appendix B in float64, on a copy of the encoder in eval mode."""
     spectrum = float64_spectrum(copy.deepcopy(encoder).double().eval(), images)
     return spectrum.clamp_min(eps).log().sum(1)
+
+
+def leave_one_out_law(embeddings: np.ndarray) -> multivariate_normal_frozen:
+    """The shrunk normal law under which each embedding is likeliest by the others, by brute force."""
+
+    def likelihood(shrinkage: float) -> float:
+        total = 0.0
+        for i in range(len(embeddings)):
+            law = ShrunkCovariance(shrinkage=shrinkage).fit(np.delete(embeddings, i, axis=0))
+            normal = multivariate_normal(law.location_, law.covariance_, allow_singular=True)
+            total += normal.logpdf(embeddings[i])
+        return total
+
+    best = max(10 ** -np.arange(0, 8.5, 0.5), key=likelihood)
+    law = ShrunkCovariance(shrinkage=best).fit(embeddings)
+    return multivariate_normal(law.location_, law.covariance_)
 
 
 def mlp(inputs: int = 48, outputs: int = 8, width: int = 24) -> nn.Sequential:

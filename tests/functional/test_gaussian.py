@@ -1,7 +1,9 @@
 import io
 
+import numpy as np
 import pytest
 import torch
+from helpers import leave_one_out_law
 from scipy import stats
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
 
@@ -17,11 +19,39 @@ def mixed(n, k, seed=0):
 @pytest.mark.parametrize(("n", "k"), [(50, 5), (20, 40), (500, 64), (2, 3)])
 def test_ledoit_wolf_as_in_sklearn(n, k):
     z = mixed(n, k)
-    ours, theirs = Gaussian.fit(z), LedoitWolf().fit(z.numpy())
+    ours, theirs = Gaussian.fit(z, "ledoit_wolf"), LedoitWolf().fit(z.numpy())
     assert ours.shrinkage == pytest.approx(theirs.shrinkage_, abs=1e-12)
     torch.testing.assert_close(ours.covariance, torch.from_numpy(theirs.covariance_))
     distances = torch.from_numpy(theirs.mahalanobis(z.numpy()))
     torch.testing.assert_close(ours.mahalanobis_squared(z), distances, rtol=1e-8, atol=1e-8)
+
+
+@pytest.mark.parametrize(("n", "k"), [(40, 5), (12, 20), (60, 60), (200, 8)])
+def test_default_shrinkage_makes_each_embedding_likeliest_by_the_others(n, k):
+    z = mixed(n, k).numpy() * np.logspace(0, -3, k)
+    ours, theirs = Gaussian.fit(torch.from_numpy(z)), leave_one_out_law(z)
+    np.testing.assert_allclose(ours.covariance, theirs.cov, rtol=1e-9)
+
+
+def test_held_out_distances_are_as_large_as_they_should_be():
+    # A spectrum that falls by four decades: what Ledoit and Wolf's shrinkage is not made for.
+    scales = torch.logspace(0, -4, 32, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(3)
+    z = torch.randn(4000, 32, generator=generator, dtype=torch.float64) * scales
+    reference, held_out = z[:500], z[500:]
+    distances = Gaussian.fit(reference).mahalanobis_squared(held_out)
+    # With the empirical covariance of N embeddings the mean is K (N + 1) / (N − K − 2).
+    assert distances.mean().item() / 32 == pytest.approx(501 / 466, rel=0.03)
+    shrunk = Gaussian.fit(reference, "ledoit_wolf").mahalanobis_squared(held_out)
+    assert shrunk.mean().item() / 32 < 0.7
+
+
+def test_two_embeddings_or_all_but_one_equal_leave_nothing_to_leave_out():
+    assert Gaussian.fit(mixed(2, 3)).shrinkage == Gaussian.fit(mixed(2, 3), "ledoit_wolf").shrinkage
+    z = torch.zeros(10, 3)
+    z[0] = 1
+    law = Gaussian.fit(z)
+    assert torch.isfinite(law.log_prob(z)).all()
 
 
 def test_fixed_shrinkage_as_in_sklearn():
@@ -69,7 +99,7 @@ def test_more_dimensions_than_samples():
 
 
 @pytest.mark.parametrize("value", [0.0, 0.1, 1000.1])
-@pytest.mark.parametrize("shrinkage", ["ledoit_wolf", 0.5])
+@pytest.mark.parametrize("shrinkage", ["leave_one_out", "ledoit_wolf", 0.5])
 def test_point_mass(value, shrinkage):
     z = torch.full((10, 3), value)
     law = Gaussian.fit(z, shrinkage)
@@ -113,5 +143,7 @@ def test_errors():
         Gaussian.fit(torch.ones(1, 4))
     with pytest.raises(ValueError, match=r"`shrinkage` must lie in \[0, 1\], got 2"):
         Gaussian.fit(torch.ones(3, 4), shrinkage=2.0)
-    with pytest.raises(ValueError, match="`shrinkage` must be one of ledoit_wolf, got 'oas'"):
+    with pytest.raises(
+        ValueError, match="`shrinkage` must be one of leave_one_out, ledoit_wolf, got 'oas'"
+    ):
         Gaussian.fit(torch.ones(3, 4), shrinkage="oas")
