@@ -29,8 +29,19 @@ from jepa_monitor.functional.hypersphere import mean_cosine as mean_cosine
 from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squared_cosine
 from jepa_monitor.functional.hypersphere import uniformity as uniformity
 from jepa_monitor.functional.isotropic import isotropic_baseline as isotropic_baseline
+from jepa_monitor.functional.jacobian_alignment import centroid_alignment as centroid_alignment
+from jepa_monitor.functional.jacobian_alignment import jacobian_alignment as jacobian_alignment
+from jepa_monitor.functional.jacobian_alignment import (
+    jacobian_frobenius_norm as jacobian_frobenius_norm,
+)
+from jepa_monitor.functional.jacobian_alignment import rank_one_share as rank_one_share
 from jepa_monitor.functional.lidar import lidar as lidar
+from jepa_monitor.functional.mutual_neighbors import mutual_knn as mutual_knn
 from jepa_monitor.functional.neighbors import knn_distance as knn_distance
 from jepa_monitor.functional.neighbors import knn_score as knn_score
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
 from jepa_monitor.functional.outliers import robust_fence as robust_fence
+from jepa_monitor.functional.separation import separation as separation
+from jepa_monitor.functional.task_priors import prior_kernel as prior_kernel
+from jepa_monitor.functional.task_priors import sample_tasks as sample_tasks
+from jepa_monitor.functional.task_priors import task_prior_performance as task_prior_performance

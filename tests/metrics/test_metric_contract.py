@@ -20,11 +20,15 @@ from jepa_monitor.metrics import (
     DensityCalibration,
     EffectiveRank,
     Gaussianity,
+    JacobianAlignment,
     LiDAR,
+    MutualKNN,
     OODDetection,
     OutlierFraction,
     ParticipationRatio,
     RankMe,
+    Separation,
+    TaskPriors,
     Uniformity,
 )
 
@@ -43,6 +47,8 @@ SCORES = normal(N, seed=4) - 300
 LABELS = torch.arange(N) % 3 > 0
 LAW = Gaussian.fit(normal(200, K, seed=5) @ normal(K, K, seed=1) + 0.5)
 REFERENCE = normal(99, seed=6) - 300
+JACOBIANS, INPUTS, OTHERS = normal(N, 5, K, seed=7), normal(N, K, seed=8), normal(9, K, seed=9)
+CLASSES = torch.arange(N) % 4
 
 
 def calibration(z):
@@ -62,6 +68,20 @@ def detection(scores, labels):
         "auroc": functional.auroc(inside, outside),
         "fpr_at_tpr": functional.fpr_at_tpr(inside, outside),
         "average_precision": functional.average_precision(inside, outside),
+    }
+
+
+def alignments(jacobians, inputs):
+    others = OTHERS
+    centroid = functional.centroid_alignment(jacobians.double().sum(1), inputs, others)
+    jacobian = functional.jacobian_alignment(jacobians, inputs, others)
+    share = functional.rank_one_share(torch.linalg.svdvals(jacobians.double()))
+    return {
+        "centroid": centroid.value.mean(),
+        "centroid_shuffled": centroid.shuffled.mean(),
+        "jacobian": jacobian.value.mean(),
+        "jacobian_shuffled": jacobian.shuffled.mean(),
+        "rank_one_share": share.mean(),
     }
 
 
@@ -100,6 +120,27 @@ CASES = {
         lambda scores: functional.outlier_fraction(scores, REFERENCE)._asdict(),
     ),
     "OODDetection": (OODDetection, (SCORES, LABELS), detection),
+    "JacobianAlignment": (lambda: JacobianAlignment(OTHERS), (JACOBIANS, INPUTS), alignments),
+    "TaskPriors": (
+        lambda: TaskPriors(K, temperature=0.5),
+        (Z, CLASSES),
+        lambda z, labels: functional.task_prior_performance(z, labels, 0.5)._asdict(),
+    ),
+    "TaskPriorsOfFeatures": (
+        lambda: TaskPriors(K, prior_features=K),
+        (Z, INPUTS),
+        lambda z, features: functional.task_prior_performance(z, features)._asdict(),
+    ),
+    "Separation": (
+        lambda: Separation(K),
+        (Z, CLASSES),
+        lambda z, classes: functional.separation(z, classes)._asdict(),
+    ),
+    "MutualKNN": (
+        lambda: MutualKNN(K, K, k=7),
+        (Z, INPUTS),
+        lambda first, second: functional.mutual_knn(first, second, k=7),
+    ),
 }
 EVERY = pytest.mark.parametrize("name", CASES)
 
