@@ -21,6 +21,7 @@ from jepa_monitor.callbacks.discovery import (
 )
 from jepa_monitor.callbacks.logging import current_step
 from jepa_monitor.encoders import Pool, check_pool
+from jepa_monitor.processes import Processes
 
 __all__ = ["EncoderCallback"]
 
@@ -30,7 +31,8 @@ class EncoderCallback(pl.Callback):
 
     A subclass says what to keep of the images (:meth:`prepare`), what to measure (:meth:`measure`)
     and, if it is more than scalars, how to write it (:meth:`write`). A look that fails is counted
-    in ``monitor/failures`` and reported in one warning; training goes on.
+    in ``monitor/failures`` and reported in one warning; training goes on. Arguments that cannot be
+    right are an error before training: a ``TypeError`` or ``ValueError`` that names them.
 
     Args:
         encoder: A dotted path, a module, a function of the LightningModule, or ``None``.
@@ -79,6 +81,12 @@ class EncoderCallback(pl.Callback):
             raise ValueError(f"`max_overhead` must be a share of at most 1, got {max_overhead}.")
         if not isinstance(name, str):
             raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
+        if not isinstance(strict, bool):
+            raise TypeError(f"`strict` must be True or False, got {strict!r}.")
+        if batch_to_images is not None and not callable(batch_to_images):
+            raise TypeError(
+                f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
+            )
         self.encoder = encoder
         self.probe = probe
         self.max_overhead = max_overhead
@@ -149,6 +157,25 @@ class EncoderCallback(pl.Callback):
             found: From :meth:`measure`; ``None`` if it failed.
         """
 
+    def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
+        """Refuse to write under the tags of another callback.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            stage: What it is about to do.
+
+        Raises:
+            ValueError: If another callback of this kind has the same name.
+        """
+        for other in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(other, EncoderCallback) and other is not self and other.name == self.name:
+                raise ValueError(
+                    f"`name` must be different for each callback: {type(self).__name__} and "
+                    f"{type(other).__name__} both have {self.name!r} and would write to the same "
+                    "tags. Give one of them a name; it becomes the prefix of its tags."
+                )
+
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
         """Find the encoder, so that a wrong path is an error before any training.
 
@@ -171,7 +198,7 @@ class EncoderCallback(pl.Callback):
             pl_module: Its module.
         """
         self._spent, self._started = 0.0, time.perf_counter()
-        self._prepare(trainer)
+        self._prepare_if_readable(trainer)
         if trainer.global_step == 0:
             self._look(trainer, pl_module)
 
@@ -212,7 +239,7 @@ class EncoderCallback(pl.Callback):
         if trainer.sanity_checking:
             return
         if trainer.state.fn == "validate":
-            self._prepare(trainer)
+            self._prepare_if_readable(trainer)
             self._look(trainer, pl_module)
         elif self._epoch_is_due(trainer) and trainer.is_last_batch and self._may_look(trainer):
             self._look(trainer, pl_module)
@@ -224,7 +251,7 @@ class EncoderCallback(pl.Callback):
             trainer: The Trainer.
             pl_module: Its module.
         """
-        self._prepare(trainer)
+        self._prepare_if_readable(trainer)
         self._look(trainer, pl_module)
 
     def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -282,12 +309,22 @@ class EncoderCallback(pl.Callback):
     def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
         return self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
 
+    def _prepare_if_readable(self, trainer: pl.Trainer) -> None:
+        """Read the images before training, so that a wrong argument is an error at once."""
+        try:
+            self._prepare(trainer)
+        except (TypeError, ValueError):
+            raise
+        except Exception:  # a disk or a server, perhaps: the next look tries again, and reports it
+            if self.strict:
+                raise
+
     def _prepare(self, trainer: pl.Trainer) -> None:
         if self._prepared:
             return
         probe, shuffle_seed = self.probe, None
         if probe is None:
-            probe = find_validation_data(trainer)
+            probe = Processes(trainer.world_size > 1).agree(lambda: find_validation_data(trainer))
         if probe is None:
             probe, shuffle_seed = find_training_data(trainer), 0
             if probe is None:
@@ -309,18 +346,15 @@ class EncoderCallback(pl.Callback):
         self._last_step, self._put_off = trainer.global_step, False
         began, found = time.perf_counter(), None
         try:
-            _, encoder = find_encoder(pl_module, self.encoder)
+            self._prepare(trainer)
+            _, encoder = Processes(trainer.world_size > 1).agree(
+                lambda: find_encoder(pl_module, self.encoder)
+            )
             found = self.measure(trainer, encoder)
         except Exception as error:  # whatever it is, it must not end the training
             if self.strict:
                 raise
-            self.failures += 1
-            if self.failures == 1:
-                rank_zero_warn(
-                    f"{type(self).__name__} could not evaluate at step {trainer.global_step}: "
-                    f"{type(error).__name__}: {error} Training goes on; further failures are only "
-                    "counted, in monitor/failures."
-                )
+            self._fail(trainer, error)
         now = time.perf_counter()
         self._cost = now - began
         self._spent += self._cost
@@ -332,10 +366,26 @@ class EncoderCallback(pl.Callback):
         if found is not None:
             self.history.append({"step": float(trainer.global_step), **scalars})
         if trainer.is_global_zero:
-            self.write(trainer, scalars, found, current_step(trainer) if x is None else x)
+            try:
+                self.write(trainer, scalars, found, current_step(trainer) if x is None else x)
+            except Exception as error:  # a full disk or a logger's server
+                if self.strict:
+                    raise
+                self._fail(trainer, error)
+                scalars[f"{self.prefix}monitor/failures"] = float(self.failures)
         # LightningModule.log would make them visible to EarlyStopping and ModelCheckpoint only when
         # the loop at hand ends; here they are from now on, in every hook.
         trainer.callback_metrics.update(
             {tag: torch.tensor(value, device=pl_module.device) for tag, value in scalars.items()}
         )
         self.act(trainer, pl_module, found)
+
+    def _fail(self, trainer: pl.Trainer, error: Exception) -> None:
+        """Count what went wrong, and say it once."""
+        self.failures += 1
+        if self.failures == 1:
+            rank_zero_warn(
+                f"{type(self).__name__} could not evaluate at step {trainer.global_step}: "
+                f"{type(error).__name__}: {error} Training goes on; further failures are only "
+                "counted, in monitor/failures."
+            )

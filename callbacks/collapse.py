@@ -17,6 +17,7 @@ from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.probes import collect_images
+from jepa_monitor.processes import Processes
 from jepa_monitor.score import embed
 
 __all__ = ["CollapseCallback"]
@@ -117,11 +118,15 @@ class CollapseCallback(AlarmedCallback):
             probe: The source of the images.
             shuffle_seed: How to draw them, if not the first ones.
         """
-        self.images = collect_images(
-            probe,
-            self.max_samples,
-            batch_to_images=self.batch_to_images,
-            shuffle_seed=shuffle_seed,
+        (self.images,) = Processes(trainer.world_size > 1).same(
+            lambda: (
+                collect_images(
+                    probe,
+                    self.max_samples,
+                    batch_to_images=self.batch_to_images,
+                    shuffle_seed=shuffle_seed,
+                ),
+            )
         )
 
     def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
@@ -136,9 +141,12 @@ class CollapseCallback(AlarmedCallback):
         """
         started = time.perf_counter()
         assert self.images is not None
-        images, embedder = self.images, Embedder(encoder, self.pool)
+        processes = Processes(trainer.world_size > 1)
+        embedder = Embedder(encoder, self.pool, processes=processes)
         device = embedder.device or torch.device("cpu")
-        embeddings = embedder.run(lambda: embed(embedder, images, device), device)
+        (embeddings,) = processes.map(
+            lambda part: (embedder.run(lambda: embed(embedder, part, device), device),), self.images
+        )
         reading = self.read_alarm(trainer, embeddings)
         scalars = collapse_scalars(embeddings) | reading.scalars
         scalars["monitor/collapse_seconds"] = time.perf_counter() - started

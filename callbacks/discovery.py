@@ -69,6 +69,10 @@ def _encoder_at(pl_module: pl.LightningModule, path: str) -> Any:
                 f"{', '.join(names) or 'none'}."
             )
         found = found_next
+    if not callable(found):
+        raise TypeError(
+            f"`encoder` names {path!r}, which is a {type(found).__name__} and cannot be called."
+        )
     return found
 
 
@@ -83,7 +87,7 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
         What to call it in messages, and the encoder.
 
     Raises:
-        TypeError: If a function returns something that is not callable.
+        TypeError: If a function fails, or what is found cannot be called.
         ValueError: If there is no such encoder; the message lists the candidates.
     """
     if spec is None:
@@ -92,7 +96,13 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
         return spec, _encoder_at(pl_module, spec)
     if isinstance(spec, nn.Module):
         return type(spec).__name__, spec
-    encoder = spec(pl_module)
+    try:
+        encoder = spec(pl_module)
+    except Exception as error:
+        raise TypeError(
+            "`encoder` is called with the LightningModule and must return an encoder, but raised "
+            f"{type(error).__name__}: {error}"
+        ) from error
     if not callable(encoder):
         raise TypeError(
             f"`encoder` is a function that must return an encoder, got {type(encoder).__name__}. "

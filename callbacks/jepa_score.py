@@ -12,13 +12,12 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor._checks import check_positive_int
 from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures
 from jepa_monitor.encoders import Pool
-from jepa_monitor.monitor import DensityMonitor
+from jepa_monitor.monitor import DensityMonitor, check_settings
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import plot_spectra
 from jepa_monitor.report import Report
@@ -139,20 +138,27 @@ class JepaScoreCallback(AlarmedCallback):
             name=name,
             strict=strict,
         )
+        check_settings(
+            max_probe_samples=max_probe_samples,
+            max_embedding_samples=max_embedding_samples,
+            polarity_samples=polarity_samples,
+            ood=ood,
+            batch_to_images=batch_to_images,
+            options=options,
+        )
         self.reference = reference
         self.ood = ood
-        self.max_probe_samples = check_positive_int(max_probe_samples, "max_probe_samples")
-        self.max_embedding_samples = check_positive_int(
-            max_embedding_samples, "max_embedding_samples"
-        )
+        self.max_probe_samples = max_probe_samples
+        self.max_embedding_samples = max_embedding_samples
         self.polarity_samples = polarity_samples
         self.options = options or ScoreOptions(method="auto")
         self.monitor: DensityMonitor | None = None
         self._spectra: dict[int, Tensor] = {}
         self._inverted = False  # whether the user has been told
+        self._laid_out = False  # whether the loggers know how to arrange the curves
 
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
-        """Read the images, and lay out the dashboard.
+        """Read the images.
 
         Args:
             trainer: The Trainer.
@@ -160,8 +166,6 @@ class JepaScoreCallback(AlarmedCallback):
             shuffle_seed: How to draw them, if not the first ones.
         """
         self.monitor = self._build(trainer, probe, shuffle_seed)
-        if trainer.is_global_zero:
-            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor))
 
     def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
         """Evaluate the encoder and read the alarm.
@@ -174,6 +178,7 @@ class JepaScoreCallback(AlarmedCallback):
             The report, the reading and their scalars.
         """
         assert self.monitor is not None
+        self.monitor.distributed = trainer.world_size > 1  # of this Trainer, not of the first
         report = self.monitor.evaluate(encoder)
         reading = None
         if len(report.probe.embeddings) >= MIN_SAMPLES:
@@ -192,6 +197,9 @@ class JepaScoreCallback(AlarmedCallback):
             x: The x-coordinate.
         """
         super().write(trainer, scalars, found, x)
+        if self.monitor is not None and not self._laid_out:
+            self._laid_out = True
+            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor))
         if found is not None and trainer.loggers:
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
             log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
@@ -247,6 +255,7 @@ class JepaScoreCallback(AlarmedCallback):
             batch_to_images=self.batch_to_images,
             options=self.options,
             shuffle_seed=shuffle_seed,
+            distributed=trainer.world_size > 1,
         )
         if self.reference is not None:
             return build(reference=self.reference)

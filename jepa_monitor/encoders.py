@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from jepa_monitor._checks import check_choice
 from jepa_monitor.isolation import undisturbed
+from jepa_monitor.processes import Processes
 
 __all__ = ["Embedder", "Pool", "check_pool", "pool_output"]
 
@@ -179,12 +180,22 @@ class Embedder:
         pool: See :func:`pool_output`.
         dtype: What to compute in. Default: float64 if the encoder's parameters are float64, else
             float32; half-precision parameters are scored through float32 copies.
+        processes: Those that share the work. They take the buffers of the first one, whose are also
+            those in a checkpoint: BatchNorm's running statistics differ between the processes of DDP.
 
     Raises:
         TypeError: If ``encoder`` is not callable.
+        ValueError: If its parameters have no shape yet.
     """
 
-    def __init__(self, encoder: Any, pool: Pool = "auto", dtype: torch.dtype | None = None) -> None:
+    def __init__(
+        self,
+        encoder: Any,
+        pool: Pool = "auto",
+        dtype: torch.dtype | None = None,
+        *,
+        processes: Processes | None = None,
+    ) -> None:
         if not callable(encoder):
             raise TypeError(
                 f"`encoder` must be a module or a callable, got {type(encoder).__name__}."
@@ -194,6 +205,10 @@ class Embedder:
         self.modules = _modules_of(encoder)
         self._encoder = encoder
         self._host = _Host(self.modules)
+        if any(nn.parameter.is_lazy(tensor) for tensor in self._host.parameters()):
+            raise ValueError(
+                "`encoder` has parameters without a shape (lazy modules): run it on a batch first."
+            )
         tensors = [t for t in self._host.parameters() if t.is_floating_point()]
         self.device: torch.device | None = tensors[0].device if tensors else None
         if dtype is None:
@@ -201,6 +216,9 @@ class Embedder:
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.dtype = dtype
         self._tensors: dict[str, Tensor] = {}
+        self._buffers: tuple[Tensor, ...] | None = None
+        if processes is not None and processes.count > 1:
+            self._buffers = processes.same(lambda: tuple(b.cpu() for b in self._host.buffers()))
 
     @property
     def parameter_dtypes(self) -> frozenset[torch.dtype]:
@@ -226,7 +244,9 @@ class Embedder:
         Returns:
             A new embedder.
         """
-        return Embedder(self._encoder, self.pool, dtype)
+        other = Embedder(self._encoder, self.pool, dtype)
+        other._buffers = self._buffers
+        return other
 
     def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
         converted = tensor.detach()
@@ -264,8 +284,10 @@ class Embedder:
         with undisturbed(self.modules, device):
             for name, parameter in self._host.named_parameters():
                 self._tensors[name] = self._convert(parameter, copy=False)
-            for name, buffer in self._host.named_buffers():
-                self._tensors[name] = self._convert(buffer, copy=True)
+            own = dict(self._host.named_buffers())
+            agreed = own.values() if self._buffers is None else self._buffers
+            for (name, buffer), value in zip(own.items(), agreed, strict=True):
+                self._tensors[name] = self._convert(value.to(buffer.device), copy=True)
             try:
                 done: _T = torch.func.functional_call(self._host, self._tensors, (work,))
                 return done
@@ -283,6 +305,7 @@ class Embedder:
 
         Raises:
             RuntimeError: If the encoder kept a tensor from an earlier pass in inference mode.
+            TypeError: If it takes integers.
             ValueError: If the output is not one floating-point embedding an image.
         """
         try:
@@ -293,6 +316,11 @@ class Embedder:
                     "`encoder` keeps a tensor that it made in inference mode (a cached position "
                     "table or mask, say), through which no gradient can be taken. Build it in "
                     "__init__, or validate with Trainer(inference_mode=False)."
+                ) from error
+            if "argument #1 'indices'" in str(error):
+                raise TypeError(
+                    "`encoder` takes token ids, which have no gradient. Score it with respect to "
+                    "their embeddings: pass a function of these, and the embeddings as images."
                 ) from error
             raise
         embeddings = pool_output(output, self.pool)

@@ -13,11 +13,12 @@ from jepa_monitor._checks import check_positive_int
 from jepa_monitor.alarm import collapse_scalars
 from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.encoders import Embedder, Pool, check_pool
-from jepa_monitor.engine import spectra
+from jepa_monitor.engine import Spectra, spectra
 from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import is_drawable
 from jepa_monitor.probes import collect_images
+from jepa_monitor.processes import Processes
 from jepa_monitor.report import Report
 from jepa_monitor.score import density_terms, embed
 from jepa_monitor.spectrum import log_volume
@@ -31,7 +32,51 @@ from jepa_monitor.summary import (
     score_scalars,
 )
 
-__all__ = ["DensityMonitor"]
+__all__ = ["DensityMonitor", "check_settings"]
+
+
+def check_settings(
+    *,
+    max_probe_samples: Any,
+    max_embedding_samples: Any,
+    polarity_samples: Any,
+    ood: Any,
+    batch_to_images: Any,
+    options: Any,
+) -> None:
+    """Check what can be checked before any data are read; see :class:`DensityMonitor`.
+
+    Args:
+        max_probe_samples: An integer of at least 1.
+        max_embedding_samples: An integer of at least 1.
+        polarity_samples: An integer of at least 0.
+        ood: A mapping whose keys are strings, or ``None``.
+        batch_to_images: A function or ``None``.
+        options: :class:`~jepa_monitor.ScoreOptions` or ``None``.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+    """
+    check_positive_int(max_probe_samples, "max_probe_samples")
+    check_positive_int(max_embedding_samples, "max_embedding_samples")
+    if isinstance(polarity_samples, bool) or not isinstance(polarity_samples, int):
+        raise TypeError(f"`polarity_samples` must be an integer, got {polarity_samples!r}.")
+    if polarity_samples < 0:
+        raise ValueError(f"`polarity_samples` must be at least 0, got {polarity_samples}.")
+    if batch_to_images is not None and not callable(batch_to_images):
+        raise TypeError(
+            f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
+        )
+    if options is not None and not isinstance(options, ScoreOptions):
+        raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
+    if ood is None:
+        return
+    if not isinstance(ood, Mapping):
+        raise TypeError(f"`ood` must be a dict of data by name, got {type(ood).__name__}.")
+    for name in ood:
+        if not isinstance(name, str) or not name:
+            raise TypeError(f"`ood` must have names for keys, got {name!r}.")
 
 
 class DensityMonitor:
@@ -56,6 +101,9 @@ class DensityMonitor:
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.
+        distributed: Share the work among the processes of ``torch.distributed``. Then every process
+            must make its monitor and call :meth:`evaluate` when the others do, and every one gets
+            the whole report; a failure in one is an error in all.
 
     Raises:
         TypeError: If an argument is of the wrong type or a set holds no images.
@@ -85,29 +133,34 @@ class DensityMonitor:
         batch_to_images: Callable[[Any], Tensor] | None = None,
         options: ScoreOptions | None = None,
         shuffle_seed: int | None = None,
+        distributed: bool = False,
     ) -> None:
-        self.max_probe_samples = check_positive_int(max_probe_samples, "max_probe_samples")
-        check_positive_int(max_embedding_samples, "max_embedding_samples")
-        if polarity_samples:
-            check_positive_int(polarity_samples, "polarity_samples")
-        if batch_to_images is not None and not callable(batch_to_images):
-            raise TypeError(
-                f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
-            )
-        if options is not None and not isinstance(options, ScoreOptions):
-            raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
-        if ood is not None and not isinstance(ood, Mapping):
-            raise TypeError(f"`ood` must be a dict of data by name, got {type(ood).__name__}.")
+        check_settings(
+            max_probe_samples=max_probe_samples,
+            max_embedding_samples=max_embedding_samples,
+            polarity_samples=polarity_samples,
+            ood=ood,
+            batch_to_images=batch_to_images,
+            options=options,
+        )
+        self.max_probe_samples = max_probe_samples
         self.options = options or ScoreOptions(method="auto")
         self.pool = check_pool(pool)
+        self.distributed = distributed
+        processes = Processes(distributed)
 
         def collect(data: Any, name: str, seed: int | None = None) -> Tensor:
-            images = collect_images(
-                data,
-                max(max_probe_samples, max_embedding_samples),
-                name=name,
-                batch_to_images=batch_to_images,
-                shuffle_seed=seed,
+            # They differ where a stream of data gives each process a part of its own.
+            (images,) = processes.same(
+                lambda: (
+                    collect_images(
+                        data,
+                        max(max_probe_samples, max_embedding_samples),
+                        name=name,
+                        batch_to_images=batch_to_images,
+                        shuffle_seed=seed,
+                    ),
+                )
             )
             if name != "probe" and images.shape[1:] != self.images.shape[1:]:
                 raise ValueError(
@@ -142,7 +195,9 @@ class DensityMonitor:
             MemoryError: If a single image does not fit into memory.
         """
         started = time.perf_counter()
-        embedder = Embedder(encoder, self.pool, self.options.dtype)
+        embedder = Embedder(
+            encoder, self.pool, self.options.dtype, processes=Processes(self.distributed)
+        )
         device = embedder.device or torch.device("cpu")
         law, base = self._law(embedder, device)
         probe, method = self._score(embedder, self.images, law, device)
@@ -176,23 +231,42 @@ class DensityMonitor:
             return None, None
         apart = self.reference[self.max_probe_samples :]
         images = apart if len(apart) > 1 else self.reference
-        embeddings = embedder.run(lambda: embed(embedder, images, device), device).double()
+        embeddings = self._embeddings(embedder, images, device).double()
         base = embeddings[torch.isfinite(embeddings).all(1)]
         return (Gaussian.fit(base), base) if len(base) > 1 else (None, None)
+
+    def _embeddings(self, embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
+        (embeddings,) = Processes(self.distributed).map(
+            lambda part: (embedder.run(lambda: embed(embedder, part, device), device),), images
+        )
+        return embeddings
+
+    def _spectra(
+        self, embedder: Embedder, images: Tensor, law: Gaussian | None, device: torch.device
+    ) -> Spectra:
+        basis: Tensor | None = None
+
+        def work(part: Tensor) -> tuple[Tensor, ...]:
+            nonlocal basis
+            *found, basis = spectra(embedder, part.to(device), self.options, law)
+            return tuple(found)
+
+        embeddings, values, floors, under = Processes(self.distributed).map(work, images)
+        return Spectra(embeddings, values, floors, under, None if basis is None else basis.cpu())
 
     def _score(
         self, embedder: Embedder, images: Tensor, law: Gaussian | None, device: torch.device
     ) -> tuple[ScoredSet, str]:
         scored = images[: self.max_probe_samples]
-        found = spectra(embedder, scored.to(device), self.options, law)
+        found = self._spectra(embedder, scored, law, device)
         rest = images[len(scored) :]
-        embeddings = [found.embeddings.cpu()]
+        embeddings = [found.embeddings]
         if len(rest):
-            embeddings.append(embedder.run(lambda: embed(embedder, rest, device), device))
-        scores = log_volume(found.singular_values, self.options.eps).cpu()
+            embeddings.append(self._embeddings(embedder, rest, device))
+        scores = log_volume(found.singular_values, self.options.eps)
         density = torch.full_like(scores, torch.nan)
         if law is not None:
-            density = density_terms(found, law, self.options.eps).log_density.cpu()
+            density = density_terms(found, law, self.options.eps).log_density
         width = found.embeddings.shape[1]
         method = f"exact, {width} rows"
         if found.basis is not None:
@@ -203,8 +277,8 @@ class DensityMonitor:
             torch.cat(embeddings),
             scores,
             density,
-            found.singular_values.cpu(),
-            found.noise_floors.cpu(),
+            found.singular_values,
+            found.noise_floors,
         )
         return data, method
 
@@ -216,7 +290,6 @@ class DensityMonitor:
         for name, corrupt in CORRUPTIONS.items():
             scores[name] = {}
             for severity in SEVERITIES:
-                worse = corrupt(images, severity).to(device)
-                found = spectra(embedder, worse, self.options, law)
-                scores[name][severity] = log_volume(found.singular_values, self.options.eps).cpu()
+                found = self._spectra(embedder, corrupt(images, severity), law, device)
+                scores[name][severity] = log_volume(found.singular_values, self.options.eps)
         return polarity_scalars(probe.scores[: len(images)], scores)

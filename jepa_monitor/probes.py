@@ -63,11 +63,24 @@ def _own_loader(data: Any, count: int, shuffle_seed: int | None) -> Iterable[Any
             indices = torch.randperm(length, generator=generator)[:count].tolist()
         dataset = Subset(dataset, indices)
     elif not isinstance(dataset, IterableDataset):
-        return data if isinstance(data, Iterable) else [data]
+        batches: Iterable[Any] = data
+        return batches
     # A generator of its own: a loader's iterator draws from the global one otherwise.
     return DataLoader(
         dataset, min(size, count), collate_fn=collate, generator=torch.Generator().manual_seed(0)
     )
+
+
+def _images_of(batch: Any, batch_to_images: Callable[[Any], Tensor] | None) -> Tensor:
+    if batch_to_images is None:
+        return batch_images(batch)
+    try:
+        return batch_to_images(batch)
+    except Exception as error:
+        raise ValueError(
+            f"`batch_to_images` failed on a batch of type {type(batch).__name__}: "
+            f"{type(error).__name__}: {error}"
+        ) from error
 
 
 def _stored(images: Tensor, name: str) -> Tensor:
@@ -96,12 +109,12 @@ def visit_images(
 
     Raises:
         TypeError: If the data hold no floating-point images.
-        ValueError: If there are no images, or they hold NaN or infinity.
+        ValueError: If there are no images, they hold NaN or infinity, or ``batch_to_images`` fails.
     """
     if isinstance(data, Tensor):
         visit(_stored(data[:count], name))
         return
-    if isinstance(data, str | bytes | int | float | None):
+    if isinstance(data, str | bytes) or not isinstance(data, Dataset | Iterable):
         raise TypeError(
             f"`{name}` must be a tensor, a Dataset, a DataLoader or an iterable of batches, "
             f"got {type(data).__name__}."
@@ -113,7 +126,7 @@ def visit_images(
         np.random.seed(0)  # noqa: NPY002 - the global state is what transforms use
         torch.manual_seed(0)
         for batch in _own_loader(data, count, shuffle_seed):
-            images = _stored((batch_to_images or batch_images)(batch), name)[:left]
+            images = _stored(_images_of(batch, batch_to_images), name)[:left]
             visit(images)
             left -= len(images)
             if left <= 0:

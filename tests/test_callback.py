@@ -93,36 +93,6 @@ def test_no_word_needed(tmp_path: pathlib.Path) -> None:
     assert "jepa_score/p95" in pathlib.Path(loggers[1].log_dir, "metrics.csv").read_text()
 
 
-SETTINGS: dict[str, dict[str, Any]] = {
-    "plain": {},
-    "workers": {"workers": 2},
-    "accumulation": {"accumulate_grad_batches": 4},
-    "bf16-mixed": {"precision": "bf16-mixed"},
-    "no validation": {"module": Tiny},
-    "validation in between": {"val_check_interval": 0.5},
-    "few validation batches": {"limit_val_batches": 1},
-    "no sanity check": {"num_sanity_val_steps": 0},
-}
-
-
-@pytest.mark.parametrize("name", SETTINGS)
-def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> None:
-    settings = dict(SETTINGS[name])
-    kind = settings.pop("module", Validated)
-    callback = watch(every_n_steps=2)
-    torch.manual_seed(0)
-    plain = _fit(tmp_path, [], kind(), **settings)
-    torch.manual_seed(0)
-    watched = _fit(tmp_path, [callback], kind(), **settings)
-    assert len(callback.history) > 1
-    assert callback.failures == 0
-    assert plain.losses == watched.losses
-    for (key, value), other in zip(
-        plain.state_dict().items(), watched.state_dict().values(), strict=True
-    ):
-        assert torch.equal(value, other), key
-
-
 @pytest.mark.parametrize(
     ("module", "settings"),
     [
@@ -201,26 +171,6 @@ def test_step_cadence_counts_optimizer_steps(tmp_path: pathlib.Path) -> None:
     callback = watch(every_n_steps=2)
     _fit(tmp_path, [callback], accumulate_grad_batches=3, max_epochs=2)
     assert [values["step"] for values in callback.history] == [0, 2, 4]
-
-
-def test_a_failing_evaluation_is_counted_and_training_goes_on(tmp_path: pathlib.Path) -> None:
-    class Failing(Validated):
-        def __init__(self) -> None:
-            super().__init__()
-            self.calls = 0
-
-    def failing(module: pl.LightningModule) -> Any:
-        def embed(batch: torch.Tensor) -> torch.Tensor:
-            raise RuntimeError("no luck")
-
-        return embed
-
-    callback = watch(failing)
-    with pytest.warns(UserWarning, match="RuntimeError: no luck") as caught:
-        module = _fit(tmp_path, [callback], Failing())
-    assert sum("no luck" in str(warning.message) for warning in caught) == 1
-    assert callback.failures == 3
-    assert len(module.losses) == 12
 
 
 def test_collapsed_weights_log_no_nan(tmp_path: pathlib.Path) -> None:
@@ -452,72 +402,6 @@ def test_monitor_in_a_plain_loop() -> None:
     assert least.tolist() == expected.argsort()[:3].tolist()
     assert most.tolist() == expected.argsort(descending=True)[:3].tolist()
     assert set(report.figures()) == {"jepa_score/least_and_most_likely"}
-
-
-WRONG: dict[str, tuple[Any, type[Exception], str]] = {
-    "overhead": (lambda: JepaScoreCallback(max_overhead=1.5), ValueError, "`max_overhead` must be a share of at most 1, got 1.5"),
-    "on_collapse": (lambda: JepaScoreCallback(on_collapse="panic"), ValueError, "`on_collapse` must be one of warn, stop, got 'panic'"),
-    "patience": (lambda: JepaScoreCallback(patience_steps=0), ValueError, "`patience_steps` must be at least 1"),
-    "name": (lambda: JepaScoreCallback(name=3), TypeError, "`name` must be a string, got int"),
-    "ood": (lambda: DensityMonitor(images(8), ood=[images(8)]), TypeError, "`ood` must be a dict of data by name, got list"),
-    "ood shape": (lambda: DensityMonitor(images(8), ood={"x": torch.rand(8, 3)}), ValueError, "must hold images of the probe's shape"),
-    "small reference": (lambda: DensityMonitor(images(8), reference=images(2)), ValueError, "`reference` must hold at least 3 images, got 2"),
-    "polarity": (lambda: DensityMonitor(images(8), polarity_samples=-1), ValueError, "`polarity_samples` must be at least 1, got -1"),
-    "both cadences": (lambda: JepaScoreCallback(every_n_epochs=1, every_n_steps=5), ValueError, "`every_n_epochs` and `every_n_steps` exclude each other, got 1 and 5"),
-    "epochs": (lambda: JepaScoreCallback(every_n_epochs=0), ValueError, "`every_n_epochs` must be at least 1, got 0"),
-    "steps": (lambda: JepaScoreCallback(every_n_steps=1.5), TypeError, "`every_n_steps` must be an integer, got 1.5"),
-    "samples": (lambda: JepaScoreCallback(max_probe_samples=0), ValueError, "`max_probe_samples`"),
-    "embeddings": (lambda: JepaScoreCallback(max_embedding_samples=-1), ValueError, "`max_embedding_samples`"),
-    "encoder": (lambda: JepaScoreCallback(3), TypeError, "`encoder` must be a dotted path.*got int"),
-    "pool": (lambda: JepaScoreCallback(pool="best"), ValueError, "`pool` must be one of"),
-    "empty probe": (lambda: DensityMonitor([]), ValueError, "`probe` is empty"),
-    "empty tensor": (lambda: DensityMonitor(torch.zeros(0, 3, 8, 8)), ValueError, "`probe` must have shape"),
-    "no probe": (lambda: DensityMonitor(None), TypeError, "`probe` must be a tensor.*got NoneType"),
-    "probe path": (lambda: DensityMonitor("images/"), TypeError, "`probe` must be a tensor.*got str"),
-    "integer probe": (lambda: DensityMonitor([torch.zeros(2, 3, dtype=torch.uint8)]), TypeError, "`probe` must be floating point"),
-    "nan probe": (lambda: DensityMonitor(torch.full((2, 3), torch.nan)), ValueError, "`probe` must be finite, but 2 of 2"),
-    "ragged probe": (lambda: DensityMonitor([torch.zeros(2, 3), torch.zeros(2, 4)]), ValueError, "`probe` must hold images of one shape"),
-    "keys": (lambda: DensityMonitor([{"views": torch.zeros(2, 3)}]), TypeError, r"keys \['views'\].*`batch_to_images`"),
-    "batch_to_images": (lambda: DensityMonitor(torch.zeros(2, 3), batch_to_images=3), TypeError, "`batch_to_images` must be callable"),
-    "options": (lambda: DensityMonitor(torch.zeros(2, 3), options="fast"), TypeError, "`options` must be ScoreOptions"),
-}  # fmt: skip
-
-
-@pytest.mark.parametrize("case", WRONG)
-def test_wrong_use_is_named(case: str) -> None:
-    call, error, message = WRONG[case]
-    with pytest.raises(error, match=f"(?s){message}"):
-        call()
-
-
-@pytest.mark.parametrize(
-    ("spec", "message"),
-    [
-        ("encoder.head", "`encoder` names 'encoder.head', but Nothing.encoder has no 'head'"),
-        ("teacher", "Its submodules are: encoder"),
-    ],
-)
-def test_unknown_path_is_an_error_before_training(
-    tmp_path: pathlib.Path, spec: str, message: str
-) -> None:
-    class Nothing(Tiny):
-        pass
-
-    module = Nothing()
-    with pytest.raises(ValueError, match=message):
-        _fit(tmp_path, [JepaScoreCallback(spec)], module)
-    assert module.losses == []
-
-
-def test_no_usual_name_lists_the_candidates(tmp_path: pathlib.Path) -> None:
-    class Odd(Tiny):
-        def __init__(self) -> None:
-            super().__init__()
-            self.trunk = self.encoder
-            del self.encoder
-
-    with pytest.raises(ValueError, match=r"`encoder` was not given.*trunk \(Sequential\)"):
-        _fit(tmp_path, [JepaScoreCallback()], Odd())
 
 
 def test_it_says_which_encoder_it_took(

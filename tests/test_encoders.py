@@ -50,7 +50,28 @@ def _conv() -> nn.Module:
     )  # fmt: skip
 
 
+def _small(name: str, **kwargs: object) -> nn.Module:
+    """A published architecture, block for block, but narrow, shallow and with random weights."""
+    size = {"img_size": 32, "patch_size": 8, "embed_dim": 24, "depth": 2, "num_heads": 2}
+    return _scaled(timm.create_model(name, pretrained=False, num_classes=0, **(size | kwargs)))
+
+
+def _resnet() -> nn.Module:
+    torchvision = pytest.importorskip("torchvision")
+    return torchvision.models.resnet18(num_classes=12)
+
+
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
+    "DINOv2": lambda: _small("vit_small_patch14_dinov2"),
+    "DINOv2 with registers": lambda: _small("vit_small_patch14_reg4_dinov2"),
+    "DINOv3": lambda: _small("vit_small_patch16_dinov3"),
+    "EVA-02": lambda: _small("eva02_tiny_patch14_224"),
+    "CLIP": lambda: _small("vit_base_patch16_clip_224"),
+    "MetaCLIP": lambda: _small("vit_base_patch16_clip_quickgelu_224"),
+    "ConvNeXt": lambda: timm.create_model(
+        "convnext_tiny", num_classes=0, depths=(1, 1, 1, 1), dims=(8, 12, 16, 24)
+    ),
+    "ResNet of torchvision": _resnet,
     "fused attention": _vit,
     "class token": lambda: _vit(global_pool="token"),
     "layer scale and drop path": lambda: _scaled(_vit(init_values=1e-5, drop_path_rate=0.5)),
@@ -82,6 +103,8 @@ def test_scores_without_a_warning(name: str, precision: str) -> None:
         if name == "checkpointed timm":
             reference.set_grad_checkpointing(False)
     tolerance = 0.02 if precision == "float32" else 1e-4
+    if name == "ResNet of torchvision" and precision == "float32":
+        tolerance = 0.1  # of tens of thousands of ReLUs, float32 puts some on the other side of 0
     torch.testing.assert_close(scores, float64_score(reference, images), rtol=0, atol=tolerance)
 
 
@@ -91,12 +114,39 @@ class _Mean(nn.Module):
         self.encoder, self.axes = encoder, axes
 
     def forward(self, inputs: Tensor) -> Tensor:
-        return self.encoder(inputs).mean(self.axes)
+        outputs = self.encoder(inputs)
+        return outputs.mean(self.axes) if self.axes else outputs
 
 
 class _Frames(nn.Sequential):
     def forward(self, inputs: Tensor) -> Tensor:
         return super().forward(inputs[:, None]).mT  # (B, T, K)
+
+
+@pytest.mark.parametrize("name", ["DINOv2 with registers", "DINOv3", "CLIP"])
+def test_tokens_and_dictionaries_of_features(name: str) -> None:
+    encoder = ENCODERS[name]()
+    images = torch.randn(2, 3, 32, 32)
+    # All tokens, of which the first is the class token; as tensor and as official DINOv2 gives it.
+    tokens = jepa_score(encoder.forward_features, images, pool="cls")
+    named = jepa_score(
+        lambda x: {"x_norm_clstoken": encoder.forward_features(x)[:, 0], "masks": None}, images
+    )
+    reference = copy.deepcopy(encoder).double().eval()
+    reference.forward = lambda x: reference.forward_features(x)[:, 0]
+    expected = float64_score(reference, images)
+    torch.testing.assert_close(tokens, expected, rtol=0, atol=0.02)
+    torch.testing.assert_close(named, expected, rtol=0, atol=0.02)
+
+
+def test_token_ids_are_scored_through_their_embeddings() -> None:
+    table = nn.Embedding(50, 12)
+    blocks = nn.TransformerEncoder(nn.TransformerEncoderLayer(12, 2, 24, batch_first=True), 2)
+    ids = torch.randint(50, (3, 7))
+    embedded = table(ids).detach()
+    scores = jepa_score(blocks, embedded)
+    expected = float64_score(_Mean(blocks, (1,)), embedded)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=0.02)
 
 
 def test_inputs_other_than_images() -> None:
@@ -105,6 +155,7 @@ def test_inputs_other_than_images() -> None:
     for encoder, inputs, axes in (
         (video, torch.randn(2, 3, 4, 8, 8), (2, 3, 4)),
         (audio, torch.randn(2, 200), (1,)),
+        (nn.Sequential(nn.Linear(20, 6), nn.Tanh()), torch.randn(2, 20), ()),
     ):
         expected = float64_score(_Mean(encoder, axes), inputs)
         torch.testing.assert_close(jepa_score(encoder, inputs), expected, rtol=0, atol=0.02)

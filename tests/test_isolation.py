@@ -18,7 +18,8 @@ from jepa_monitor import jepa_score
 from jepa_monitor.isolation import undisturbed
 
 
-def _settings() -> dict[str, Any]:
+def settings() -> dict[str, Any]:
+    """Every global setting and random state that an evaluation could leave behind."""
     return {
         "python": random.getstate(),
         "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
@@ -46,17 +47,17 @@ def test_settings_and_modes_are_restored(raises: bool) -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())).train()
     module[1][0].eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        before = _settings()
+        before = settings()
         try:
             with undisturbed([module], torch.device("cpu")):
                 _disturb()
                 assert not any(part.training for part in module.modules())
-                inside = _settings()
+                inside = settings()
                 if raises:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             assert raises
-        assert _settings() == before
+        assert settings() == before
     assert inside["gradients"]
     assert not inside["inference"]
     assert not inside["autocast"]
@@ -119,10 +120,10 @@ def test_an_encoder_that_raises_leaves_nothing_behind() -> None:
 
     module = Raising().train()
     parameters = dict(module.named_parameters())
-    before = _settings()
+    before = settings()
     with pytest.raises(RuntimeError, match="no luck"):
         jepa_score(module, torch.rand(3, 48, generator=torch.Generator().manual_seed(0)))
-    assert _settings() == before
+    assert settings() == before
     assert module.training
     assert module.passes.item() == 0
     assert all(parameter is parameters[name] for name, parameter in module.named_parameters())

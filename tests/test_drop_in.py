@@ -1,0 +1,441 @@
+"""The monitor does no harm: the run it watches is bit for bit what it would have been."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import textwrap
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import pytest
+import torch
+from helpers import Tiny, Validated, images, loader, mlp, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import CSVLogger
+from test_isolation import settings as interpreter_settings
+from torch import Tensor, nn
+from torch.utils.data import Dataset
+
+from jepa_monitor import DensityMonitor, JepaScoreCallback
+from jepa_monitor.callbacks import CollapseCallback
+
+
+class Recording(CSVLogger):
+    """Keeps what the user's own module logs, with its place on the x-axis."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        super().__init__(folder)
+        self.own: list[tuple[str, float, int | None]] = []
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        own = {tag: float(v) for tag, v in metrics.items() if tag.startswith(("train/", "val/"))}
+        self.own += [(tag, value, step) for tag, value in own.items()]
+        super().log_metrics(metrics, step)
+
+
+class Compiled(Validated):
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = torch.compile(self.encoder, backend="aot_eager")
+
+
+class Manual(Validated):
+    """Two optimizers under manual optimization, and an EMA target that the monitor looks at."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
+        self.predictor = nn.Linear(12, 12)
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> None:
+        loss = (
+            (self.predictor(self.encoder(batch[0])) - self.target_encoder(batch[0])).square().mean()
+        )
+        for optimizer in self.optimizers():
+            optimizer.zero_grad()
+        self.manual_backward(loss)
+        for optimizer in self.optimizers():
+            optimizer.step()
+        with torch.no_grad():
+            pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
+            for target, parameter in pairs:
+                target.lerp_(parameter, 0.1)
+        self.losses.append(loss.item())
+        self.log("train/loss", loss)
+
+    def configure_optimizers(self) -> list[torch.optim.Optimizer]:
+        return [
+            torch.optim.AdamW(self.encoder.parameters(), lr=1e-2),
+            torch.optim.SGD(self.predictor.parameters(), lr=1e-2, momentum=0.9),
+        ]
+
+
+SETTINGS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "workers": {"workers": 2},
+    "persistent workers": {"workers": 2, "persistent": True},
+    "the loader's own generator": {"generator": True},
+    "accumulation": {"accumulate_grad_batches": 4},
+    "clipping": {"gradient_clip_val": 0.1},
+    "bf16-mixed": {"precision": "bf16-mixed"},
+    "bf16-true": {"precision": "bf16-true"},
+    "16-mixed": {"precision": "16-mixed"},  # on a CPU Lightning turns it into bf16-mixed
+    "64-true": {"precision": "64-true"},
+    "compiled": {"module": Compiled},
+    "manual optimization": {"module": Manual},
+    "no validation loop": {"module": Tiny},
+    "validation in between": {"val_check_interval": 0.5},
+    "few validation batches": {"limit_val_batches": 1},
+    "validation switched off": {"limit_val_batches": 0},
+    "no sanity check": {"num_sanity_val_steps": 0},
+    "anomaly mode": {"detect_anomaly": True},
+    "no inference mode": {"inference_mode": False},
+    "deterministic": {"deterministic": True},
+}
+
+
+def run(
+    folder: pathlib.Path,
+    callbacks: list[pl.Callback],
+    module: Callable[[], Tiny] = Validated,
+    workers: int = 0,
+    persistent: bool = False,
+    generator: bool = False,
+    **settings: Any,
+) -> dict[str, Any]:
+    """All that a run leaves behind."""
+    pl.seed_everything(7, verbose=False)
+    logger = Recording(folder)
+    watched = module()
+    own = torch.Generator().manual_seed(5) if generator else None
+    train = loader(
+        48, 2, shuffle=True, num_workers=workers, persistent_workers=persistent, generator=own
+    )
+    runner = trainer(folder, callbacks, logger=logger, **settings)
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*fp16 is not supported on CPU")
+        runner.fit(watched, train, loader(16, 3))
+    return {
+        "losses": watched.losses,
+        "own logs": logger.own,
+        "weights": watched.state_dict(),
+        "optimizers": [optimizer.state_dict() for optimizer in runner.optimizers],
+        "interpreter": interpreter_settings(),
+        "step": runner.global_step,
+    }
+
+
+def assert_same(found: Any, expected: Any, where: str = "") -> None:
+    """Compare bit for bit, and name the first difference."""
+    if isinstance(expected, dict):
+        assert found.keys() == expected.keys(), where
+        for key, value in expected.items():
+            assert_same(found[key], value, f"{where}.{key}")
+    elif isinstance(expected, list | tuple):
+        assert len(found) == len(expected), where
+        for index, (one, other) in enumerate(zip(found, expected, strict=True)):
+            assert_same(one, other, f"{where}[{index}]")
+    elif isinstance(expected, Tensor):
+        assert torch.equal(found, expected), where
+    else:
+        assert found == expected, where
+
+
+@pytest.mark.parametrize("name", SETTINGS)
+def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> None:
+    plain = run(tmp_path / "plain", [], **SETTINGS[name])
+    score = JepaScoreCallback(every_n_steps=2, max_overhead=None, max_probe_samples=4)
+    fast = CollapseCallback(every_n_steps=1, name="fast")
+    watched = run(tmp_path / "watched", [score, fast], **SETTINGS[name])
+    assert len(score.history) > 1
+    assert len(fast.history) > 3
+    assert score.failures == fast.failures == 0
+    assert plain["losses"]
+    assert plain["own logs"]
+    assert_same(watched, plain)
+
+
+@contextlib.contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(torch.float32)
+
+
+CONTEXTS: dict[str, Callable[[], contextlib.AbstractContextManager[Any]]] = {
+    "plain": contextlib.nullcontext,
+    "no_grad": torch.no_grad,
+    "inference_mode": torch.inference_mode,
+    "autocast": lambda: torch.autocast("cpu", torch.bfloat16),
+    "anomaly mode": lambda: torch.autograd.set_detect_anomaly(True),
+    "float64 by default": lambda: default_dtype(torch.float64),
+}
+
+HOOKS = (
+    "_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks",
+    "_state_dict_hooks", "_state_dict_pre_hooks", "_load_state_dict_pre_hooks",
+)  # fmt: skip
+
+
+class Encoder(nn.Module):
+    """Everything that an evaluation could leave a mark on."""
+
+    def __init__(self, fails_at: int | None = None) -> None:
+        super().__init__()
+        self.net = nn.Sequential(
+            nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.Flatten(), nn.Linear(144, 40)
+        )
+        self.register_buffer("passes", torch.zeros((), dtype=torch.long))
+        self.net[0].requires_grad_(False)
+        self.net[1].eval()
+        self.net[4].register_forward_hook(lambda module, inputs, output: output * 2)
+        self.net[4].weight.register_hook(lambda gradient: gradient * 2)
+        self.fails_at, self.count = fails_at, 0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.passes += 1
+        self.count += 1
+        torch.rand(1)
+        if self.count == self.fails_at:
+            raise RuntimeError("no luck")
+        return self.net(batch)
+
+
+def marks(encoder: nn.Module) -> dict[str, Any]:
+    return {
+        "modes": [module.training for module in encoder.modules()],
+        "hooks": [
+            {name: list(getattr(module, name)) for name in HOOKS} for module in encoder.modules()
+        ],
+        "parameters": {
+            name: (id(p), p._version, p.requires_grad, id(p.grad), list(p._backward_hooks or ()))
+            for name, p in encoder.named_parameters()
+        },
+        "gradients": {
+            name: p.grad.clone() for name, p in encoder.named_parameters() if p.grad is not None
+        },
+        "buffers": {name: (id(b), b._version) for name, b in encoder.named_buffers()},
+        "state": {name: value.clone() for name, value in encoder.state_dict().items()},
+    }
+
+
+@pytest.mark.parametrize("context", CONTEXTS)
+def test_an_evaluation_leaves_no_mark(context: str) -> None:
+    monitor = DensityMonitor(images(6, 3), reference=images(12, 4), polarity_samples=2)
+    sound = Encoder()
+    monitor.evaluate(sound)
+    passes = sound.count
+    # At the first, the last and some passes between: the law, each set, float64, polarity.
+    for fails_at in (None, 1, 2, 3, passes // 2, passes):
+        encoder = Encoder(fails_at).train()
+        encoder.net[1].eval()
+        encoder.net(images(2)).sum().backward()
+        with CONTEXTS[context]():
+            before = marks(encoder), interpreter_settings()
+            raises = (
+                pytest.raises(RuntimeError, match="no luck") if fails_at else CONTEXTS["plain"]()
+            )
+            with raises:
+                monitor.evaluate(encoder)
+            assert_same((marks(encoder), interpreter_settings()), before)
+
+
+class Dying(Dataset):  # type: ignore[type-arg]
+    """Cannot be read the first few times, like a disk that comes back."""
+
+    def __init__(self, times: int) -> None:
+        self.times = times
+
+    def __len__(self) -> int:
+        return 8
+
+    def __getitem__(self, index: int) -> Tensor:
+        if index == 5 and self.times:
+            self.times -= 1
+            raise OSError("disk is gone")
+        return images(8, 3)[index]
+
+
+def failing(*steps: int, error: type[Exception] = RuntimeError) -> Callable[[Any], Any]:
+    """An encoder that fails at the given steps."""
+
+    def find(module: pl.LightningModule) -> Any:
+        def embed(batch: Tensor) -> Tensor:
+            if module.global_step in steps:
+                raise error("no luck")
+            return module.encoder(batch)
+
+        embed.encoder = module.encoder
+        return embed
+
+    return find
+
+
+class BrokenLogger(CSVLogger):
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        if "jepa_score/mean" in metrics and step:
+            raise ConnectionError("server is gone")
+
+
+def to_nan(module: pl.LightningModule) -> Any:
+    if module.global_step == 6:
+        return lambda batch: module.encoder(batch) * torch.nan
+    return module.encoder
+
+
+# What goes wrong: the callback's arguments, the warning, the failures, the steps that were scored.
+FAILURES: dict[str, tuple[dict[str, Any], str, int, list[int]]] = {
+    "raises": ({"encoder": failing(6)}, "RuntimeError: no luck", 1, [0, 12]),
+    "raises from the first": ({"encoder": failing(0, 6)}, "RuntimeError: no luck", 2, [12]),
+    "key error": ({"encoder": failing(6, error=KeyError)}, "KeyError: 'no luck'", 1, [0, 12]),
+    "memory": ({"encoder": failing(6, error=MemoryError)}, "MemoryError: no luck", 1, [0, 12]),
+    "GPU memory": (
+        {"encoder": failing(6, error=torch.OutOfMemoryError)}, "OutOfMemoryError: no luck", 1, [0, 12],
+    ),
+    "shape": (
+        {"encoder": lambda m: (lambda x: x.sum()) if m.global_step == 6 else m.encoder},
+        "ValueError: `encoder` must return one embedding", 1, [0, 12],
+    ),
+    "gone": (
+        {"encoder": lambda m: None if m.global_step == 6 else m.encoder},
+        "TypeError: `encoder` is a function that must return", 1, [0, 12],
+    ),
+    "data": ({"probe": Dying(2)}, "OSError: disk is gone", 1, [6, 12]),
+    "data for good": ({"probe": Dying(99)}, "OSError: disk is gone", 3, []),
+    "logger": ({}, "ConnectionError: server is gone", 2, [0, 6, 12]),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_a_failing_evaluation_never_ends_training(tmp_path: pathlib.Path, name: str) -> None:
+    arguments, message, failures, scored = FAILURES[name]
+    plain = run(tmp_path, [])
+    callback = JepaScoreCallback(max_overhead=None, **copy.deepcopy(arguments))
+    logger = BrokenLogger(tmp_path) if name == "logger" else False
+    module = Validated
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        pl.seed_everything(7, verbose=False)
+        module = Validated()
+        runner = trainer(tmp_path, [callback], logger=logger)
+        runner.fit(module, loader(48, 2, shuffle=True), loader(16, 3))
+    said = [str(w.message) for w in caught if "could not" in str(w.message)]
+    assert len(said) == 1
+    assert message in said[0]
+    assert callback.failures == failures
+    assert float(runner.callback_metrics["monitor/failures"]) == failures
+    assert [values["step"] for values in callback.history] == scored
+    assert module.losses == plain["losses"]
+
+
+@pytest.mark.parametrize("name", FAILURES)
+def test_strict_raises_what_went_wrong(tmp_path: pathlib.Path, name: str) -> None:
+    arguments, message, *_ = FAILURES[name]
+    callback = JepaScoreCallback(max_overhead=None, strict=True, **copy.deepcopy(arguments))
+    logger = BrokenLogger(tmp_path) if name == "logger" else False
+    with pytest.raises(Exception) as caught:
+        trainer(tmp_path, [callback], logger=logger).fit(Validated(), loader(48, 2), loader(16, 3))
+    assert message in f"{type(caught.value).__name__}: {caught.value}"
+
+
+def test_scores_that_are_not_finite_are_counted_not_averaged(tmp_path: pathlib.Path) -> None:
+    callback = JepaScoreCallback(to_nan, max_overhead=None, max_probe_samples=8)
+    run(tmp_path, [callback])
+    assert callback.failures == 0
+    nonfinite = [values["monitor/nonfinite"] for values in callback.history]
+    assert nonfinite == [0, 8, 0]  # without a law of the reference, it is not scored
+    assert ["jepa_score/mean" in values for values in callback.history] == [True, False, True]
+
+
+@pytest.mark.parametrize("kind", ["KeyboardInterrupt", "SIGTERM"])
+def test_interrupted_in_an_evaluation(tmp_path: pathlib.Path, kind: str) -> None:
+    def find(module: pl.LightningModule) -> Any:
+        def embed(batch: Tensor) -> Tensor:
+            if module.global_step == 4:
+                if kind == "KeyboardInterrupt":
+                    raise KeyboardInterrupt
+                os.kill(os.getpid(), signal.SIGTERM)
+            return module.encoder(batch)
+
+        return embed
+
+    checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, save_last=True)
+    callback = JepaScoreCallback(find, every_n_steps=2, max_overhead=None)
+    module = Validated()
+    before = signal.getsignal(signal.SIGTERM)
+    runner = trainer(tmp_path, [checkpoint, callback], enable_checkpointing=True)
+    with contextlib.suppress(BaseException):  # Lightning leaves in its own way, which varies
+        runner.fit(module, loader(48, 2), loader(16, 3))
+    signal.signal(signal.SIGTERM, before)
+    assert runner.global_step < 12
+    assert all(part.training for part in module.modules())
+    saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    resumed = Validated()
+    resumed.load_state_dict(saved["state_dict"])
+    again = JepaScoreCallback(every_n_steps=2, max_overhead=None)
+    trainer(tmp_path, [again]).fit(
+        resumed, loader(48, 2), loader(16, 3), ckpt_path=tmp_path / "last.ckpt"
+    )
+    assert again.history[-1]["step"] == 12
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_memory_stays_where_it_is() -> None:
+    script = """
+        import gc, resource, sys
+        import torch
+        from helpers import images
+        from jepa_monitor import DensityMonitor
+
+        torch.set_num_threads(1)
+        encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 8))
+        monitor = DensityMonitor(
+            images(4), reference=images(40), max_probe_samples=4
+        )
+
+        def resident():
+            gc.collect()
+            with open("/proc/self/statm") as file:
+                return int(file.read().split()[1])
+
+        for count in range(1, 301):
+            report = monitor.evaluate(encoder)
+            if count % 60 == 1:
+                report.figures()
+            if count in (10, 70, 300):
+                print(resident())
+    """
+    found = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(script)],
+        check=True, capture_output=True, text=True, cwd=pathlib.Path(__file__).parent,
+    )  # fmt: skip
+    tenth, _, last = map(int, found.stdout.split())
+    assert last <= 1.02 * tenth
+
+
+def test_names_must_differ(tmp_path: pathlib.Path) -> None:
+    module = Validated()
+    with pytest.raises(ValueError, match=r"`name` must be different.*both have ''"):
+        trainer(tmp_path, [JepaScoreCallback(), CollapseCallback()]).fit(module, loader())
+    assert module.losses == []
+
+
+def test_a_plain_callable_is_watched_too(tmp_path: pathlib.Path) -> None:
+    net = mlp(192)
+    callback = JepaScoreCallback(lambda module: lambda batch: net(batch) / 2, max_overhead=None)
+    plain = run(tmp_path, [])
+    watched = run(tmp_path, [callback])
+    assert callback.failures == 0
+    assert_same(watched, plain)
