@@ -18,11 +18,21 @@ from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import OnlineKNN
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
 
 class RecipeCLI(LightningCLI):
-    """LightningCLI without subcommands: no argument at all trains with the defaults."""
+    """LightningCLI without subcommands: no argument at all trains with the defaults.
+
+    Args:
+        *args: See ``LightningCLI``.
+        defaults: What a method asks of data and callbacks unless told otherwise, by full name.
+        **kwargs: See ``LightningCLI``.
+    """
+
+    def __init__(self, *args: Any, defaults: Mapping[str, Any], **kwargs: Any) -> None:
+        self.defaults = dict(defaults)
+        super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """Add the callbacks, ``--ckpt_path``, and let data and seed decide what follows from them.
@@ -40,6 +50,7 @@ class RecipeCLI(LightningCLI):
         parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "monitor.max_overhead": 0.2})
+        parser.set_defaults(self.defaults)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.image_size", "model.image_size")
@@ -172,7 +183,11 @@ def newest_checkpoint(folder: Path) -> str:
 
 
 def parse(
-    model: type[LightningModule], name: str, max_epochs: int, args: list[str] | None = None
+    model: type[LightningModule],
+    name: str,
+    max_epochs: int,
+    args: list[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> RecipeCLI:
     """Parse the command line and build data, model and trainer from it.
 
@@ -181,6 +196,8 @@ def parse(
         name: Its name, for the folder of its runs.
         max_epochs: Default number of epochs.
         args: Arguments, or None for those of the process.
+        defaults: What the method asks of data and callbacks, by full name such as
+            ``data.global_views``.
 
     Returns:
         An object with ``model``, ``datamodule``, ``trainer`` and ``config``.
@@ -200,6 +217,7 @@ def parse(
         },
         seed_everything_default=0,
         args=args,
+        defaults=defaults or {},
         run=False,
         auto_configure_optimizers=False,
         load_from_checkpoint_support=False,
@@ -207,7 +225,11 @@ def parse(
 
 
 def train(
-    model: type[LightningModule], name: str, max_epochs: int, args: list[str] | None = None
+    model: type[LightningModule],
+    name: str,
+    max_epochs: int,
+    args: list[str] | None = None,
+    defaults: Mapping[str, Any] | None = None,
 ) -> Trainer:
     """Parse the command line and train.
 
@@ -216,13 +238,17 @@ def train(
         name: Its name, for the folder of its runs.
         max_epochs: Default number of epochs.
         args: Arguments, or None for those of the process.
+        defaults: What the method asks of data and callbacks, by full name such as
+            ``data.global_views``.
 
     Returns:
         The trainer after ``fit``.
     """
-    for message in (".*does not have many workers", ".*smaller than the logging interval"):
+    # Methods that compare views have no loss of single held-out images; those are for the monitor.
+    known = (".*many workers", ".*smaller than the logging interval", ".*have no `validation_step`")
+    for message in known:
         warnings.filterwarnings("ignore", message)
-    cli = parse(model, name, max_epochs, args)
+    cli = parse(model, name, max_epochs, args, defaults)
     checkpoint = cli.config["ckpt_path"]
     if checkpoint == "last":
         checkpoint = newest_checkpoint(Path(cli.trainer.log_dir or "runs").parent)

@@ -12,6 +12,8 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from jepa_monitor.recipes.views import MultiCrop, Views, crop_and_flip, distort
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
@@ -54,6 +56,13 @@ class ImageDataModule(LightningDataModule):
         crop_scale: Smallest share of the area that a random crop keeps, in (0, 1]; 1 turns
             cropping off.
         flip: Whether to mirror at random; by default for everything but digits.
+        global_views: Large crops of a training image, at least 1. With more than one view, global
+            or local, the images of a training batch are ``Views`` instead of one tensor.
+        local_views: Small crops of a training image.
+        local_size: Side of the small crops in pixels; half of ``image_size`` by default.
+        local_crop_scale: Smallest and largest share of the area that a small crop keeps.
+        distortion: Strength of the changes of colour and sharpness, at least 0: 0 for none, 1 as
+            DINOv2's. Its second global view is blurred seldom and solarised sometimes.
         num_workers: Processes that load images; 0 is best for images in memory.
         root: Folder that downloads go to.
         download: Whether ``cifar10`` and ``fashion_mnist`` may be downloaded.
@@ -71,6 +80,11 @@ class ImageDataModule(LightningDataModule):
         image_size: int = 24,
         crop_scale: float = 0.4,
         flip: bool | None = None,
+        global_views: int = 1,
+        local_views: int = 0,
+        local_size: int | None = None,
+        local_crop_scale: tuple[float, float] = (0.05, 0.4),
+        distortion: float = 0.0,
         num_workers: int = 0,
         root: str = "data",
         download: bool = True,
@@ -81,16 +95,28 @@ class ImageDataModule(LightningDataModule):
         known = [n.partition(":")[0] for n in NAMES]
         if kind not in known or bool(path) != (kind in ("imagefolder", "npz")):
             raise ValueError(f"name={name!r} is no data set; expected one of {', '.join(NAMES)}.")
-        for argument, value in (("batch_size", batch_size), ("image_size", image_size)):
+        local_size = max(image_size // 2, 1) if local_size is None else local_size
+        counts = {"batch_size": batch_size, "image_size": image_size, "local_size": local_size}
+        for argument, value in {**counts, "global_views": global_views}.items():
             if value < 1:
                 raise ValueError(f"{argument}={value} must be at least 1.")
+        for argument, number in {"local_views": local_views, "distortion": distortion}.items():
+            if number < 0:
+                raise ValueError(f"{argument}={number} must be at least 0.")
         if not 0 < crop_scale <= 1:
             raise ValueError(f"crop_scale={crop_scale} must be in (0, 1].")
+        if not 0 < local_crop_scale[0] <= local_crop_scale[1] <= 1:
+            raise ValueError(f"local_crop_scale={local_crop_scale} must rise within (0, 1].")
         self.name: str = name
         self.batch_size = batch_size
         self.image_size = image_size
         self.crop_scale = crop_scale
         self.flip = kind != "digits" if flip is None else flip
+        self.global_views = global_views
+        self.local_views = local_views
+        self.local_size = local_size
+        self.local_crop_scale = local_crop_scale
+        self.distortion = distortion
         self.num_workers = num_workers
         self.root = Path(root)
         self.download = download
@@ -131,27 +157,44 @@ class ImageDataModule(LightningDataModule):
                 pixels.std((0, 2, 3)).clamp_min(1e-3).float(),
             )
             train, val = self._enlarged(*train_arrays), self._enlarged(*val_arrays)
-        size = (self.image_size, self.image_size)
-        resize = v2.Resize(size, antialias=True)
-        crop = v2.RandomResizedCrop(size, scale=(self.crop_scale, 1.0), antialias=True)
-        flip = [v2.RandomHorizontalFlip()] if self.flip else []
         # Bytes until the end; scaling to [0, 1] and normalising are one step.
         normalise = [
             v2.ToDtype(torch.float32),
             v2.Normalize((255 * mean).tolist(), (255 * std).tolist()),
         ]
+        resize = v2.Resize((self.image_size, self.image_size), antialias=True)
         plain = v2.Compose([v2.ToImage(), resize, *normalise])
-        cut = crop if self.crop_scale < 1 else resize
-        augment = v2.Compose([v2.ToImage(), cut, *flip, *normalise])
         self.plain_train_set = PlainImages(train, plain)
         self.val_set = PlainImages(val, plain)
-        self.train_set = TrainImages(train, augment, self.seed)
+        self.train_set = TrainImages(train, self.augmentation(normalise), self.seed)
 
-    def train_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def augmentation(self, normalise: list[v2.Transform]) -> MultiCrop:
+        """Decide what the training views of an image look like.
+
+        Args:
+            normalise: What turns bytes into the numbers that the encoder sees.
+
+        Returns:
+            A function of an image that draws its views at random.
+        """
+
+        def view(local: bool, blur: float, solarize: float = 0.0) -> v2.Transform:
+            size = self.local_size if local else self.image_size
+            scale = self.local_crop_scale if local else (self.crop_scale, 1.0)
+            cut = crop_and_flip(size, scale, self.flip)
+            changes = distort(self.distortion, self.channels, size, blur, solarize)
+            return v2.Compose([v2.ToImage(), *cut, *changes, *normalise])
+
+        first, second = view(local=False, blur=1.0), view(local=False, blur=0.1, solarize=0.2)
+        large = [(first, second)[i % 2] for i in range(self.global_views)]
+        return MultiCrop(large, [view(local=True, blur=0.5)] * self.local_views)
+
+    def train_dataloader(self) -> DataLoader[Any]:
         """Augmented training images in a seeded order.
 
         Returns:
-            A loader of (images (B, C, H, W), labels (B,)), the last incomplete batch left out.
+            A loader of (images (B, C, H, W), labels (B,)), the last incomplete batch left out;
+            ``Views`` instead of images if there is more than one view.
 
         Raises:
             ValueError: If there are fewer images than one batch.
@@ -169,7 +212,7 @@ class ImageDataModule(LightningDataModule):
         )
         return self._loader(self.train_set, sampler=sampler, drop_last=True)
 
-    def val_dataloader(self) -> DataLoader[tuple[Tensor, int]]:
+    def val_dataloader(self) -> DataLoader[Any]:
         """Held-out images, not augmented, in a fixed order.
 
         Returns:
@@ -178,7 +221,7 @@ class ImageDataModule(LightningDataModule):
         assert self.val_set is not None
         return self._loader(self.val_set)
 
-    def _loader(self, dataset: Labelled, **options: Any) -> DataLoader[tuple[Tensor, int]]:
+    def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
         return DataLoader(
             dataset,
             self.batch_size,
@@ -330,27 +373,29 @@ class PlainImages(Dataset["tuple[Tensor, int]"]):
         return self.transform(image).as_subclass(torch.Tensor), label
 
 
-class TrainImages(Dataset["tuple[Tensor, int]"]):
+class TrainImages(Dataset["tuple[Tensor | Views, int]"]):
     """Images of another data set, augmented at random but reproducibly.
 
     Args:
         images: Data set of (image, label).
-        transform: Function of the image that draws from PyTorch's global generator.
+        transform: Function of the image that draws views from PyTorch's global generator.
         seed: Seed that is mixed with the epoch and the index of the image.
     """
 
-    def __init__(self, images: Labelled, transform: Callable[[Any], Tensor], seed: int) -> None:
+    def __init__(self, images: Labelled, transform: MultiCrop, seed: int) -> None:
         self.images, self.transform, self.seed = images, transform, seed
 
     def __len__(self) -> int:
         return len(self.images)  # type: ignore[arg-type]
 
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor, int]:
+    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | Views, int]:
         epoch, index = key if isinstance(key, tuple) else (0, key)
         image, label = self.images[index]
         with torch.random.fork_rng(devices=[]):
             torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
-            return self.transform(image).as_subclass(torch.Tensor), label
+            views = self.transform(image)
+        single = len(views.global_crops) == 1 and not views.local_crops
+        return (views.global_crops[0] if single else views), label
 
 
 class EpochSampler(DistributedSampler[Any]):

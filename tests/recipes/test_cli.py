@@ -3,34 +3,88 @@
 import os
 import subprocess
 import sys
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch import LightningModule
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
+from jepa_monitor.recipes import ijepa, lejepa, vicreg
 from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train
 from jepa_monitor.recipes.ijepa import IJepa
+from jepa_monitor.recipes.lejepa import LeJepa
+from jepa_monitor.recipes.vicreg import VicReg
 
-SMALL = [
-    *("--data.image_size", "16", "--data.batch_size", "40", "--model.patch_size", "2"),
-    *("--model.width", "8", "--model.depth", "1", "--model.heads", "2"),
-    *("--model.predictor_width", "8", "--model.predictor_depth", "1"),
-    *("--monitor.max_probe_samples", "20", "--monitor.max_embedding_samples", "32"),
-    *(
-        "--monitor.max_overhead",
-        "null",
-        "--monitor.strict",
-        "true",
-        "--monitor.polarity_samples",
-        "2",
+
+@dataclass(frozen=True)
+class Recipe:
+    """A method, and what makes it small."""
+
+    model: type[LightningModule]
+    name: str
+    main: Callable[..., Any]
+    defaults: Mapping[str, Any]
+    small: tuple[str, ...]
+    tags: tuple[str, ...]  # that it logs besides loss and learning rate
+    width: int = 8
+
+    def parse(self, args, max_epochs=60):
+        return parse(self.model, self.name, max_epochs, args, self.defaults)
+
+    def train(self, args):
+        return train(self.model, self.name, 60, args, self.defaults)
+
+
+RECIPES = [
+    Recipe(
+        IJepa,
+        "ijepa",
+        ijepa.main,
+        {},
+        (
+            *("--model.patch_size", "2", "--model.heads", "2"),
+            *("--model.predictor_width", "8", "--model.predictor_depth", "1"),
+        ),
+        ("train/weight_decay", "train/momentum", "val/loss"),
     ),
+    Recipe(
+        LeJepa,
+        "lejepa",
+        lejepa.main,
+        lejepa.DEFAULTS,
+        ("--model.projector_hidden", "16", "--model.projector_width", "4", "--model.slices", "8"),
+        ("train/prediction", "train/sigreg"),
+    ),
+    Recipe(
+        VicReg,
+        "vicreg",
+        vicreg.main,
+        vicreg.DEFAULTS,
+        ("--model.expander_hidden", "16", "--model.expander_width", "16"),
+        ("train/invariance", "train/variance", "train/covariance"),
+    ),
+]
+SMALL = [
+    *("--data.image_size", "16", "--data.batch_size", "40"),
+    *("--model.width", "8", "--model.depth", "1"),
+    *("--monitor.max_probe_samples", "20", "--monitor.max_embedding_samples", "32"),
+    *("--monitor.max_overhead", "null", "--monitor.strict", "true"),
+    *("--monitor.polarity_samples", "2"),
     *("--knn.max_train", "100", "--knn.max_val", "50", "--trainer.accelerator", "cpu"),
     *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
 ]
-CONFIGS = Path(__file__).parents[2] / "recipes" / "configs"
+CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
+
+
+@pytest.fixture(params=RECIPES, ids=lambda r: r.name)
+def recipe(request):
+    return request.param
 
 
 @pytest.fixture
@@ -53,29 +107,29 @@ def weights(path):
     return torch.load(path, weights_only=True)["state_dict"]
 
 
-def test_two_epochs_log_everything_and_resume_exactly(folder, capsys) -> None:
-    small = [*SMALL, "--data", "npz:some.npz"]
+def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) -> None:
+    small = [*SMALL, *recipe.small, "--data", "npz:some.npz"]
     arguments = [*small, "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1"]
-    trainer = train(IJepa, "ijepa", 60, arguments)
+    trainer = recipe.train(arguments)
     printed = capsys.readouterr().out
     for text in ("JEPA-SCORE", "RankMe", "k-NN accuracy", "raw pixels", "tensorboard --logdir"):
         assert text in printed
-    assert "runs/ijepa" in printed
+    assert f"runs/{recipe.name}" in printed
     assert "- │" not in printed  # every cell has its number
 
     events = EventAccumulator(trainer.log_dir).Reload()
     tags = {
-        *("train/loss", "train/lr", "train/weight_decay", "train/momentum", "val/loss"),
+        *("train/loss", "train/lr", *recipe.tags),
         *("eval/knn_accuracy", "jepa_score/mean", "collapse/rankme", "monitor/seconds"),
     }
-    assert tags <= set(events.Tags()["scalars"])
+    assert not tags - set(events.Tags()["scalars"])
     assert len(events.Scalars("jepa_score/mean")) == 3  # before training and after each epoch
     assert len(events.Scalars("train/loss")) == 6
 
-    run = folder / "runs" / "ijepa" / "version_0"
+    run = folder / "runs" / recipe.name / "version_0"
     first = next((run / "checkpoints").glob("epoch=0-*.ckpt"))
     straight = weights(run / "checkpoints" / "last.ckpt")
-    resumed = train(IJepa, "ijepa", 60, [*arguments, "--ckpt_path", str(first)])
+    resumed = recipe.train([*arguments, "--ckpt_path", str(first)])
     assert resumed.global_step == trainer.global_step
     again = weights(Path(resumed.log_dir) / "checkpoints" / "last.ckpt")
     assert straight.keys() == again.keys()
@@ -87,17 +141,18 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys) -> None:
         line.split("│")[2] for line in printed.splitlines() if line.count("│") > 3
     ]
 
-    model = IJepa.load_from_checkpoint(first)
+    model = recipe.model.load_from_checkpoint(first)
     assert model.hparams["in_channels"] == 1
-    assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 8)
+    assert model(torch.zeros(1, 1, 16, 16)).shape == (1, recipe.width)
 
     longer = [*small, "--trainer.max_epochs", "3", "--ckpt_path", "last"]
-    assert train(IJepa, "ijepa", 60, longer).current_epoch == 3
+    assert recipe.train(longer).current_epoch == 3
 
 
-def test_last_without_a_run_is_refused(folder) -> None:
-    with pytest.raises(ValueError, match=r"ckpt_path='last': there is no .*'runs/ijepa'"):
-        train(IJepa, "ijepa", 60, [*SMALL, "--ckpt_path", "last"])
+def test_last_without_a_run_is_refused(folder, recipe) -> None:
+    message = rf"ckpt_path='last': there is no .*'runs/{recipe.name}'"
+    with pytest.raises(ValueError, match=message):
+        recipe.train([*SMALL, *recipe.small, "--ckpt_path", "last"])
     with pytest.raises(ValueError, match="there is no"):
         newest_checkpoint(folder)
 
@@ -124,8 +179,8 @@ def test_data_shorthand(arguments, expected) -> None:
     assert spell_out(arguments) == expected
 
 
-def test_flags_reach_their_objects(folder) -> None:
-    cli = parse(IJepa, "ijepa", 60, ["--data", "digits", "--seed_everything", "7", *SMALL])
+def test_flags_reach_their_objects(folder, recipe) -> None:
+    cli = recipe.parse(["--data", "digits", "--seed_everything", "7", *SMALL, *recipe.small])
     assert cli.datamodule.name == "digits"
     assert (cli.datamodule.seed, cli.model.hparams["seed"]) == (7, 7)
     assert (cli.model.hparams["image_size"], cli.model.hparams["in_channels"]) == (16, 1)
@@ -133,28 +188,41 @@ def test_flags_reach_their_objects(folder) -> None:
     assert (every["JepaScoreCallback"], every["OnlineKNN"]) == (6, 6)
 
 
+def test_what_a_method_asks_for_is_only_a_default(folder, recipe) -> None:
+    asked = {name: value for name, value in recipe.defaults.items() if name.startswith("data.")}
+    cli = recipe.parse([])
+    assert all(cli.config[name] == value for name, value in asked.items())
+    cli = recipe.parse(["--data.batch_size", "33", "--knn.encoder", "elsewhere"])
+    assert (cli.config["data.batch_size"], cli.config["knn.encoder"]) == (33, "elsewhere")
+
+
 def test_cadence_always_meets_the_last_epoch(folder) -> None:
+    recipe = RECIPES[0]
     for epochs, expected in [(2, 1), (17, 1), (30, 3), (45, 3)]:
-        cli = parse(IJepa, "ijepa", epochs, SMALL)
+        cli = recipe.parse([*SMALL, *recipe.small], epochs)
         assert cli.config["monitor.every_n_epochs"] == expected
-    cli = parse(IJepa, "ijepa", 60, [*SMALL, "--monitor.every_n_steps", "5"])
+    cli = recipe.parse([*SMALL, *recipe.small, "--monitor.every_n_steps", "5"])
     assert cli.config["monitor.every_n_epochs"] is None
 
 
-@pytest.mark.parametrize("config", sorted(CONFIGS.glob("ijepa_*.yaml")), ids=lambda p: p.stem)
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
 def test_configs_are_valid(folder, config) -> None:
-    cli = parse(IJepa, "ijepa", 60, ["--config", str(config)])
+    recipe = next(r for r in RECIPES if config.stem.startswith(f"{r.name}_"))
+    text = config.read_text()
+    assert f"python -m jepa_monitor.recipes.{recipe.name} --config recipes/configs/" in text
+    cli = recipe.parse(["--config", str(config)])
     assert cli.model.hparams["in_channels"] == 3
 
 
-def test_as_a_module_it_prints_a_config_that_it_accepts(folder) -> None:
-    command = [sys.executable, "-m", "jepa_monitor.recipes.ijepa"]
-    shown = subprocess.run(
-        [*command, *SMALL, "--print_config"], capture_output=True, text=True, check=True
-    )
+def test_as_a_module_it_prints_a_config_that_it_accepts(folder, recipe) -> None:
+    arguments = [*SMALL, *recipe.small, "--print_config"]
+    command = [sys.executable, "-m", f"jepa_monitor.recipes.{recipe.name}", *arguments]
+    shown = subprocess.run(command, capture_output=True, text=True, check=True)
     assert "RuntimeWarning" not in shown.stderr
     (folder / "config.yaml").write_text(shown.stdout)
-    cli = parse(IJepa, "ijepa", 60, ["--config", "config.yaml", "--trainer.max_epochs", "4"])
+    cli = recipe.parse(["--config", "config.yaml", "--trainer.max_epochs", "4"])
     assert cli.model.hparams["width"] == 8
     assert cli.trainer.max_epochs == 4
     assert cli.config["monitor.max_probe_samples"] == 20
+    asked = {k: v for k, v in recipe.defaults.items() if k != "data.batch_size"}
+    assert all(cli.config[name] == value for name, value in asked.items())

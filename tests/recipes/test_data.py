@@ -1,6 +1,7 @@
 """Images by every name, from files written here or shipped with scikit-learn."""
 
 import os
+from itertools import chain
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,7 @@ from sklearn.datasets import load_digits as sklearn_digits
 from torch.utils.data import DataLoader
 
 from jepa_monitor.recipes.data import ImageDataModule, as_arrays, mixed_seed
+from jepa_monitor.recipes.views import Views
 
 
 def prepared(name, rank=0, world=1, **options):
@@ -191,6 +193,49 @@ def test_workers_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
+@pytest.mark.parametrize("workers", [0, 1])
+def test_several_views_come_as_batches_of_crops(workers) -> None:
+    data = prepared(
+        "digits", batch_size=30, image_size=16, global_views=2, local_views=3, num_workers=workers
+    )
+    loader = data.train_dataloader()
+    loader.sampler.set_epoch(4)
+    views, labels = next(iter(loader))
+    assert isinstance(views, Views)
+    assert views.batch_size == 30 == len(labels)
+    assert [tuple(crop.shape) for crop in views.global_crops] == [(30, 1, 16, 16)] * 2
+    assert [tuple(crop.shape) for crop in views.local_crops] == [(30, 1, 8, 8)] * 3
+    assert not torch.equal(*views.global_crops)
+    index = next(iter(loader.sampler))
+    alone, _ = data.train_set[index]
+    for batch, crop in zip(chain(*views), chain(*alone), strict=True):
+        assert torch.equal(batch[0], crop)
+    assert data.val_set[0][0].shape == (1, 16, 16)
+
+
+def test_more_views_leave_the_first_as_it_is() -> None:
+    single = prepared("digits").train_set[(3, 5)][0]
+    several = prepared("digits", global_views=2, local_views=2).train_set[(3, 5)][0]
+    assert torch.equal(single, several.global_crops[0])
+
+
+def test_only_the_second_view_is_solarised(tmp_path: Path) -> None:
+    # Two channels would be neither jittered nor greyed; here the image is flat, so that blur and
+    # contrast do nothing, and bright, so that solarising makes it dark.
+    images = np.full((20, 8, 8), 250, np.uint8)
+    images[0] = 0
+    path = write_npz(tmp_path / "a.npz", train_images=images)
+    data = prepared(
+        f"npz:{path}", image_size=16, global_views=2, local_views=1, distortion=0.05, crop_scale=1.0
+    )
+    dark = [0, 0, 0]
+    for epoch in range(60):
+        for place, crop in enumerate(chain(*data.train_set[(epoch, 7)][0])):
+            dark[place] += bool(crop.mean() < 0)
+    assert dark[0] == dark[2] == 0
+    assert 3 <= dark[1] <= 25
+
+
 def test_mixed_seed_separates_neighbours() -> None:
     seeds = {mixed_seed(a, b, c) for a in range(5) for b in range(5) for c in range(5)}
     assert len(seeds) == 125
@@ -210,6 +255,11 @@ def test_unknown_names_are_refused(name) -> None:
         ({"image_size": 0}, "image_size=0 must be at least 1"),
         ({"crop_scale": 0.0}, r"crop_scale=0\.0 must be in \(0, 1\]"),
         ({"crop_scale": 1.5}, r"crop_scale=1\.5 must be in"),
+        ({"global_views": 0}, "global_views=0 must be at least 1"),
+        ({"local_views": -1}, "local_views=-1 must be at least 0"),
+        ({"local_size": 0}, "local_size=0 must be at least 1"),
+        ({"distortion": -0.5}, r"distortion=-0\.5 must be at least 0"),
+        ({"local_crop_scale": (0.5, 0.4)}, r"local_crop_scale=\(0\.5, 0\.4\) must rise"),
     ],
 )
 def test_numbers_out_of_range_are_refused(options, message) -> None:

@@ -1,0 +1,147 @@
+"""What the methods share: optimiser groups, schedules that follow the step, and DDP batches."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.distributed as dist
+from lightning.pytorch import LightningModule
+from torch import Tensor, nn
+from torch.distributed.nn.functional import all_gather
+
+from jepa_monitor.recipes.schedules import warmup_cosine
+
+if TYPE_CHECKING:
+    from lightning.pytorch.core.optimizer import LightningOptimizer
+    from torch.optim import Optimizer
+
+
+def is_decayed(name: str, parameter: nn.Parameter) -> bool:
+    """Say whether a parameter is a matrix: biases, norms, tokens and positions have no decay.
+
+    Args:
+        name: Its name in the module.
+        parameter: The parameter.
+
+    Returns:
+        Whether weight decay is meant for it.
+    """
+    return parameter.ndim > 1 and "token" not in name and "pos_embed" not in name
+
+
+def gathered(embeddings: Tensor) -> Tensor:
+    """Join the embeddings of all processes, so that a loss sees the whole batch.
+
+    Gradients flow back to the process that made an embedding. Every process then has the same loss,
+    and DDP's average of their gradients is the gradient of that loss.
+
+    Args:
+        embeddings: V views of B images, shape (V, B, K).
+
+    Returns:
+        Shape (V, B · processes, K); ``embeddings`` itself if there is only one process.
+    """
+    if not (dist.is_available() and dist.is_initialized()):
+        return embeddings
+    return torch.cat(all_gather(embeddings), dim=1)  # type: ignore[no-untyped-call]
+
+
+class ScheduledModule(LightningModule):
+    """A LightningModule whose learning rate, weight decay and more follow the optimiser step.
+
+    Nothing but the step decides, so a run resumed from the end of an epoch equals the uninterrupted
+    one. A subclass saves the hyperparameters ``learning_rate``, ``final_learning_rate``, ``warmup``
+    and ``weight_decay``, or overrides :meth:`scheduled`.
+
+    Logs every scheduled value under ``train/``.
+    """
+
+    total_steps = 0
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        """Part the trained parameters in those with weight decay and those without.
+
+        Returns:
+            Groups for AdamW; ``decays`` says which is which, and ``lr_scale``, where there is one,
+            what the learning rate is multiplied with.
+        """
+        trained = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
+        return [
+            {"params": [p for n, p in trained if is_decayed(n, p) == decays], "decays": decays}
+            for decays in (True, False)
+        ]
+
+    def configure_optimizers(self) -> Optimizer:
+        """AdamW; ``optimizer_step`` sets its values.
+
+        Returns:
+            The optimiser.
+        """
+        return torch.optim.AdamW(self.parameter_groups(), lr=self.hparams["learning_rate"])
+
+    def on_train_start(self) -> None:
+        """Find the length of the schedules.
+
+        Raises:
+            ValueError: If the run has no end.
+        """
+        total = self.trainer.estimated_stepping_batches
+        if total == float("inf"):
+            raise ValueError("The schedules need an end: set trainer.max_epochs or max_steps.")
+        self.total_steps = int(total)
+
+    def scheduled(self, step: int) -> dict[str, float]:
+        """Values of one optimiser step: a warm-up and a cosine, and a constant weight decay.
+
+        Args:
+            step: Optimiser steps done before.
+
+        Returns:
+            Values by name, among them ``lr`` and ``weight_decay``.
+        """
+        h, total = self.hparams, self.total_steps
+        warmup = round(h["warmup"] * total)
+        return {
+            "lr": warmup_cosine(step, total, warmup, h["learning_rate"], h["final_learning_rate"]),
+            "weight_decay": h["weight_decay"],
+        }
+
+    def set_group(self, group: dict[str, Any], values: dict[str, float]) -> None:
+        """Give a group of parameters its values.
+
+        Args:
+            group: One of the optimiser's.
+            values: What :meth:`scheduled` says.
+        """
+        group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
+        group["weight_decay"] = values["weight_decay"] if group["decays"] else 0.0
+
+    def after_step(self, values: dict[str, float]) -> None:
+        """Do what follows a step, such as moving an EMA teacher.
+
+        Args:
+            values: What :meth:`scheduled` said.
+        """
+
+    def optimizer_step(
+        self,
+        epoch: int,
+        batch_idx: int,
+        optimizer: Optimizer | LightningOptimizer,
+        optimizer_closure: Any = None,
+    ) -> None:
+        """Set the scheduled values and step. Called once per step, not per accumulated batch.
+
+        Args:
+            epoch: Number of the epoch.
+            batch_idx: Number of the batch.
+            optimizer: AdamW.
+            optimizer_closure: Forward and backward pass.
+        """
+        values = self.scheduled(self.global_step)
+        for group in optimizer.param_groups:
+            self.set_group(group, values)
+        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
+        self.after_step(values)
+        self.log_dict({f"train/{name}": value for name, value in values.items()})

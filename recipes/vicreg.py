@@ -1,0 +1,202 @@
+"""VICReg (Bardes, Ponce & LeCun, arXiv 2105.04906): variance, invariance, covariance.
+
+Run ``python -m jepa_monitor.recipes.vicreg`` to train on handwritten digits in a few minutes; see
+``docs/recipes/vicreg.md``. To change the method, edit one function: ``vicreg_terms`` for the terms of
+the loss, ``VicReg.loss`` for how they are weighted.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_monitor.recipes.module import ScheduledModule, gathered
+from jepa_monitor.recipes.networks import build_vit, projector
+
+if TYPE_CHECKING:
+    from lightning.pytorch import Trainer
+
+    from jepa_monitor.recipes.views import Views
+
+# What this method asks of the data and of the callbacks, unless told otherwise.
+DEFAULTS: dict[str, Any] = {
+    "data.global_views": 2,
+    "data.batch_size": 128,
+    "monitor.encoder": "network.encoder",
+    "knn.encoder": "network.encoder",
+}
+
+
+def vicreg_terms(first: Tensor, second: Tensor) -> dict[str, Tensor]:
+    """Measure how far two sets of views are from VICReg's three aims (§4.1 of the paper).
+
+    Args:
+        first: Embeddings of one view of each image, (N, K), N ≥ 2.
+        second: Of the other.
+
+    Returns:
+        Scalars ``invariance``, the mean squared difference; ``variance``, the mean shortfall of the
+        standard deviations from 1, averaged over both sets; ``covariance``, the squared covariances
+        of different coordinates over K, summed over both sets.
+    """
+    variance, covariance = first.new_zeros(()), first.new_zeros(())
+    for z in (first, second):
+        matrix = torch.cov(z.T)
+        diagonal = matrix.diagonal()
+        variance = variance + F.relu(1 - (diagonal + 1e-4).sqrt()).mean() / 2
+        covariance = covariance + (matrix.square().sum() - diagonal.square().sum()) / z.shape[1]
+    return {
+        "invariance": F.mse_loss(first, second),
+        "variance": variance,
+        "covariance": covariance,
+    }
+
+
+def vicreg_loss(first: Tensor, second: Tensor) -> Tensor:
+    """Sum the three terms with the paper's weights, 25, 25 and 1.
+
+    Args:
+        first: Embeddings of one view of each image, (N, K), N ≥ 2.
+        second: Of the other.
+
+    Returns:
+        Scalar.
+    """
+    terms = vicreg_terms(first, second)
+    return 25 * terms["invariance"] + 25 * terms["variance"] + terms["covariance"]
+
+
+class VicReg(ScheduledModule):
+    """VICReg: one network, two views of each image, no teacher and no negatives.
+
+    Every schedule depends on the step, so a run resumed from the end of an epoch equals the
+    uninterrupted one.
+
+    Logs ``train/loss``, ``train/invariance``, ``train/variance``, ``train/covariance``,
+    ``train/lr``, ``train/weight_decay``.
+
+    Args:
+        image_size: Side of the image in pixels.
+        in_channels: Colour channels.
+        patch_size: Side of a patch in pixels; divides ``image_size``.
+        width: Numbers per token of the encoder, a multiple of ``heads``.
+        depth: Transformer blocks of the encoder.
+        heads: Attention heads of the encoder.
+        drop_path: Share of stochastic depth.
+        expander_hidden: Numbers in each of the two hidden layers of the expander.
+        expander_width: K, numbers in an embedding.
+        invariance_weight: Weight of the invariance term.
+        variance_weight: Weight of the variance term.
+        covariance_weight: Weight of the covariance term.
+        learning_rate: Highest learning rate of AdamW. (The paper trains ResNets with LARS.)
+        final_learning_rate: Learning rate of the last step.
+        warmup: Share of the steps in which the learning rate rises, in [0, 1).
+        weight_decay: Weight decay; none on biases, norms and positions.
+        seed: Unused, for the method draws nothing; the data draw the views.
+
+    Raises:
+        ValueError: If a number is out of its range.
+    """
+
+    def __init__(
+        self,
+        image_size: int = 24,
+        in_channels: int = 1,
+        patch_size: int = 4,
+        width: int = 64,
+        depth: int = 6,
+        heads: int = 2,
+        drop_path: float = 0.0,
+        expander_hidden: int = 256,
+        expander_width: int = 256,
+        invariance_weight: float = 25.0,
+        variance_weight: float = 25.0,
+        covariance_weight: float = 1.0,
+        learning_rate: float = 2e-3,
+        final_learning_rate: float = 2e-6,
+        warmup: float = 0.1,
+        weight_decay: float = 0.05,
+        seed: int = 0,
+    ) -> None:
+        super().__init__()
+        if not 0 <= warmup < 1:
+            raise ValueError(f"warmup={warmup} must be in [0, 1).")
+        self.save_hyperparameters()
+        encoder = build_vit(
+            image_size, patch_size, in_channels, width, depth, heads, drop_path=drop_path
+        )
+        head = projector([width, expander_hidden, expander_hidden, expander_width])
+        self.network = nn.Sequential(OrderedDict(encoder=encoder, expander=head))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images with the encoder, without the expander, for other tasks.
+
+        Args:
+            images: Shape (B, C, H, W).
+
+        Returns:
+            Embeddings, shape (B, width).
+        """
+        embeddings: Tensor = self.network.encoder(images)  # type: ignore[operator]
+        return embeddings
+
+    def loss(self, views: Views) -> dict[str, Tensor]:
+        """Compare two views of every image.
+
+        Args:
+            views: Two global crops of B images.
+
+        Returns:
+            Scalars ``loss``, ``invariance``, ``variance`` and ``covariance``.
+
+        Raises:
+            ValueError: If there are not just two global crops.
+        """
+        counts = (len(views.global_crops), len(views.local_crops))
+        if counts != (2, 0):
+            raise ValueError(
+                "VICReg compares two global views (data.global_views=2, data.local_views=0), "
+                f"got {counts[0]} global and {counts[1]} local ones."
+            )
+        embeddings = self.network(torch.cat(views.global_crops)).float()
+        terms = vicreg_terms(*gathered(torch.stack(embeddings.chunk(2))))
+        loss = sum(self.hparams[f"{name}_weight"] * term for name, term in terms.items())
+        return {"loss": loss, **terms}
+
+    def training_step(self, batch: tuple[Views, Tensor], batch_idx: int) -> Tensor:
+        """Return the loss of a batch of (views, labels); the labels are not looked at.
+
+        Args:
+            batch: Views of B images, and labels (B,).
+            batch_idx: Number of the batch in the epoch.
+
+        Returns:
+            Scalar loss.
+        """
+        values = self.loss(batch[0])
+        loss = values.pop("loss")
+        self.log("train/loss", loss, prog_bar=True)
+        self.log_dict({f"train/{name}": value for name, value in values.items()})
+        return loss
+
+
+def main(args: list[str] | None = None) -> Trainer:
+    """Train from the command line.
+
+    Args:
+        args: Arguments, or None for those of the process.
+
+    Returns:
+        The trainer after ``fit``.
+    """
+    from jepa_monitor.recipes.cli import train
+
+    return train(VicReg, "vicreg", max_epochs=60, args=args, defaults=DEFAULTS)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,90 @@
+"""Views of an image: how many, how large, which part of it, and what becomes of the colours."""
+
+import numpy as np
+import pytest
+import torch
+from torchvision.transforms import v2
+
+from jepa_monitor.recipes.views import MultiCrop, Views, crop_and_flip, distort
+
+
+def ramp(size=64):
+    """Row and column of every pixel, as two of three channels: a crop tells where it came from."""
+    rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    return torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+@pytest.mark.parametrize("scale", [(0.05, 0.3), (0.4, 1.0)])
+def test_crops_keep_the_share_of_the_area_that_was_asked_for(scale) -> None:
+    torch.manual_seed(0)
+    cut = v2.Compose(crop_and_flip(32, scale, flip=False))
+    shares = []
+    for _ in range(300):
+        crop = cut(ramp()).float()
+        assert crop.shape == (3, 32, 32)
+        height, width = (crop[0].max() - crop[0].min() + 1, crop[1].max() - crop[1].min() + 1)
+        shares.append(float(height * width) / 64**2)
+    # Resizing blurs the ends of the ramp by about a pixel of the crop.
+    assert scale[0] - 0.03 < min(shares) < scale[0] + 0.1
+    assert scale[1] - 0.1 < max(shares) < scale[1] + 0.03
+
+
+def test_flips_mirror_half_of_the_images() -> None:
+    torch.manual_seed(0)
+    cut = v2.Compose(crop_and_flip(64, (1.0, 1.0), flip=True))
+    kinds = [cut(ramp()) for _ in range(200)]
+    mirrored = sum(torch.equal(crop, ramp().flip(-1)) for crop in kinds)
+    assert mirrored + sum(torch.equal(crop, ramp()) for crop in kinds) == 200
+    assert 70 < mirrored < 130
+
+
+def changed(channels, repeats=200, size=24, **options):
+    torch.manual_seed(0)
+    rng = np.random.default_rng(0)
+    image = torch.from_numpy(rng.integers(20, 200, (channels, 24, 24), dtype=np.uint8))
+    change = v2.Compose(distort(1.0, channels, size, **options))
+    return image, [change(image) for _ in range(repeats)]
+
+
+def test_no_strength_means_no_change() -> None:
+    assert distort(0.0, 3, 24) == []
+
+
+@pytest.mark.parametrize("channels", [1, 2, 3, 5])
+def test_distortions_take_any_number_of_channels_and_keep_bytes(channels) -> None:
+    image, results = changed(channels, 40, size=224, solarize=0.5)
+    assert all(r.shape == image.shape and r.dtype == torch.uint8 for r in results)
+    assert len({tuple(r.flatten().tolist()) for r in results}) > 10
+
+
+def test_a_fifth_of_the_colour_images_turns_grey() -> None:
+    _, results = changed(3, 400, blur=0.0)
+    grey = sum(torch.equal(r[0], r[1]) and torch.equal(r[1], r[2]) for r in results)
+    assert 50 < grey < 115
+
+
+def test_blur_comes_as_often_as_asked_and_smooths() -> None:
+    # Two channels: nothing but blur. At 224 pixels, where it is at its widest.
+    torch.manual_seed(0)
+    image = torch.randint(0, 256, (2, 64, 64), dtype=torch.uint8)
+    change = v2.Compose(distort(1.0, 2, 224, blur=0.5))
+    results = [change(image) for _ in range(200)]
+    blurred = [r for r in results if not torch.equal(r, image)]
+    assert 65 < len(blurred) < 135
+    assert all(r.float().std() < image.float().std() for r in blurred)
+
+
+def test_solarising_inverts_the_bright_half() -> None:
+    image, results = changed(2, 200, blur=0.0, solarize=0.2)
+    inverted = torch.where(image >= 128, 255 - image, image)
+    count = sum(torch.equal(r, inverted) for r in results)
+    assert count + sum(torch.equal(r, image) for r in results) == 200
+    assert 20 < count < 60
+
+
+def test_multi_crop_applies_every_transform_to_the_same_image() -> None:
+    image = torch.arange(4.0).view(1, 2, 2)
+    views = MultiCrop([lambda x: x + 1, lambda x: 2 * x], [lambda x: -x] * 3)(image)
+    assert isinstance(views, Views)
+    assert torch.equal(torch.stack(views.global_crops), torch.stack([image + 1, 2 * image]))
+    assert torch.equal(torch.stack(views.local_crops), torch.stack([-image] * 3))
