@@ -5,7 +5,8 @@
 
 Every method scores the same images of the same encoder (random weights; the cost does not depend on
 them, and the errors are those of ill-conditioned Jacobians all the same). Methods take turns,
-`--repeats` times, and the median counts. Memory is the peak of a fresh process beyond what it held
+`--repeats` times, and the median counts. On a CPU, seconds are those of the processor (all threads
+together), which other work on the machine disturbs least. Memory is the peak of a fresh process beyond what it held
 before (its resident size on a CPU, the allocator's peak on a GPU). The floor is K × one measured
 backward pass at the same batch size. The sketch is whitened by a reference set whose embeddings are
 computed once, apart from the timing (`reference_seconds` in the JSON).
@@ -90,25 +91,31 @@ def floor(encoder: nn.Module, images: Tensor) -> float:
     selector[:, 0] = 1
     times = []
     for _ in range(6):
-        synchronise(images)
-        start = time.perf_counter()
+        start = clock(images)
         torch.autograd.grad(embeddings, leaf, selector, retain_graph=True)
-        synchronise(images)
-        times.append(time.perf_counter() - start)
+        times.append(clock(images) - start)
     return width * statistics.median(times[1:])
 
 
-def synchronise(images: Tensor) -> None:
-    if images.is_cuda:
-        torch.cuda.synchronize()
+def clock(images: Tensor) -> float:
+    """Seconds: of the wall once a GPU has finished, of the processor on a CPU."""
+    if not images.is_cuda:
+        return time.process_time()
+    torch.cuda.synchronize()
+    return time.perf_counter()
 
 
 def timed(method: Callable[[nn.Module, Tensor], Any], encoder: nn.Module, images: Tensor) -> float:
-    synchronise(images)
-    start = time.perf_counter()
+    start = clock(images)
     method(encoder, images)
-    synchronise(images)
-    return time.perf_counter() - start
+    return clock(images) - start
+
+
+def processor() -> str:
+    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
 
 
 def resident() -> int:
@@ -163,9 +170,9 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
         width = encoder(images[:1]).shape[1]
     reference = torch.randn(2 * width if side == 32 else 64, 3, side, side)
     embedder = Embedder(encoder)
-    start = time.perf_counter()
+    start = clock(images)
     law = fit_reference(embedder, reference, images.device)
-    reference_seconds = time.perf_counter() - start
+    reference_seconds = clock(images) - start
     methods = {
         "plain": plain,
         "vectorised": vectorised,
@@ -213,7 +220,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--images", type=int, default=None)
     parser.add_argument("--memory", action="store_true", help="measure the peak memory as well")
@@ -221,7 +228,7 @@ def main() -> None:
     parser.add_argument("--out", default=str(pathlib.Path(__file__).with_suffix(".json")))
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else platform.processor()
+    name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
     results: dict[str, Any] = {"device": name or args.device, "torch": torch.__version__}
     print(
         "| case | K | floor | plain | vectorised | ours, exact | ours, sketch | error plain | error ours |"
