@@ -1,0 +1,17 @@
+"""Score data sets with any encoder: the command ``jepa-monitor`` and the functions beneath it."""
+
+from jepa_monitor.cli.models import LoadedEncoder, ModelSettings, load_encoder
+from jepa_monitor.cli.runs import RefusedError
+from jepa_monitor.cli.scoring import Settings, score_dataset
+from jepa_monitor.cli.tables import info_of, read_table
+
+__all__ = [
+    "LoadedEncoder",
+    "ModelSettings",
+    "RefusedError",
+    "Settings",
+    "info_of",
+    "load_encoder",
+    "read_table",
+    "score_dataset",
+]

@@ -1,0 +1,86 @@
+"""The closing table: in goes a table of scores, out comes what to know of it at a glance."""
+
+from __future__ import annotations
+
+import pyarrow as pa
+import pyarrow.compute as pc
+import torch
+from rich.console import Group, RenderableType
+from rich.table import Table
+from rich.text import Text
+
+from jepa_monitor.cli.tables import info_of
+from jepa_monitor.functional._intervals import clopper_pearson_interval
+
+__all__ = ["closing_table", "facts"]
+
+_LEAST = 10
+
+
+def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
+    """Say in words what a table of scores holds.
+
+    Args:
+        table: The scores.
+        rank_by: The column that quantile and outlier are of.
+
+    Returns:
+        Pairs of a name and what to say.
+    """
+    info = info_of(table)
+    found = [("images scored", str(len(table)))]
+    if info:
+        found += [
+            ("skipped", f"{info['skipped']} could not be read" if info["skipped"] else "none"),
+            ("not images by name", str(info["ignored"])),
+            ("method", f"{info['method']}, compared with {info['reference']} images"),
+        ]
+    converted = (
+        sum(1 for note in table["note"].to_pylist() if note) if "note" in table.column_names else 0
+    )
+    if converted:
+        found.append(("converted", f"{converted}, see `note`"))
+    values = torch.tensor(table[rank_by].drop_null().to_pylist(), dtype=torch.float64)
+    missing = table[rank_by].null_count
+    if missing:
+        found.append((f"{rank_by} not finite", str(missing)))
+    if len(values):
+        levels = torch.tensor([0.0, 0.05, 0.5, 0.95, 1.0], dtype=torch.float64)
+        ranks = (levels * (len(values) - 1)).round().long()  # not torch.quantile: it has a limit
+        numbers = ", ".join(f"{value:.1f}" for value in values.sort().values[ranks].tolist())
+        found.append((f"{rank_by}: min, 5, 50, 95 %, max", numbers))
+        count = int(pc.sum(table["outlier"]).as_py() or 0)
+        low, high = clopper_pearson_interval(count, len(values))
+        share = f"{count} = {count / len(values):.1%} (95 % interval {low:.1%} to {high:.1%})"
+        found.append(("outliers", share))
+    if "density/precondition" in info:
+        error = info["density/calibration_error"]
+        held = "hold" if info["density/precondition"] else "do not hold"
+        found.append(("Gaussian embeddings", f"{held} (calibration error {error:.2f})"))
+    if "density/polarity" in info:
+        polarity = info["density/polarity"]
+        warning = "" if polarity > 0.5 else ": INVERTED, corrupted images score higher"
+        found.append(("polarity", f"AUROC {polarity:.2f} against corrupted images{warning}"))
+    return found
+
+
+def closing_table(table: pa.Table, rank_by: str) -> RenderableType:
+    """Lay out facts and the least likely images.
+
+    Args:
+        table: The scores.
+        rank_by: The column that quantile and outlier are of.
+
+    Returns:
+        What rich can print.
+    """
+    summary = Table(show_header=False)
+    for name, value in facts(table, rank_by):
+        summary.add_row(Text(name), Text(value))
+    order = pc.sort_indices(table, sort_keys=[(rank_by, "ascending")])
+    least = Table("least likely", rank_by, "label")
+    for row in table.take(order[:_LEAST]).to_pylist():
+        value = row[rank_by]
+        shown = "" if value is None else f"{value:.1f}"
+        least.add_row(Text(repr(row["path"])[1:-1]), shown, Text(row.get("label") or ""))
+    return Group(summary, least)

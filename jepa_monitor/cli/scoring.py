@@ -1,0 +1,571 @@
+"""Score a data set: in go an encoder and images, out comes a table, a batch at a time."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import functools
+import json
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset
+
+from jepa_monitor._checks import check_choice, check_positive, check_positive_int
+from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.files import write_bytes
+from jepa_monitor.cli.models import LoadedEncoder, load_encoder
+from jepa_monitor.cli.runs import Part, RefusedError, Run, check_same
+from jepa_monitor.cli.sources import Source, open_source
+from jepa_monitor.cli.tables import (
+    SCORES,
+    check_format,
+    info_of,
+    read_table,
+    side_file,
+    with_info,
+    write_table,
+)
+from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
+from jepa_monitor.encoders import Embedder
+from jepa_monitor.engine import Spectra, spectra
+from jepa_monitor.functional._intervals import midranks
+from jepa_monitor.functional.neighbors import knn_distance
+from jepa_monitor.functional.outliers import robust_fence
+from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.memory import default_budget
+from jepa_monitor.options import ScoreOptions
+from jepa_monitor.processes import Processes
+from jepa_monitor.score import density_terms, embed
+from jepa_monitor.sketch import sketch_matrix
+from jepa_monitor.summary import ScoredSet, density_scalars, polarity_scalars
+
+__all__ = ["Settings", "score_dataset"]
+
+_REFERENCE_IMAGES = 4096  # as of `log_density`
+_NEIGHBOURS = 10  # as of `DensityMonitor`
+_FORMAT = 1  # of the unfinished work; a change of what is kept must not meet older files
+
+Progress = Callable[[str, int, int], None]
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to go through a data set.
+
+    Args:
+        limit: Number of images to score, spread evenly over the data; default: all.
+        batch_size: Images that are read, scored and kept at a time; at most so many are lost by a
+            crash. ``auto`` is 16 on a CPU and 128 elsewhere. It does not decide what fits into
+            memory: ``max_memory`` does.
+        workers: Processes that read images; 0 reads in the main one.
+        device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
+        rank_by: The column that ``quantile`` and ``outlier`` are of: ``jepa_score``,
+            ``log_density``, ``log_prior``, ``knn`` or ``mahalanobis``.
+        fence: Scores so many robust standard deviations below the median are outliers.
+        polarity_samples: How many images to score again in corrupted versions (three kinds, three
+            severities), which tells whether the score is inverted; 0 for none.
+        max_pixels: Images of more pixels are refused as decompression bombs.
+        convert: Whether images that are not plain 8-bit RGB or grey (CMYK, 16 bits, a palette,
+            transparency, several frames) are converted, with a note in the table, or skipped.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of range.
+    """
+
+    limit: int | None = None
+    batch_size: int | str = "auto"
+    workers: int = 0
+    device: str = "auto"
+    rank_by: str = "jepa_score"
+    fence: float = 3.0
+    polarity_samples: int = 16
+    max_pixels: int = 89_478_485
+    convert: bool = True
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            check_positive_int(self.limit, "limit")
+        if isinstance(self.batch_size, str):
+            check_choice(self.batch_size, "batch_size", ("auto",))
+        else:
+            check_positive_int(self.batch_size, "batch_size")
+        for name in ("workers", "polarity_samples"):
+            if getattr(self, name) != 0:
+                check_positive_int(getattr(self, name), name)
+        check_choice(self.rank_by, "rank_by", SCORES)
+        check_positive(self.fence, "fence")
+        check_positive_int(self.max_pixels, "max_pixels")
+
+
+class _Item(NamedTuple):
+    number: int
+    image: Tensor | None
+    note: str
+    problem: str | None
+
+
+class _Prepared(Dataset[_Item]):
+    """Images of a source as the encoder takes them, or why not."""
+
+    def __init__(self, source: Source, transform: Callable[[Any], Tensor] | None) -> None:
+        self._source, self._transform = source, transform
+
+    def __getitem__(self, index: int) -> _Item:
+        try:
+            image, note = self._source.load(index)
+        except BadImage as error:
+            return _Item(index, None, "", str(error))
+        if not isinstance(image, Tensor):
+            if self._transform is None:
+                raise TypeError(
+                    "`data` yields Pillow images, but there is no `transform` to make tensors of "
+                    "them: pass one, or a name as `encoder`."
+                )
+            image = self._transform(image)
+        if not (isinstance(image, Tensor) and image.is_floating_point()):
+            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
+            raise TypeError(
+                f"`data` must yield floating-point images after `transform`, got {kind}."
+            )
+        problem = None if bool(torch.isfinite(image).all()) else "has NaN or infinite pixels"
+        return _Item(index, None if problem else image, note, problem)
+
+
+class _Images(NamedTuple):
+    """The images of a batch that could be read."""
+
+    items: list[_Item]
+    tensor: Tensor | None
+    problems: list[dict[str, Any]]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """Everything that the phases of a run share."""
+
+    run: Run
+    processes: Processes
+    embedder: Embedder
+    transform: Callable[[Any], Tensor] | None
+    device: torch.device
+    options: ScoreOptions
+    settings: Settings
+    batch_size: int
+    strict: bool
+    progress: Progress | None
+
+    def batches(
+        self, phase: str, source: Source, indices: list[int]
+    ) -> Iterator[tuple[int, _Images]]:
+        """Read the batches of a phase that this process has to do."""
+        chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
+        missing = set(self.run.missing(phase, len(chunks)))
+        # By number, not by turns among the missing: the others may see other ones missing.
+        mine = [n for n in sorted(missing) if n % self.processes.count == self.processes.rank]
+        done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in missing)
+        self.report(phase, done, len(indices))
+        if not mine:
+            return
+        loader = DataLoader(
+            _Prepared(source, self.transform),
+            batch_sampler=[chunks[n] for n in mine],
+            collate_fn=list,
+            num_workers=self.settings.workers,
+            generator=torch.Generator().manual_seed(0),
+        )
+        shape: torch.Size | None = None
+        for n, items in zip(mine, loader, strict=True):
+            good = [item for item in items if item.image is not None]
+            images = [item.image for item in good if item.image is not None]
+            for image in images:
+                shape = shape or image.shape
+                if image.shape != shape:
+                    raise ValueError(
+                        f"`data` must yield images of one shape, got {tuple(shape)} and "
+                        f"{tuple(image.shape)}."
+                    )
+            problems = [
+                {"set": phase, "path": source.key(item.number), "reason": item.problem}
+                for item in items
+                if item.problem is not None
+            ]
+            if problems and self.strict:
+                raise BadImage(f"{problems[0]['path']!r} {problems[0]['reason']}")
+            yield n, _Images(good, torch.stack(images) if images else None, problems)
+            done += len(items)
+            self.report(phase, done, len(indices))
+
+    def count(self, indices: list[int]) -> int:
+        """Say how many batches some images make."""
+        return -(-len(indices) // self.batch_size)
+
+    def report(self, phase: str, done: int, total: int) -> None:
+        if self.progress is not None:
+            self.progress(phase, done, total)
+
+
+class _Law(NamedTuple):
+    """The embeddings that everything is compared with.
+
+    Args:
+        base: (M, K), finite, float64.
+        law: Fitted to them.
+        members: Which images of the data they are of; empty for another data set.
+    """
+
+    base: Tensor
+    law: Gaussian
+    members: frozenset[int]
+
+
+def score_dataset(
+    encoder: Any,
+    data: Any,
+    out: str | Path | None = None,
+    *,
+    transform: Callable[[Any], Tensor] | None = None,
+    reference: Any = None,
+    options: ScoreOptions | None = None,
+    settings: Settings | None = None,
+    strict: bool = False,
+    overwrite: bool = False,
+    progress: Progress | None = None,
+) -> pa.Table:
+    """Score every image of a data set.
+
+    With ``out`` it can be interrupted at any point and called again: it goes on where it was. The
+    processes of ``torch.distributed``, where that is initialised, share the work, and the rows do
+    not depend on their number.
+
+    Args:
+        encoder: A name (see :func:`~jepa_monitor.cli.models.load_encoder`), what that returns, or
+            any encoder.
+        data: A path (see :func:`~jepa_monitor.cli.sources.open_source`) or a map-style data set.
+        out: Where the table goes, ``.parquet``, ``.csv`` or ``.jsonl``; images that could not be
+            read go to ``NAME.errors.jsonl`` beside it.
+        transform: Makes a tensor of an RGB Pillow image; by default what comes with the name.
+        reference: Data that the images are compared with; by default they themselves.
+        options: How to score; default ``ScoreOptions(method="auto")``.
+        settings: How to go through the data.
+        strict: Raise at the first image that cannot be read.
+        overwrite: Begin again if there is a table, or unfinished work, of other settings.
+        progress: Called with the phase, the number of images done and that of all.
+
+    Returns:
+        A row for every image that could be read: ``path``, ``label``, five scores (nats; all of
+        them higher for what is more usual), ``below_noise_floor``, ``quantile``, ``outlier`` and
+        ``note``. :func:`~jepa_monitor.cli.tables.info_of` tells what is known of the run.
+
+    Raises:
+        BadImage: If an image cannot be read and ``strict`` is set.
+        RefusedError: If there are results of other settings under ``out``.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range, or the encoder cannot be scored.
+    """
+    options = options or ScoreOptions(method="auto")
+    settings = settings or Settings()
+    processes = Processes(together=True)
+    loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
+    if not isinstance(loaded, LoadedEncoder):
+        loaded = LoadedEncoder(type(loaded).__name__, loaded, transform)
+    elif transform is not None:
+        loaded = dataclasses.replace(loaded, transform=transform)
+    source = open_source(data, settings.max_pixels, settings.convert)
+    other = None
+    if reference is not None:
+        other = open_source(reference, settings.max_pixels, settings.convert)
+    identity = {
+        "format": _FORMAT,
+        "model": loaded.fingerprint(),
+        "data": {"name": source.name, "images": len(source), "content": source.fingerprint()},
+        "reference": other and {"name": other.name, "content": other.fingerprint()},
+        "options": dataclasses.asdict(options),
+        "settings": _deciding(settings),
+    }
+    with contextlib.ExitStack() as stack:
+        if out is None:
+            if processes.count > 1:
+                raise ValueError("`out` must be given where several processes share the work.")
+            place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
+        else:
+            place = check_format(out)
+        run = Run(side_file(place, ".unfinished"))
+        if processes.rank == 0:
+            stack.enter_context(run.locked())
+        if (done := processes.agree(lambda: _finished(place, identity, overwrite))) is not None:
+            if processes.rank == 0:
+                run.remove()
+            return done
+        device = _device(settings.device)
+        begin = functools.partial(_claim, run, identity, settings, options, device)
+        processes.agree(lambda: begin(overwrite) if processes.rank == 0 else None)
+        planned = processes.agree(lambda: begin(False))  # the first one's, in every process
+        if hasattr(loaded.encoder, "to"):
+            loaded.encoder.to(device)
+        task = _Task(
+            run,
+            processes,
+            Embedder(loaded.encoder, dtype=options.dtype),
+            loaded.transform,
+            device,
+            dataclasses.replace(options, max_memory=planned["max_memory"]),
+            settings,
+            planned["batch_size"],
+            strict,
+            progress,
+        )
+        table = _work(task, source, other, identity, loaded.assumed, place)
+        if processes.rank == 0:
+            run.remove()
+        return table
+
+
+def _deciding(settings: Settings) -> dict[str, Any]:
+    """Leave out what does not decide the rows."""
+    record = dataclasses.asdict(settings)
+    return {key: value for key, value in record.items() if key not in ("workers", "device")}
+
+
+def _finished(place: Path, identity: dict[str, Any], overwrite: bool) -> pa.Table | None:
+    if not place.exists() or overwrite:
+        return None
+    table = read_table(place)
+    before = info_of(table).get("identity")
+    if before is None:
+        raise RefusedError(f"`out`: {place} exists and is not of this program: name another.")
+    # What was asked for is compared as it comes back from a file: tuples are lists there.
+    check_same(before, json.loads(json.dumps(identity)), f"the table {place}")
+    return table
+
+
+def _claim(
+    run: Run,
+    identity: dict[str, Any],
+    settings: Settings,
+    options: ScoreOptions,
+    device: torch.device,
+    overwrite: bool,
+) -> dict[str, Any]:
+    """Decide what depends on the machine once, so that a resumed run computes the same."""
+    size = settings.batch_size
+    planned = {
+        "batch_size": (16 if device.type == "cpu" else 128) if size == "auto" else size,
+        "max_memory": options.max_memory or default_budget(device),
+    }
+    if overwrite:
+        run.clear()
+    return run.claim(json.loads(json.dumps(identity)), planned)
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    return torch.device(name)
+
+
+def _spread(total: int, count: int | None) -> list[int]:
+    """Take some of many, evenly: the first ones of sorted data are all of one class."""
+    if count is None or count >= total:
+        return list(range(total))
+    return [i * total // count for i in range(count)]
+
+
+def _work(
+    task: _Task,
+    source: Source,
+    other: Source | None,
+    identity: dict[str, Any],
+    assumed: tuple[str, ...],
+    place: Path,
+) -> pa.Table:
+    """Go through the phases: embed the reference, score the images, score worse versions of some."""
+    indices = _spread(len(source), task.settings.limit)
+    agree = task.processes.agree
+    base_source = source if other is None else other
+    chosen = indices if other is None else list(range(len(other)))
+    chosen = [chosen[i] for i in _spread(len(chosen), _REFERENCE_IMAGES)]
+    agree(lambda: _embed_reference(task, base_source, chosen))
+    law = agree(lambda: _read_law(task, chosen, other is None))
+    agree(lambda: _score(task, source, indices, law))
+    scored = agree(lambda: task.run.collect("scores", task.count(indices)))
+    finite = np.flatnonzero(np.isfinite(scored.arrays["jepa_score"]))
+    rows = [finite[i] for i in _spread(len(finite), task.settings.polarity_samples)]
+    probe = [int(scored.arrays["index"][row]) for row in rows]
+    agree(lambda: _score_corrupted(task, source, probe, law))
+
+    def finish() -> pa.Table:
+        table = _table(source, scored, task.settings)
+        info = {
+            "identity": identity,
+            "assumed": list(assumed),
+            "images": len(indices),
+            "ignored": source.ignored,
+            "skipped": len(indices) - len(table),
+            "method": _method(task, law),
+            "reference": len(law.base),
+            **_precondition(law),
+            **_polarity(task, scored.arrays["jepa_score"][rows]),
+        }
+        table = with_info(table, info)
+        if task.processes.rank == 0:
+            problems = scored.problems
+            if other is not None:
+                problems = problems + task.run.collect("reference", task.count(chosen)).problems
+            _write_problems(side_file(place, ".errors.jsonl"), problems, task.run.folder)
+            write_table(table, place, task.run.folder)
+        return table
+
+    return agree(finish)
+
+
+def _embed_reference(task: _Task, source: Source, indices: list[int]) -> None:
+    for batch, (items, images, problems) in task.batches("reference", source, indices):
+        arrays = {}
+        if images is not None:
+            work = functools.partial(embed, task.embedder, images, task.device)
+            embeddings = task.embedder.run(work, task.device)
+            arrays["index"] = np.array([item.number for item in items])
+            arrays["embedding"] = embeddings.double().numpy()
+        task.run.write("reference", batch, Part(arrays, problems))
+
+
+def _read_law(task: _Task, indices: list[int], own: bool) -> _Law:
+    part = task.run.collect("reference", task.count(indices))
+    if not part.arrays:
+        reason = f": {part.problems[0]['reason']}" if part.problems else ""
+        raise ValueError(f"`data`: none of {len(indices)} images can be read{reason}.")
+    embeddings = torch.from_numpy(part.arrays["embedding"])
+    finite = torch.isfinite(embeddings).all(1)
+    base = embeddings[finite]
+    if len(base) < 2:
+        raise ValueError(f"`reference` must have at least 2 finite embeddings, got {len(base)}.")
+    members = part.arrays["index"][finite.numpy()].tolist() if own else ()
+    return _Law(base, Gaussian.fit(base), frozenset(members))
+
+
+def _score(task: _Task, source: Source, indices: list[int], law: _Law) -> None:
+    for batch, (items, images, problems) in task.batches("scores", source, indices):
+        arrays = {}
+        if images is not None:
+            found = spectra(task.embedder, images.to(task.device), task.options, law.law)
+            terms = density_terms(found, law.law, task.options.eps)
+            own = torch.tensor([item.number in law.members for item in items])
+            arrays = {
+                "index": np.array([item.number for item in items]),
+                "note": np.array([item.note for item in items], dtype=np.str_),
+                "jepa_score": terms.jepa_score.cpu().numpy(),
+                "log_density": terms.log_density.cpu().numpy(),
+                "log_prior": terms.log_prior.cpu().numpy(),
+                "below_noise_floor": found.under_floor.cpu().numpy(),
+                **_baselines(found, law, own),
+            }
+        task.run.write("scores", batch, Part(arrays, problems))
+
+
+def _baselines(found: Spectra, law: _Law, own: Tensor) -> dict[str, Any]:
+    """Score embeddings by distances alone, negative so that higher is denser."""
+    embeddings = found.embeddings.double().cpu()
+    finite = torch.isfinite(embeddings).all(1)
+    filled = torch.where(finite[:, None], embeddings, 0.0)
+    knn = torch.full((len(filled),), torch.nan, dtype=torch.float64)
+    for some, k in ((own, _NEIGHBOURS + 1), (~own, _NEIGHBOURS)):  # the nearest to a member: itself
+        if bool(some.any()) and k <= len(law.base):
+            knn[some] = -knn_distance(filled[some], law.base, k)
+    mahalanobis = -law.law.mahalanobis_squared(filled)
+    both = {"knn": knn, "mahalanobis": mahalanobis}
+    return {name: torch.where(finite, v, torch.nan).numpy() for name, v in both.items()}
+
+
+def _score_corrupted(task: _Task, source: Source, indices: list[int], law: _Law) -> None:
+    """Score worse versions of some images; each kind and severity is a batch of its own."""
+    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    missing = [n for n in task.run.missing("polarity", len(versions)) if indices]
+    mine = [n for n in missing if n % task.processes.count == task.processes.rank]
+    images: Tensor | None = None
+    for n in mine:
+        if images is None:
+            prepared = _Prepared(source, task.transform)
+            read = [prepared[index].image for index in indices]
+            images = torch.stack([image for image in read if image is not None])
+        if images.ndim != 4:
+            return
+        name, severity = versions[n]
+        worse = CORRUPTIONS[name](images, severity).to(task.device)
+        values = []
+        for part in torch.split(worse, task.batch_size):
+            found = spectra(task.embedder, part, task.options, law.law)
+            values.append(density_terms(found, law.law, task.options.eps).jepa_score.cpu())
+        task.run.write("polarity", n, Part({"score": torch.cat(values).numpy()}, []))
+        task.report("polarity", len(versions) - len(missing) + 1 + mine.index(n), len(versions))
+
+
+def _polarity(task: _Task, clean: Any) -> dict[str, float]:
+    corrupted: dict[str, dict[int, Tensor]] = {}
+    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
+    for n, (name, severity) in enumerate(versions):
+        part = task.run.read("polarity", n)
+        if part is None:
+            return {}
+        corrupted.setdefault(name, {})[severity] = torch.from_numpy(part.arrays["score"])
+    return polarity_scalars(torch.from_numpy(clean), corrupted)
+
+
+def _precondition(law: _Law) -> dict[str, float]:
+    """Ask whether embeddings are Gaussian: those of one half under the law of the other."""
+    halves = []
+    for half in (law.base[::2], law.base[1::2]):
+        nothing = half.new_zeros(0)
+        halves.append(ScoredSet(nothing, half, nothing, nothing, nothing, nothing))
+    probe, reference = halves
+    if len(reference.embeddings) < 2:
+        return {}
+    return density_scalars(probe, reference, Gaussian.fit(reference.embeddings))
+
+
+def _method(task: _Task, law: _Law) -> str:
+    rows = sketch_matrix(task.options, law.base.shape[1], law.law)
+    width = law.base.shape[1]
+    return f"exact, {width} rows" if rows is None else f"sketch, {len(rows)} of {width} rows"
+
+
+def _table(source: Source, scored: Part, settings: Settings) -> pa.Table:
+    arrays = scored.arrays
+    indices = [int(index) for index in arrays["index"]]
+    values = torch.from_numpy(arrays[settings.rank_by])
+    finite = torch.isfinite(values)
+    quantile = torch.full_like(values, torch.nan)
+    outlier = torch.zeros_like(finite)
+    if bool(finite.any()):
+        quantile[finite] = midranks(values[finite]).double() / int(finite.sum())
+        outlier = values < robust_fence(values[finite], settings.fence)
+    columns = {
+        "path": pa.array([source.key(index) for index in indices], pa.string()),
+        "label": pa.array([source.label(index) for index in indices], pa.string()),
+        **{name: _column(arrays[name]) for name in SCORES},
+        "below_noise_floor": pa.array(arrays["below_noise_floor"], pa.int64()),
+        "quantile": _column(quantile.numpy()),
+        "outlier": pa.array(outlier.tolist(), pa.bool_()),
+        "note": pa.array(arrays["note"].tolist(), pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _column(values: Any) -> pa.Array:
+    """Make a column in which what is not a finite number is missing."""
+    return pa.array(values, pa.float64(), mask=~np.isfinite(values))
+
+
+def _write_problems(path: Path, problems: list[dict[str, Any]], scratch: Path) -> None:
+    if problems:
+        lines = (json.dumps(problem, ensure_ascii=False) for problem in problems)
+        write_bytes(path, "".join(f"{line}\n" for line in lines).encode(), scratch)
+    else:
+        path.unlink(missing_ok=True)  # of an earlier table

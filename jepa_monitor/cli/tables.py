@@ -1,0 +1,156 @@
+"""Tables of scores: in go rows and what is known of the run, out comes a file, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+from pyarrow import csv, parquet
+
+from jepa_monitor.cli.files import write_atomically, write_bytes
+
+__all__ = [
+    "FORMATS",
+    "SCORES",
+    "check_format",
+    "info_of",
+    "read_table",
+    "side_file",
+    "with_info",
+    "write_table",
+]
+
+FORMATS = (".parquet", ".csv", ".jsonl")
+SCORES = ("jepa_score", "log_density", "log_prior", "knn", "mahalanobis")  # higher is denser
+_KEY = b"jepa_monitor"
+
+
+def check_format(path: str | Path, name: str = "out") -> Path:
+    """Return a path if its suffix names a format of tables.
+
+    Args:
+        path: What the caller gave.
+        name: Name of the argument.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If it does not.
+    """
+    if Path(path).suffix not in FORMATS:
+        raise ValueError(f"`{name}` must end in one of {', '.join(FORMATS)}, got {str(path)!r}.")
+    return Path(path)
+
+
+def side_file(path: Path, what: str) -> Path:
+    """Name a file that belongs to a table.
+
+    Args:
+        path: The table's.
+        what: Suffix, ``.errors.jsonl`` say.
+
+    Returns:
+        Its path, beside the table.
+    """
+    return path.with_name(path.stem + what)
+
+
+def with_info(table: pa.Table, info: dict[str, Any]) -> pa.Table:
+    """Attach to a table what is known of its run.
+
+    Args:
+        table: The scores.
+        info: What can be written as JSON.
+
+    Returns:
+        The same table with other metadata.
+    """
+    return table.replace_schema_metadata({_KEY: json.dumps(info).encode()})
+
+
+def info_of(table: pa.Table) -> dict[str, Any]:
+    """Tell what is known of a table's run.
+
+    Args:
+        table: The scores.
+
+    Returns:
+        What :func:`with_info` was given; empty for another's table.
+    """
+    info: dict[str, Any] = json.loads((table.schema.metadata or {}).get(_KEY, b"{}"))
+    return info
+
+
+def write_table(table: pa.Table, path: Path, scratch: Path | None = None) -> None:
+    """Write a table; the file is whole at any time.
+
+    Args:
+        table: The scores.
+        path: Where; the suffix decides the format. CSV and JSON lines have no place for what is
+            known of the run: it goes to ``NAME.info.json`` beside them.
+        scratch: See :func:`~jepa_monitor.cli.files.write_atomically`.
+    """
+    if path.suffix == ".parquet":
+        write_atomically(path, lambda place: parquet.write_table(table, place), scratch)
+        return
+    write_bytes(_info_place(path), json.dumps(info_of(table), indent=1).encode(), scratch)
+    if path.suffix == ".csv":
+        write_atomically(path, lambda place: csv.write_csv(table, place), scratch)
+    else:
+        rows = (json.dumps(_finite(row), ensure_ascii=False) for row in table.to_pylist())
+        write_bytes(path, "".join(f"{row}\n" for row in rows).encode(), scratch)
+
+
+def read_table(path: str | Path) -> pa.Table:
+    """Read a table of scores.
+
+    Args:
+        path: What :func:`write_table` wrote.
+
+    Returns:
+        The table, with what is known of the run where that is there.
+
+    Raises:
+        ValueError: If there is no such file, or it holds no scores.
+    """
+    place = check_format(path, "scores")
+    if not place.is_file():
+        raise ValueError(f"`scores`: there is no file {str(path)!r}.")
+    try:
+        if place.suffix == ".parquet":
+            table = parquet.read_table(place)
+        elif place.suffix == ".csv":
+            texts = {"path": pa.string(), "label": pa.string(), "note": pa.string()}
+            table = csv.read_csv(
+                place,
+                parse_options=csv.ParseOptions(newlines_in_values=True),
+                convert_options=csv.ConvertOptions(column_types=texts, strings_can_be_null=True),
+            )
+        else:
+            lines = place.read_text(encoding="utf-8").split("\n")
+            table = pa.Table.from_pylist([json.loads(line) for line in lines if line])
+    except (pa.ArrowInvalid, json.JSONDecodeError) as error:
+        raise ValueError(f"`scores`: {str(path)!r} cannot be read: {error}") from error
+    if not {"path", "jepa_score"} <= set(table.column_names):
+        raise ValueError(
+            f"`scores`: {str(path)!r} has no columns `path` and `jepa_score`, but "
+            f"{', '.join(table.column_names)}."
+        )
+    if place.suffix != ".parquet" and _info_place(place).is_file():
+        table = with_info(table, json.loads(_info_place(place).read_text()))
+    return table
+
+
+def _info_place(path: Path) -> Path:
+    return side_file(path, ".info.json")
+
+
+def _finite(row: dict[str, Any]) -> dict[str, Any]:
+    return {
+        key: None if isinstance(value, float) and not math.isfinite(value) else value
+        for key, value in row.items()
+    }
