@@ -20,7 +20,7 @@ from jepa_monitor.callbacks.discovery import (
     find_validation_data,
 )
 from jepa_monitor.callbacks.logging import current_step
-from jepa_monitor.encoders import Pool, check_pool
+from jepa_monitor.encoders import Pool, check_pool, check_whole
 from jepa_monitor.processes import Processes
 
 __all__ = ["EncoderCallback"]
@@ -198,6 +198,7 @@ class EncoderCallback(pl.Callback):
             pl_module: Its module.
         """
         self._spent, self._started = 0.0, time.perf_counter()
+        check_whole(find_encoder(pl_module, self.encoder)[1])
         self._prepare_if_readable(trainer)
         if trainer.global_step == 0:
             self._look(trainer, pl_module)

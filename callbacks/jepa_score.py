@@ -15,7 +15,7 @@ from torch import Tensor
 from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
-from jepa_monitor.callbacks.logging import log_dashboard, log_pictures
+from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.encoders import Pool
 from jepa_monitor.monitor import DensityMonitor, check_settings
 from jepa_monitor.options import ScoreOptions
@@ -200,7 +200,7 @@ class JepaScoreCallback(AlarmedCallback):
         if self.monitor is not None and not self._laid_out:
             self._laid_out = True
             log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor))
-        if found is not None and trainer.loggers:
+        if found is not None and takes_pictures(trainer.loggers):
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
             log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
 

@@ -9,7 +9,7 @@ import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
 
-__all__ = ["current_step", "log_dashboard", "log_pictures"]
+__all__ = ["current_step", "log_dashboard", "log_pictures", "takes_pictures"]
 
 _BINS = 64
 
@@ -89,6 +89,23 @@ def dashboard(prefix: str) -> dict[str, dict[str, list[Any]]]:
     }
 
 
+def takes_pictures(loggers: Iterable[Any]) -> bool:
+    """Say whether any logger has a place for histograms or figures, which are dear to draw.
+
+    Args:
+        loggers: Lightning's loggers.
+
+    Returns:
+        Whether :func:`log_pictures` would write anything.
+    """
+    return any(
+        hasattr(logger, "log_image")
+        or hasattr(logger.experiment, "add_figure")
+        or hasattr(logger.experiment, "log_figure")
+        for logger in loggers
+    )
+
+
 def log_pictures(
     loggers: Iterable[Any],
     histograms: Mapping[str, Tensor],
@@ -97,6 +114,8 @@ def log_pictures(
     prefix: str,
 ) -> None:
     """Write histograms and figures to the loggers that take them.
+
+    TensorBoard gets both; Weights & Biases (``log_image``) and MLflow (``log_figure``) the figures.
 
     Args:
         loggers: Lightning's loggers.
@@ -110,9 +129,13 @@ def log_pictures(
         if hasattr(writer, "add_histogram"):
             for tag, values in histograms.items():
                 _add_histogram(writer, prefix + tag, values, step)
-        if hasattr(writer, "add_figure"):
-            for tag, figure in figures.items():
+        for tag, figure in figures.items():
+            if hasattr(writer, "add_figure"):
                 writer.add_figure(prefix + tag, figure, step, close=False)
+            elif hasattr(logger, "log_image"):
+                logger.log_image(prefix + tag, [figure], step=step)
+            elif hasattr(writer, "log_figure"):
+                writer.log_figure(logger.run_id, figure, f"{prefix}{tag}/{step:08d}.png")
 
 
 def log_dashboard(loggers: Iterable[Any], prefix: str, settings: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 import inspect
 from collections.abc import Callable, Mapping
@@ -9,12 +10,13 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from jepa_monitor._checks import check_choice
 from jepa_monitor.isolation import undisturbed
 from jepa_monitor.processes import Processes
 
-__all__ = ["Embedder", "Pool", "check_pool", "pool_output"]
+__all__ = ["Embedder", "Pool", "check_pool", "check_whole", "pool_output"]
 
 _T = TypeVar("_T")
 Pool = str | Callable[[Any], Tensor]
@@ -139,6 +141,30 @@ def _modules_of(encoder: Any) -> list[nn.Module]:
     return [value for value in found if isinstance(value, nn.Module)]
 
 
+def check_whole(encoder: Any) -> None:
+    """Refuse an encoder whose parameters are spread over processes in a way that hides them.
+
+    Args:
+        encoder: What the user gave.
+
+    Raises:
+        ValueError: If it is sharded by FSDP1 or DeepSpeed ZeRO-3.
+    """
+    for root in _modules_of(encoder):
+        for module in root.modules():
+            # FSDP1's inner modules hold views of it, DeepSpeed's hold nothing while they do not run.
+            hidden = any(
+                hasattr(parameter, "ds_id") or not (is_lazy(parameter) or parameter.numel())
+                for parameter in module.parameters(recurse=False)
+            )
+            if hidden or type(module).__name__ == "FullyShardedDataParallel":
+                raise ValueError(
+                    "`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3, which hide its parameters. "
+                    "Train with fully_shard (FSDP2: Lightning's ModelParallelStrategy), DDP or a "
+                    "lower stage of ZeRO."
+                )
+
+
 def _unwrap(encoder: Any) -> Any:
     """Take off the wrappers that get in the way of input gradients: compiled, (Distributed)DP."""
     wrappers = (nn.parallel.DistributedDataParallel, nn.DataParallel)
@@ -172,7 +198,8 @@ class Embedder:
 
     The encoder runs on detached copies of its tensors' references: parameters as they are but
     without gradients (which makes the graph smaller), buffers as clones. So nothing that a forward
-    pass writes reaches the user's module.
+    pass writes reaches the user's module. Parameters that ``fully_shard`` (FSDP2) has spread over
+    processes are gathered at construction, which all of those processes must then share.
 
     Args:
         encoder: A module, or any callable; the modules that a function closes over, a bound method
@@ -205,7 +232,8 @@ class Embedder:
         self.modules = _modules_of(encoder)
         self._encoder = encoder
         self._host = _Host(self.modules)
-        if any(nn.parameter.is_lazy(tensor) for tensor in self._host.parameters()):
+        check_whole(self._host)
+        if any(is_lazy(tensor) for tensor in self._host.parameters()):
             raise ValueError(
                 "`encoder` has parameters without a shape (lazy modules): run it on a batch first."
             )
@@ -216,6 +244,12 @@ class Embedder:
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.dtype = dtype
         self._tensors: dict[str, Tensor] = {}
+        # Gathered here, once: what follows talks to no other process until results are shared.
+        self._gathered = {
+            name: parameter.full_tensor().detach()
+            for name, parameter in self._host.named_parameters()
+            if hasattr(parameter, "full_tensor")  # a DTensor
+        }
         self._buffers: tuple[Tensor, ...] | None = None
         if processes is not None and processes.count > 1:
             self._buffers = processes.same(lambda: tuple(b.cpu() for b in self._host.buffers()))
@@ -244,8 +278,8 @@ class Embedder:
         Returns:
             A new embedder.
         """
-        other = Embedder(self._encoder, self.pool, dtype)
-        other._buffers = self._buffers
+        other = copy.copy(self)
+        other.dtype, other._tensors = dtype, {}
         return other
 
     def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
@@ -283,7 +317,8 @@ class Embedder:
                 )
         with undisturbed(self.modules, device):
             for name, parameter in self._host.named_parameters():
-                self._tensors[name] = self._convert(parameter, copy=False)
+                whole = self._gathered.get(name, parameter)
+                self._tensors[name] = self._convert(whole, copy=False)
             own = dict(self._host.named_buffers())
             agreed = own.values() if self._buffers is None else self._buffers
             for (name, buffer), value in zip(own.items(), agreed, strict=True):

@@ -8,6 +8,7 @@ when the look raises.
 from __future__ import annotations
 
 import random
+from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
@@ -87,12 +88,33 @@ def _preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+def _is_of_distributed(hook: Any) -> bool:
+    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
+
+
+@contextmanager
+def _without_collectives(modules: Iterable[nn.Module]) -> Iterator[None]:
+    """Take away the hooks by which FSDP2 and tensor parallelism talk to other processes.
+
+    They would put sharded tensors in the place of the whole ones that are evaluated here, and wait
+    for processes that evaluate other images.
+    """
+    with ExitStack() as stack:
+        for module in modules:
+            for name in ("_forward_pre_hooks", "_forward_hooks"):
+                hooks = getattr(module, name)
+                kept = {key: hook for key, hook in hooks.items() if not _is_of_distributed(hook)}
+                if len(kept) < len(hooks):
+                    stack.enter_context(_attribute(module, name, OrderedDict(kept)))
+        yield
+
+
 @contextmanager
 def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
     """Open a context in which the modules are in eval mode and exact gradients can be taken.
 
     Inside, gradients are on and inference mode is off (whatever Lightning set around it), autocast,
-    TF32 and compiled graphs are off. On exit, also through an exception, the training flag of every
+    TF32, compiled graphs and the hooks of ``torch.distributed`` are off. On exit, also through an exception, the training flag of every
     single submodule, the random states of Python, NumPy and torch on all devices, and all settings
     are what they were.
 
@@ -113,6 +135,7 @@ def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_float32())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
+        stack.enter_context(_without_collectives(modes))
         try:
             # Not module.eval(): a module may override it to do more than set flags.
             for module in modes:

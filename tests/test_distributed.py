@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import datetime
 import os
 import pathlib
@@ -15,6 +16,8 @@ import torch
 from helpers import Validated, images, loader, mlp, trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, distributed, multiprocessing, nn
+from torch.distributed.device_mesh import init_device_mesh
+from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import IterableDataset
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
@@ -171,11 +174,57 @@ def validate(folder: pathlib.Path) -> dict[str, float]:
     return timeless(callback.history[-1])
 
 
+def sharded() -> dict[str, Any]:
+    """Train an encoder under FSDP2, and look at it between the steps, whole and in shards."""
+    found: dict[str, Any] = {}
+    for watched in (True, False):
+        torch.manual_seed(4)
+        encoder = nn.Sequential(mlp(192, 24), nn.LayerNorm(24), mlp(24, 40))
+        plain = copy.deepcopy(encoder)
+        mesh = init_device_mesh("cpu", (2,))
+        for part in (encoder[0], encoder[2]):
+            fully_shard(part, mesh=mesh)
+        fully_shard(encoder, mesh=mesh)
+        optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
+        reports = []
+        for step in range(3):
+            if watched:
+                reports.append(monitor(True).evaluate(encoder))
+                if step == 2:  # what a validation leaves behind: the outermost parameters unsharded
+                    with torch.no_grad():
+                        encoder(images(2))
+                    reports.append(monitor(True).evaluate(encoder))
+            optimizer.zero_grad()
+            encoder(images(8, step)).square().mean().backward()
+            optimizer.step()
+        state = {name: value.full_tensor() for name, value in encoder.state_dict().items()}
+        found["watched" if watched else "plain"] = state
+        if watched:
+            alone = monitor(False).evaluate(plain)
+            found["first"] = (reports[0].probe.scores, alone.probe.scores)
+            found["last"] = (reports[2].probe.scores, reports[3].probe.scores)
+            plain.load_state_dict(state)
+            found["end"] = (
+                monitor(True).evaluate(encoder).probe.scores,
+                monitor(False).evaluate(plain).probe.scores,
+            )
+    return found
+
+
+def sharded_by_fsdp1() -> str:
+    encoder = FullyShardedDataParallel(mlp(192, 24), device_id=torch.device("cpu"))
+    with pytest.raises(ValueError) as caught:
+        monitor(True).evaluate(encoder)
+    return str(caught.value)
+
+
 SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "exact": lambda _: both_ways(method="exact", precision="float64"),
     "sketch": lambda _: both_ways(method="sketch", precision="float64"),
     "float32": lambda _: both_ways(method="exact"),
     "stream": lambda _: stream(),
+    "sharded": lambda _: sharded(),
+    "FSDP1": lambda _: sharded_by_fsdp1(),
     "failures": lambda _: failures(),
     "plain": train,
     "fit": fit,
@@ -230,6 +279,19 @@ def test_processes_do_equally_many_passes_and_half_the_work(
     seen = [process["exact"][True]["seen"] for process in processes]
     assert seen[0] == seen[1]
     assert sum(seen[0]) < 0.7 * sum(processes[0]["exact"][False]["seen"])
+
+
+def test_fully_sharded_parameters(processes: list[dict[str, Any]]) -> None:
+    for process in processes:
+        found = process["sharded"]
+        for name in ("first", "last", "end"):
+            torch.testing.assert_close(*found[name], rtol=0, atol=1e-4)
+        torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
+
+
+def test_hidden_parameters_are_an_error(processes: list[dict[str, Any]]) -> None:
+    for process in processes:
+        assert process["FSDP1"].startswith("`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3")
 
 
 def test_a_stream_that_is_split_gives_all_processes_the_same_images(

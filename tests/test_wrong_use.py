@@ -37,6 +37,13 @@ class Views(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return {"views": torch.rand(3, 8, 8), "label": torch.tensor(0)}
 
 
+def deepspeed() -> nn.Module:
+    """What ZeRO-3 leaves of a layer between its passes: parameters with an id and no elements."""
+    layer = nn.Linear(48, 8)
+    layer.weight.data, layer.weight.ds_id = torch.empty(0), 0
+    return layer
+
+
 def ragged() -> list[Tensor]:
     return [torch.zeros(2, 3), torch.zeros(2, 4)]
 
@@ -106,6 +113,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "images as list": (lambda: jacobian_spectrum(mlp(), [GOOD]), TypeError, "`images` must be a torch.Tensor, got list"),
     "encoder elsewhere": (lambda: jepa_score(mlp().to("meta"), GOOD), ValueError, "`encoder` is on meta"),
     "lazy encoder": (lambda: jepa_score(nn.LazyLinear(3), GOOD), ValueError, "`encoder` has parameters without a shape"),
+    "hidden by DeepSpeed": (lambda: jepa_score(deepspeed(), GOOD), ValueError, "`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3"),
     "encoder of ids": (lambda: jepa_score(nn.Embedding(9, 3), GOOD), TypeError, "`encoder` takes token ids"),
     "encoder as text": (lambda: DensityMonitor(GOOD).evaluate("vit"), TypeError, "`encoder` must be a module or a callable, got str"),
     "audit of two": (lambda: audit_precision(mlp(), GOOD[:2]), ValueError, "`images` must hold at least 3 images, got 2"),
