@@ -30,9 +30,9 @@ if TYPE_CHECKING:
 
 # What this method asks of the data and of the callbacks, unless told otherwise.
 DEFAULTS: dict[str, Any] = {
+    "data.image_size": 16,
     "data.global_views": 2,
-    "data.local_views": 2,
-    "data.batch_size": 128,
+    "data.crop_scale": 0.6,
     "monitor.encoder": "network",
     "knn.encoder": "network.encoder",
 }
@@ -89,19 +89,19 @@ class LeJepa(ScheduledModule):
 
     def __init__(
         self,
-        image_size: int = 24,
+        image_size: int = 16,
         in_channels: int = 1,
         patch_size: int = 4,
         width: int = 64,
-        depth: int = 6,
+        depth: int = 4,
         heads: int = 2,
         drop_path: float = 0.0,
         projector_hidden: int = 256,
-        projector_width: int = 16,
+        projector_width: int = 32,
         sigreg_weight: float = 0.05,
         slices: int = 256,
-        learning_rate: float = 2e-3,
-        final_learning_rate: float = 2e-6,
+        learning_rate: float = 4e-3,
+        final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
         weight_decay: float = 0.05,
         seed: int = 0,
@@ -192,7 +192,7 @@ def main(args: list[str] | None = None) -> Trainer:
     """
     from jepa_monitor.recipes.cli import train
 
-    return train(LeJepa, "lejepa", max_epochs=60, args=args, defaults=DEFAULTS)
+    return train(LeJepa, "lejepa", max_epochs=50, args=args, defaults=DEFAULTS)
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from jepa_monitor.recipes.data import mixed_seed
 from jepa_monitor.recipes.schedules import warmup_cosine
 
 if TYPE_CHECKING:
@@ -50,9 +51,10 @@ def gathered(embeddings: Tensor) -> Tensor:
 class ScheduledModule(LightningModule):
     """A LightningModule whose learning rate, weight decay and more follow the optimiser step.
 
-    Nothing but the step decides, so a run resumed from the end of an epoch equals the uninterrupted
-    one. A subclass saves the hyperparameters ``learning_rate``, ``final_learning_rate``, ``warmup``
-    and ``weight_decay``, or overrides :meth:`scheduled`.
+    Nothing but the step decides on those, and nothing but ``(seed, epoch, batch)`` on what the
+    network draws, so a run resumed from the end of an epoch equals the uninterrupted one. A subclass
+    saves the hyperparameters ``seed``, ``learning_rate``, ``final_learning_rate``, ``warmup`` and
+    ``weight_decay``, or overrides :meth:`scheduled`.
 
     Logs every scheduled value under ``train/``.
     """
@@ -90,6 +92,16 @@ class ScheduledModule(LightningModule):
         if total == float("inf"):
             raise ValueError("The schedules need an end: set trainer.max_epochs or max_steps.")
         self.total_steps = int(total)
+
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Seed what a network draws, such as stochastic depth: a checkpoint has no random state.
+
+        Args:
+            batch: The batch.
+            batch_idx: Its number in the epoch.
+        """
+        counters = (self.hparams["seed"], self.global_rank, self.current_epoch, batch_idx)
+        torch.manual_seed(mixed_seed(*counters))
 
     def scheduled(self, step: int) -> dict[str, float]:
         """Values of one optimiser step: a warm-up and a cosine, and a constant weight decay.

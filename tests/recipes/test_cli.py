@@ -15,8 +15,9 @@ from lightning.pytorch import LightningModule
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_monitor.recipes import ijepa, lejepa, vicreg
+from jepa_monitor.recipes import dinov2, ijepa, lejepa, vicreg
 from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train
+from jepa_monitor.recipes.dinov2 import DinoV2
 from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.lejepa import LeJepa
 from jepa_monitor.recipes.vicreg import VicReg
@@ -58,7 +59,10 @@ RECIPES = [
         "lejepa",
         lejepa.main,
         lejepa.DEFAULTS,
-        ("--model.projector_hidden", "16", "--model.projector_width", "4", "--model.slices", "8"),
+        (
+            *("--model.projector_hidden", "16", "--model.projector_width", "4"),
+            *("--model.slices", "8", "--model.drop_path", "0.2", "--data.local_views", "1"),
+        ),
         ("train/prediction", "train/sigreg"),
     ),
     Recipe(
@@ -68,6 +72,20 @@ RECIPES = [
         vicreg.DEFAULTS,
         ("--model.expander_hidden", "16", "--model.expander_width", "16"),
         ("train/invariance", "train/variance", "train/covariance"),
+    ),
+    Recipe(
+        DinoV2,
+        "dinov2",
+        dinov2.main,
+        dinov2.DEFAULTS,
+        (
+            *("--model.head_hidden", "16", "--model.bottleneck", "8", "--model.prototypes", "16"),
+            *("--model.heads", "2", "--data.local_views", "1"),
+        ),
+        (
+            *("train/dino", "train/ibot", "train/koleo", "train/weight_decay", "train/momentum"),
+            *("train/last_layer_lr", "train/teacher_temperature"),
+        ),
     ),
 ]
 SMALL = [
@@ -224,5 +242,6 @@ def test_as_a_module_it_prints_a_config_that_it_accepts(folder, recipe) -> None:
     assert cli.model.hparams["width"] == 8
     assert cli.trainer.max_epochs == 4
     assert cli.config["monitor.max_probe_samples"] == 20
-    asked = {k: v for k, v in recipe.defaults.items() if k != "data.batch_size"}
+    given = {argument.removeprefix("--") for argument in arguments}
+    asked = {name: value for name, value in recipe.defaults.items() if name not in given}
     assert all(cli.config[name] == value for name, value in asked.items())

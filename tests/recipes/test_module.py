@@ -18,7 +18,7 @@ from jepa_monitor.recipes.schedules import warmup_cosine
 
 class Small(ScheduledModule):
     def __init__(
-        self, learning_rate=0.1, final_learning_rate=0.01, warmup=0.5, weight_decay=0.3
+        self, learning_rate=0.1, final_learning_rate=0.01, warmup=0.5, weight_decay=0.3, seed=0
     ) -> None:
         super().__init__()
         self.save_hyperparameters()
@@ -74,6 +74,19 @@ def test_a_run_follows_its_schedule_once_per_step(accumulate) -> None:
     assert model.seen == [[pytest.approx((v, 0.3)), pytest.approx((v, 0.0))] for v in lr]
     assert len(model.after) == steps
     assert float(trainer.callback_metrics["train/lr"]) == pytest.approx(lr[-1])
+
+
+def test_what_a_network_draws_depends_on_seed_epoch_and_batch() -> None:
+    drawn = {}
+    for seed, epoch, batch in [(0, 0, 0), (0, 0, 1), (0, 1, 0), (1, 0, 0)]:
+        model = Small(seed=seed)
+        model._trainer = SimpleNamespace(global_rank=0, current_epoch=epoch)
+        for repeat in range(2):
+            torch.manual_seed(repeat)
+            model.on_train_batch_start(None, batch)
+            drawn.setdefault((seed, epoch, batch), set()).add(float(torch.rand(())))
+    assert all(len(values) == 1 for values in drawn.values())
+    assert len(set.union(*drawn.values())) == 4
 
 
 def test_groups_with_a_scale_get_their_share() -> None:
