@@ -147,11 +147,14 @@ class _Bars:
 
 
 class _Parser(ArgumentParser):
-    """Shows options with hyphens; both spellings are understood."""
+    """Shows options with hyphens, and the epilog in the lines that it is written in."""
+
+    examples = ""
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         text = super().format_help() if formatter is None else super().format_help(formatter)
-        return re.sub(r"--[a-z_]+", lambda found: found[0].replace("_", "-"), text)
+        text = re.sub(r"--[a-z_]+", lambda found: found[0].replace("_", "-"), text)
+        return text.replace("{true,false}", "[true|false]") + self.examples
 
 
 def _flags(parser: ArgumentParser) -> set[str]:
@@ -181,13 +184,8 @@ def _spell_out(arguments: Sequence[str], flags: set[str]) -> list[str]:
 
 
 def _score_parser() -> _Parser:
-    from jsonargparse import DefaultHelpFormatter
-
-    parser = _Parser(
-        description=(score.__doc__ or "").split("\n    Args:")[0],
-        epilog=_SCORE,
-        formatter_class=DefaultHelpFormatter,
-    )
+    parser = _Parser(description=(score.__doc__ or "").split("\n    Args:")[0])
+    parser.examples = _SCORE
     skipped: set[str | int] = {"model_settings", "options", "settings"}
     parser.add_function_arguments(score, as_positional=False, skip=skipped)
     for record in (ModelSettings, ScoreOptions, Settings):

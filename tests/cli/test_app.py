@@ -1,0 +1,124 @@
+"""The command itself: options, exit status, what it prints; several processes."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+from cli_helpers import make_folder
+
+from jepa_monitor import ScoreOptions
+from jepa_monitor.cli import ModelSettings, RefusedError, Settings, app, read_table
+
+QUICK = ["--model", "cli_helpers:encoder", "--polarity-samples", "0"]
+
+
+def test_every_option_of_the_records_is_a_flag(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["score", "--help"])
+    assert stopped.value.code == 0
+    text = capsys.readouterr().out
+    for record in (ScoreOptions, Settings, ModelSettings):
+        for field in dataclasses.fields(record):
+            assert f"--{field.name.replace('_', '-')}" in text
+    assert "  jepa-monitor score --model timm/vit_small" in text
+
+
+def test_exit_status_and_closing_table(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    make_folder(tmp_path / "data", 12)
+    words = [
+        "score",
+        *QUICK,
+        "--data",
+        str(tmp_path / "data"),
+        "--out",
+        str(tmp_path / "s.parquet"),
+    ]
+    assert app.main(words) == 0
+    first = capsys.readouterr().out
+    assert "images scored" in first
+    assert "12" in first
+    assert "a/" in first  # of the least likely
+    assert app.main(words) == 0  # it is all there
+    assert capsys.readouterr().out == first
+    assert app.main([*words, "--eps", "1e-3"]) == 2
+    assert "options.eps" in capsys.readouterr().err
+    (tmp_path / "data" / "a" / "bad.png").write_bytes(b"bad")
+    assert app.main([*words, "--overwrite"]) == 3
+    assert "1 could not be read" in capsys.readouterr().out
+    assert app.main([*words, "--overwrite", "--strict"]) == 1
+    assert "'a/bad.png' is no image" in capsys.readouterr().err
+    assert len(read_table(tmp_path / "s.parquet")) == 12
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--eps", "0"], "`eps` must be finite and above 0"),
+        (["--limit", "0"], "`limit` must be at least 1"),
+        (["--method", "guess"], "`method` must be one of"),
+        (["--model", "nothing"], "`model` must be timm/NAME"),
+        (["--data", "nowhere"], "'nowhere' does not exist"),
+        (["--out", "x.txt"], "`out` must end in"),
+    ],
+)
+def test_wrong_arguments_are_refused(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], words: list[str], message: str
+) -> None:
+    make_folder(tmp_path / "data", 2)
+    given = ["--data", str(tmp_path / "data"), "--out", str(tmp_path / "s.csv")]
+    assert app.main(["score", *QUICK, *given, *words]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_interrupted_it_says_so(
+    tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(app, "score_dataset", interrupted)
+    assert app.main(["score", *QUICK, "--data", ".", "--out", str(tmp_path / "s.csv")]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_several_processes_make_the_same_rows(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path / "data", 18)
+    (tmp_path / "data" / "a" / "bad.png").write_bytes(b"bad")
+    folder = str(pathlib.Path(__file__).parent)
+    words = [
+        *QUICK,
+        "--batch-size",
+        "3",
+        "--max-memory",
+        "100000000",
+        "--data",
+        str(tmp_path / "data"),
+    ]
+    assert app.main(["score", *words, "--out", str(tmp_path / "one.parquet")]) == 3
+    launch = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node",
+        "2",
+    ]
+    many = [*launch, "-m", "jepa_monitor", "score", *words, "--out", str(tmp_path / "two.parquet")]
+    environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        many, check=False, env=environment, capture_output=True, text=True, timeout=300
+    )
+    assert read_table(tmp_path / "two.parquet").equals(read_table(tmp_path / "one.parquet")), done
+    assert not (tmp_path / "two.unfinished").exists()
+
+
+def test_refusals_are_errors_of_value() -> None:
+    assert issubclass(RefusedError, ValueError)

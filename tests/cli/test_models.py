@@ -1,0 +1,179 @@
+"""Encoders by name: they are what they claim to be, and nothing is unpickled unasked."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+import pytest
+import timm
+import torch
+from cli_helpers import Small
+from PIL import Image
+from torch import nn
+
+from jepa_monitor.cli import ModelSettings, load_encoder
+
+IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
+TINY = "timm/test_vit.r160_in1k"
+
+
+def test_timm_has_its_own_preprocessing_and_no_head() -> None:
+    loaded = load_encoder(TINY, ModelSettings(random_weights=True))
+    config = timm.data.resolve_model_data_config(timm.create_model("test_vit.r160_in1k"))
+    assert loaded.transform is not None
+    pixels = loaded.transform(IMAGE)
+    assert pixels.shape == config["input_size"]
+    middle = timm.data.create_transform(**config)(IMAGE)
+    assert torch.equal(pixels, middle)
+    assert loaded.encoder(pixels[None]).shape == (1, 64)
+    assert "random" in loaded.assumed[0]
+
+
+def test_random_weights_are_the_same_every_time() -> None:
+    settings = ModelSettings(random_weights=True)
+    first, second = (load_encoder(TINY, settings).fingerprint() for _ in range(2))
+    assert first == second
+    torch.manual_seed(1)
+    assert load_encoder(TINY, settings).fingerprint() == first
+
+
+def test_timm_image_size() -> None:
+    loaded = load_encoder(TINY, ModelSettings(random_weights=True, image_size=32))
+    assert loaded.transform is not None
+    assert loaded.encoder(loaded.transform(IMAGE)[None]).shape == (1, 64)
+    assert loaded.transform(IMAGE).shape == (3, 32, 32)
+
+
+def test_module_and_function() -> None:
+    loaded = load_encoder("cli_helpers:encoder")
+    assert isinstance(loaded.encoder, Small)
+    assert loaded.assumed == ()
+    with_default = load_encoder("cli_helpers:Small", ModelSettings(image_size=6))
+    assert with_default.transform is not None
+    expected = np.asarray(IMAGE.crop((5, 0, 45, 40)).convert("RGB")) / 255
+    mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
+    whole = load_encoder("cli_helpers:Small", ModelSettings(image_size=40)).transform
+    assert whole is not None
+    found = whole(IMAGE).movedim(0, -1).numpy()
+    assert found == pytest.approx((expected - mean) / std, abs=1e-5)
+    assert "mean" in with_default.assumed[0]
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("resnet", "`model` must be timm/NAME"),
+        ("timm/no_such_model", "timm has no model"),
+        ("no_such_package:f", "cannot be imported"),
+        ("cli_helpers:no_such", "cannot be imported"),
+        ("gone.ckpt", "there is no checkpoint"),
+    ],
+)
+def test_names_that_are_none(name: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name)
+
+
+def test_settings_are_checked() -> None:
+    for wrong, message in [
+        ({"mean": [0.5]}, "`mean` and `std` must be given together"),
+        ({"mean": [0.5], "std": [0.0]}, "`std` must be above 0"),
+        ({"mean": [0.5], "std": [1.0, 1.0]}, "one number a channel"),
+        ({"image_size": 0}, "`image_size` must be at least 1"),
+    ]:
+        with pytest.raises(ValueError, match=message):
+            ModelSettings(**wrong)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="`mean` must have one number for each of 3 channels"):
+        load_encoder("cli_helpers:Small", ModelSettings(mean=[0.5], std=[0.5]))
+    with pytest.raises(ValueError, match="`random_weights` is for timm"):
+        load_encoder("cli_helpers:Small", ModelSettings(random_weights=True))
+
+
+@pytest.fixture(scope="module")
+def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.ijepa import IJepa
+
+    folder = tmp_path_factory.mktemp("ijepa")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.chdir(folder)
+        train(
+            IJepa, "ijepa", 1,
+            ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
+             "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
+             "--model.depth=1", "--monitor.max_probe_samples=2"],
+        )  # fmt: skip
+    return folder / "runs/ijepa/version_0/checkpoints/last.ckpt"
+
+
+def test_a_recipes_checkpoint_needs_no_flag(ijepa_run: pathlib.Path) -> None:
+    from jepa_monitor.recipes.data import ImageDataModule
+    from jepa_monitor.recipes.ijepa import IJepa
+
+    loaded = load_encoder(str(ijepa_run))
+    state = torch.load(ijepa_run, weights_only=True)
+    module = IJepa(**state["hyper_parameters"])
+    module.load_state_dict(state["state_dict"])
+    data = ImageDataModule("digits")
+    data.setup("fit")
+    assert data.val_set is not None
+    held_out = data.val_set[0][0]
+
+    from sklearn.datasets import load_digits  # the same picture, as a file would hold it
+
+    raw = np.round(load_digits().images * (255 / 16)).astype(np.uint8)
+    assert loaded.transform is not None
+    prepared = [loaded.transform(Image.fromarray(image).convert("RGB")) for image in raw]
+    distances = [float((image - held_out).abs().max()) for image in prepared]
+    found = prepared[int(np.argmin(distances))]
+    assert min(distances) < 1e-5
+    with torch.no_grad():
+        expected = module.eval().target_encoder(held_out[None])
+        assert torch.allclose(loaded.encoder(found[None]), expected, atol=1e-4)
+
+
+def test_a_checkpoint_without_its_run_says_what_is_assumed(
+    ijepa_run: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    alone = tmp_path / "a" / "b" / "x.ckpt"
+    alone.parent.mkdir(parents=True)
+    alone.write_bytes(ijepa_run.read_bytes())
+    loaded = load_encoder(str(alone), ModelSettings(encoder="encoder"))
+    assert "normalised with mean [0.5]" in loaded.assumed[1]
+    assert loaded.transform is not None
+    assert loaded.transform(IMAGE).shape == (1, 24, 24)
+
+
+class Odd:
+    """Not one of the types that are safe to load."""
+
+
+def test_nothing_is_unpickled_unasked(ijepa_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    state = torch.load(ijepa_run, weights_only=True)
+    state["hyper_parameters"]["odd"] = Odd()
+    torch.save(state, tmp_path / "odd.ckpt")
+    with pytest.raises(ValueError, match="--trust-pickle"):
+        load_encoder(str(tmp_path / "odd.ckpt"))
+    with pytest.raises(ValueError, match="of none of the recipes"):  # it was loaded, at least
+        load_encoder(str(tmp_path / "odd.ckpt"), ModelSettings(trust_pickle=True))
+    (tmp_path / "text.ckpt").write_text("no checkpoint")
+    with pytest.raises(ValueError, match="is no checkpoint"):
+        load_encoder(str(tmp_path / "text.ckpt"))
+    torch.save({"model": nn.Linear(2, 2).state_dict()}, tmp_path / "plain.pth")
+    with pytest.raises(ValueError, match="is no Lightning checkpoint"):
+        load_encoder(str(tmp_path / "plain.pth"))
+
+
+def test_any_lightning_module_by_its_class(tmp_path: pathlib.Path) -> None:
+    from helpers import Tiny
+
+    torch.save({"state_dict": Tiny().state_dict()}, tmp_path / "tiny.ckpt")
+    path = str(tmp_path / "tiny.ckpt")
+    loaded = load_encoder(path, ModelSettings(module="helpers:Tiny", image_size=8))
+    assert loaded.transform is not None
+    assert loaded.encoder(loaded.transform(IMAGE)[None]).shape == (1, 12)
+    with pytest.raises(ValueError, match="does not fit the checkpoint"):
+        load_encoder(path, ModelSettings(module="jepa_monitor.recipes.ijepa:IJepa"))
+    with pytest.raises(ValueError, match="has no 'nothing'"):
+        load_encoder(path, ModelSettings(module="helpers:Tiny", encoder="nothing"))
