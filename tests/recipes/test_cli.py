@@ -228,8 +228,14 @@ def test_configs_are_valid(folder, config) -> None:
     recipe = next(r for r in RECIPES if config.stem.startswith(f"{r.name}_"))
     text = config.read_text()
     assert f"python -m jepa_monitor.recipes.{recipe.name} --config recipes/configs/" in text
-    cli = recipe.parse(["--config", str(config)])
+    with torch.device("meta"):  # shapes without memory: one of them is a ViT-H/14
+        cli = recipe.parse(["--config", str(config)])
     assert cli.model.hparams["in_channels"] == 3
+    if config.stem == "ijepa_vith14":
+        # timm's vit_huge_patch14_224: 632 045 800 parameters, less its class token with its
+        # position and its 1000-way head.
+        head = 1000 * 1280 + 1000 + 2 * 1280
+        assert sum(p.numel() for p in cli.model.encoder.parameters()) == 632_045_800 - head
 
 
 def test_as_a_module_it_prints_a_config_that_it_accepts(folder, recipe) -> None:
