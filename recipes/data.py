@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from jepa_monitor.recipes.folders import FolderImages, channel_statistics
 from jepa_monitor.recipes.views import MultiCrop, Views, crop_and_flip, distort
 
 if TYPE_CHECKING:
@@ -49,7 +50,8 @@ class ImageDataModule(LightningDataModule):
     Args:
         name: ``digits`` (scikit-learn's 1797 handwritten digits, no download), ``cifar10``,
             ``fashion_mnist``, ``imagefolder:PATH`` (``PATH/train`` and ``PATH/val``, or ``PATH``
-            alone, split 4:1) or ``npz:PATH`` (arrays ``train_images`` uint8 (N, H, W, C) or (N, H, W),
+            alone, split 4:1; images or NumPy files of bytes, in one subfolder per class or without
+            classes) or ``npz:PATH`` (arrays ``train_images`` uint8 (N, H, W, C) or (N, H, W),
             ``train_labels``, ``test_images``, ``test_labels``).
         batch_size: Images in a batch, at least 1.
         image_size: Side in pixels to which the images are resized, at least 1.
@@ -63,6 +65,8 @@ class ImageDataModule(LightningDataModule):
         local_crop_scale: Smallest and largest share of the area that a small crop keeps.
         distortion: Strength of the changes of colour and sharpness, at least 0: 0 for none, 1 as
             DINOv2's. Its second global view is blurred seldom and solarised sometimes.
+        folder_mode: What images of a folder are converted to, a mode of Pillow: ``L`` for grey,
+            ``RGB``, ``RGBA``, ... NumPy files keep their channels.
         num_workers: Processes that load images; 0 is best for images in memory.
         root: Folder that downloads go to.
         download: Whether ``cifar10`` and ``fashion_mnist`` may be downloaded.
@@ -85,6 +89,7 @@ class ImageDataModule(LightningDataModule):
         local_size: int | None = None,
         local_crop_scale: tuple[float, float] = (0.05, 0.4),
         distortion: float = 0.0,
+        folder_mode: str = "RGB",
         num_workers: int = 0,
         root: str = "data",
         download: bool = True,
@@ -117,6 +122,7 @@ class ImageDataModule(LightningDataModule):
         self.local_size = local_size
         self.local_crop_scale = local_crop_scale
         self.distortion = distortion
+        self.folder_mode = folder_mode
         self.num_workers = num_workers
         self.root = Path(root)
         self.download = download
@@ -129,8 +135,10 @@ class ImageDataModule(LightningDataModule):
 
     @property
     def channels(self) -> int:
-        """Colour channels of the images, 1 or 3; reads the data where the name does not tell."""
-        known = {"digits": 1, "fashion_mnist": 1, "cifar10": 3, "imagefolder": 3}
+        """Colour channels of the images; reads the data where the name does not tell."""
+        known = {"digits": 1, "fashion_mnist": 1, "cifar10": 3}
+        if self._kind == "imagefolder":
+            return int(self._folders()[0][0][0].shape[0])
         return known.get(self._kind) or self._load_arrays()[0][0].shape[1]
 
     def prepare_data(self) -> None:
@@ -147,8 +155,11 @@ class ImageDataModule(LightningDataModule):
         if self.train_set is not None:
             return
         if self._kind == "imagefolder":
-            mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
             train, val = self._folders()
+            mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+            if self.folder_mode != "RGB" or self.channels != 3:
+                order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+                mean, std = channel_statistics([train[i][0] for i in order[:256].tolist()])
         else:
             train_arrays, val_arrays = self._load_arrays()
             pixels = train_arrays[0].double() / 255
@@ -258,9 +269,9 @@ class ImageDataModule(LightningDataModule):
         if not self._path.is_dir():
             raise ValueError(f"name={self.name!r}: {str(self._path)!r} is no folder.")
         if (self._path / "train").is_dir() and (self._path / "val").is_dir():
-            train, val = (datasets.ImageFolder(str(self._path / s)) for s in ("train", "val"))
+            train, val = (FolderImages(self._path / s, self.folder_mode) for s in ("train", "val"))
             return train, val
-        whole = datasets.ImageFolder(str(self._path))
+        whole = FolderImages(self._path, self.folder_mode)
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
         held_out = max(len(whole) // 5, 1)
         return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])
@@ -311,7 +322,7 @@ def as_arrays(images: np.ndarray[Any, Any], labels: Any, name: str) -> Arrays:
     """Turn images with channels last into tensors with channels first, and check them.
 
     Args:
-        images: uint8 array of shape (N, H, W) or (N, H, W, C) with C = 1 or 3.
+        images: uint8 array of shape (N, H, W) or (N, H, W, C).
         labels: N integers.
         name: What to call the array in an error.
 
@@ -323,10 +334,10 @@ def as_arrays(images: np.ndarray[Any, Any], labels: Any, name: str) -> Arrays:
     """
     if images.ndim == 3:
         images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4 or images.shape[-1] not in (1, 3):
+    if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(
             f"{name}: got {images.dtype} of shape {images.shape}; "
-            "expected uint8 of shape (N, H, W) or (N, H, W, C) with C = 1 or 3."
+            "expected uint8 of shape (N, H, W) or (N, H, W, C)."
         )
     targets = torch.as_tensor(np.asarray(labels)).long()
     if targets.shape != images.shape[:1]:

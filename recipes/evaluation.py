@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
 from jepa_monitor.recipes.data import ImageDataModule
+from jepa_monitor.recipes.folders import UNKNOWN
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,7 +73,7 @@ class OnlineKNN(Callback):
     Needs no training of a head, and shows collapse (falling accuracy) early. It does not disturb
     the run: own loaders, own generator, modes and random state put back.
 
-    Logs ``eval/knn_accuracy`` in [0, 1].
+    Logs ``eval/knn_accuracy`` in [0, 1]; nothing where images have no labels.
 
     Args:
         encoder: Name of the module to judge, an attribute of the LightningModule that maps images
@@ -137,13 +138,18 @@ class OnlineKNN(Callback):
 
     def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
         accuracy = self._accuracy(trainer, pl_module, pl_module.get_submodule(self.encoder))
-        pl_module.log("eval/knn_accuracy", accuracy, prog_bar=True)
+        if accuracy is not None:
+            pl_module.log("eval/knn_accuracy", accuracy, prog_bar=True)
 
-    def _accuracy(self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module) -> float:
+    def _accuracy(
+        self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module
+    ) -> float | None:
         # Every process measures all images: no communication, and the same value everywhere.
         data = cast("ImageDataModule", getattr(trainer, "datamodule", None))
         assert data.plain_train_set is not None
         assert data.val_set is not None
+        if UNKNOWN in (data.plain_train_set[0][1], data.val_set[0][1]):
+            return None
         with undisturbed(encoder, pl_module.device):
             bank = self._embed(encoder, data.plain_train_set, self.max_train, pl_module.device)
             queries = self._embed(encoder, data.val_set, self.max_val, pl_module.device)

@@ -154,3 +154,18 @@ def test_the_last_epoch_is_always_measured() -> None:
         trainer = SimpleNamespace(current_epoch=epoch, max_epochs=5)
         knn.on_train_epoch_end(trainer, None)
     assert seen == [1, 3, 4]
+
+
+def test_without_labels_nothing_is_logged() -> None:
+    knn = OnlineKNN()
+    images = [(torch.zeros(1, 2, 2), -1)]
+    data = SimpleNamespace(plain_train_set=images, val_set=images)
+    logged = []
+    module = SimpleNamespace(
+        device=torch.device("cpu"),
+        get_submodule=lambda _: nn.Flatten(),
+        log=lambda *arguments, **_: logged.append(arguments),
+    )
+    knn.on_train_start(SimpleNamespace(datamodule=data), module)
+    assert knn.pixel_accuracy is None
+    assert logged == []
