@@ -16,7 +16,7 @@ git archive HEAD | tar -x -C "$source_tree"
 # "torch>=2.6" becomes torch==2.6; tools of development have no part in what is tested.
 mapfile -t lowest < <(
     sed -nE 's/^ +"([A-Za-z0-9_-]+(\[[a-z]+\])?)>=([0-9.]+)".*/\1==\3/p' pyproject.toml |
-        grep -vE '^(build|mypy|ruff|setuptools)=='
+        grep -vE '^(build|mypy|ruff|setuptools|transformers)=='
 )
 
 [ -d "$venv" ] || "${PYTHON:-python3.10}" -m venv "$venv"

@@ -23,6 +23,7 @@ from torch.utils.data import IterableDataset
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
 
+FSDP2_ON_CPU = hasattr(torch.cpu.Stream, "record_event")  # torch 2.6 cannot train with it there
 # Clocks, and nothing else, may differ between processes.
 CLOCKS = ("monitor/seconds", "monitor/overhead", "monitor/collapse_seconds")
 
@@ -176,6 +177,8 @@ def validate(folder: pathlib.Path) -> dict[str, float]:
 
 def sharded() -> dict[str, Any]:
     """Train an encoder under FSDP2, and look at it between the steps, whole and in shards."""
+    if not FSDP2_ON_CPU:
+        return {}
     found: dict[str, Any] = {}
     for watched in (True, False):
         torch.manual_seed(4)
@@ -281,6 +284,7 @@ def test_processes_do_equally_many_passes_and_half_the_work(
     assert sum(seen[0]) < 0.7 * sum(processes[0]["exact"][False]["seen"])
 
 
+@pytest.mark.skipif(not FSDP2_ON_CPU, reason="this torch's FSDP2 does not run on a CPU")
 def test_fully_sharded_parameters(processes: list[dict[str, Any]]) -> None:
     for process in processes:
         found = process["sharded"]
