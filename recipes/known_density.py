@@ -20,6 +20,8 @@ from torch.nn import functional as F
 from jepa_monitor import DensityMonitor, log_density
 from jepa_monitor.functional import density_agreement, knn_distance
 from jepa_monitor.recipes.densities import NAMES, Density, make_density
+from jepa_monitor.recipes.lejepa import sigreg
+from jepa_monitor.recipes.vicreg import vicreg_loss
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -101,26 +103,6 @@ class Encoder(nn.Module):
         return embeddings
 
 
-def sigreg(embeddings: Tensor, directions: Tensor, knots: int = 8) -> Tensor:
-    """Sliced Epps-Pulley statistic: how far are the embeddings from N(0, I)? (arXiv 2511.08544).
-
-    Args:
-        embeddings: (N, K).
-        directions: Unit vectors, (K, M).
-        knots: Points of the trapezoidal rule on (0, 3]; at 0 every characteristic function is 1.
-
-    Returns:
-        The mean over the directions, 0-dimensional; about 1 if the embeddings are N(0, I).
-    """
-    t = torch.linspace(3 / knots, 3, knots)
-    normal = torch.exp(-0.5 * t.square())
-    weights = 2 * (3 / knots) * normal
-    weights[-1] /= 2
-    angles = t[:, None, None] * (embeddings @ directions)
-    deviation = (angles.cos().mean(1) - normal[:, None]).square() + angles.sin().mean(1).square()
-    return len(embeddings) * (weights @ deviation).mean()
-
-
 def sigreg_loss(first: Tensor, second: Tensor, strength: float, directions: Tensor) -> Tensor:
     """Views of a point embed alike, and each set of views embeds as N(0, I).
 
@@ -135,26 +117,6 @@ def sigreg_loss(first: Tensor, second: Tensor, strength: float, directions: Tens
     """
     normality = (sigreg(first, directions) + sigreg(second, directions)) / 2
     return F.mse_loss(first, second) + strength * normality
-
-
-def vicreg_loss(first: Tensor, second: Tensor) -> Tensor:
-    """Invariance, variance and covariance, weighted 25, 25 and 1 (arXiv 2105.04906).
-
-    Args:
-        first: Embeddings of one view of each point, (N, K).
-        second: Of the other.
-
-    Returns:
-        0-dimensional.
-    """
-    loss = 25 * F.mse_loss(first, second)
-    for z in (first, second):
-        covariance = torch.cov(z.T)
-        variance = covariance.diagonal()
-        hinge = F.relu(1 - (variance + 1e-4).sqrt()).mean()
-        off_diagonal = covariance.square().sum() - variance.square().sum()
-        loss = loss + 12.5 * hinge + off_diagonal / z.shape[1]
-    return loss
 
 
 def train(

@@ -139,35 +139,6 @@ def test_exact_inverse_of_the_bananas_gives_their_log_density() -> None:
     np.testing.assert_allclose(found.jepa_score, np.full(100, 2 * np.log(2)), atol=1e-9)
 
 
-def test_sigreg_is_the_epps_pulley_statistic() -> None:
-    """Against the integral itself, by quadrature."""
-    from scipy import integrate
-
-    samples = _normal(40, 1, 9) * 1.5
-
-    def integrand(t: float) -> float:
-        deviation = np.exp(1j * t * samples.numpy()).mean() - np.exp(-t * t / 2)
-        return abs(deviation) ** 2 * np.exp(-t * t / 2)
-
-    expected = 40 * integrate.quad(integrand, -3, 3)[0]
-    found = known_density.sigreg(samples.float(), torch.ones(1, 1), knots=64)
-    assert float(found) == pytest.approx(expected, rel=1e-3)
-    assert float(known_density.sigreg(samples.float(), torch.ones(1, 1))) == pytest.approx(
-        expected, rel=0.02
-    )
-
-
-def test_vicreg_is_the_sum_of_its_three_terms() -> None:
-    first, second = _normal(50, 3, 10) * 0.5, _normal(50, 3, 11) * 0.7
-    expected = 25 * np.mean((first.numpy() - second.numpy()) ** 2)
-    for z in (first.numpy(), second.numpy()):
-        covariance = np.cov(z.T)
-        deviations = np.sqrt(np.diag(covariance) + 1e-4)
-        expected += 25 / 2 * np.maximum(0, 1 - deviations).mean()
-        expected += (covariance**2)[~np.eye(3, dtype=bool)].sum() / 3
-    assert float(known_density.vicreg_loss(first, second)) == pytest.approx(expected, rel=1e-9)
-
-
 def test_the_recipe_runs_and_learns(
     tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
