@@ -49,7 +49,7 @@ def test_wheel_has_every_module_and_config(wheel: pathlib.Path) -> None:
             ("recipes", "jepa_monitor/"),
         )
         for path in (ROOT / folder).rglob("*")
-        if path.suffix in (".py", ".yaml", ".typed") and "__pycache__" not in path.parts
+        if path.suffix in (".py", ".yaml", ".typed", ".html") and "__pycache__" not in path.parts
         for path in [prefix + path.relative_to(ROOT).as_posix()]
     ]
     assert len(sources) > 20

@@ -9,7 +9,7 @@ import re
 import sys
 import time
 from argparse import HelpFormatter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -18,9 +18,12 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from typing_extensions import Self
 
-from jepa_monitor.cli.closing import closing_table
+from jepa_monitor.cli.closing import closing_table, comparison_table
+from jepa_monitor.cli.comparison import compare
+from jepa_monitor.cli.curation import curate
 from jepa_monitor.cli.decoding import BadImage
 from jepa_monitor.cli.models import ModelSettings, load_encoder
+from jepa_monitor.cli.page import report
 from jepa_monitor.cli.scoring import Settings, score_dataset
 from jepa_monitor.cli.tables import info_of
 from jepa_monitor.options import ScoreOptions
@@ -39,6 +42,26 @@ examples:
 exit status:
   0 all images are scored; 3 some were skipped, see NAME.errors.jsonl; 1 failed; 2 refused: a wrong
   argument, or results of other settings under --out; 130 interrupted: the same command goes on.
+"""
+
+_REPORT = """
+examples:
+  jepa-monitor report scores.parquet
+  jepa-monitor report scores.csv --out page.html --rank-by log_density --thumbnails 5000
+"""
+
+_COMPARE = """
+examples:
+  jepa-monitor compare dinov2.parquet ijepa.parquet
+  jepa-monitor compare a.parquet b.parquet --rank-by knn --out differences.csv
+"""
+
+_CURATE = """
+examples:
+  jepa-monitor curate scores.parquet keep.txt --low 0.05
+  jepa-monitor curate scores.parquet drop.jsonl --low 0.05 --by-class --drop
+  jepa-monitor curate scores.parquet to_look_at --high 0.01        # a folder of links
+  jepa-monitor curate scores.parquet keep.csv --budget 1000 --by-class
 """
 
 
@@ -183,6 +206,13 @@ def _spell_out(arguments: Sequence[str], flags: set[str]) -> list[str]:
     return spelt
 
 
+def _parser_of(function: Callable[..., Any], examples: str) -> _Parser:
+    parser = _Parser(description=(function.__doc__ or "").split("\n    Args:")[0])
+    parser.add_function_arguments(function, as_positional=True)
+    parser.examples = examples
+    return parser
+
+
 def _score_parser() -> _Parser:
     parser = _Parser(description=(score.__doc__ or "").split("\n    Args:")[0])
     parser.examples = _SCORE
@@ -211,7 +241,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     Returns:
         The exit status.
     """
-    commands = {"score": _score_parser()}
+    commands = {
+        "score": _score_parser(),
+        "report": _parser_of(report, _REPORT),
+        "compare": _parser_of(compare, _COMPARE),
+        "curate": _parser_of(curate, _CURATE),
+    }
     words = list(sys.argv[1:] if arguments is None else arguments)
     parser = _Parser(prog="jepa-monitor", description=main.__doc__)
     subcommands = parser.add_subcommands(required=True)
@@ -221,7 +256,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         words = [words[0], *_spell_out(words[1:], _flags(commands[words[0]]))]
     given = parser.parse_args(words)
     try:
-        return _run_score(given["score"])
+        return _RUNNERS[given["subcommand"]](given[given["subcommand"]])
     except KeyboardInterrupt:
         _say("Interrupted: the same command goes on from here.")
         return _INTERRUPTED
@@ -241,3 +276,28 @@ def _run_score(given: Namespace) -> int:
         options=_record(ScoreOptions, given),
         settings=_record(Settings, given),
     )
+
+
+def _run_report(given: Namespace) -> int:
+    Console().print(f"Wrote {report(**vars(given))}", markup=False, highlight=False, soft_wrap=True)
+    return _DONE
+
+
+def _run_compare(given: Namespace) -> int:
+    found = compare(**vars(given))
+    Console().print(comparison_table(found.facts, found.table))
+    return _DONE
+
+
+def _run_curate(given: Namespace) -> int:
+    text = f"Wrote {curate(**vars(given))} images to {given['out']}"
+    Console().print(text, markup=False, highlight=False, soft_wrap=True)
+    return _DONE
+
+
+_RUNNERS: dict[str, Callable[[Namespace], int]] = {
+    "score": _run_score,
+    "report": _run_report,
+    "compare": _run_compare,
+    "curate": _run_curate,
+}

@@ -12,7 +12,7 @@ from rich.text import Text
 from jepa_monitor.cli.tables import info_of
 from jepa_monitor.functional._intervals import clopper_pearson_interval
 
-__all__ = ["closing_table", "facts"]
+__all__ = ["closing_table", "comparison_table", "facts"]
 
 _LEAST = 10
 
@@ -49,6 +49,7 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         ranks = (levels * (len(values) - 1)).round().long()  # not torch.quantile: it has a limit
         numbers = ", ".join(f"{value:.1f}" for value in values.sort().values[ranks].tolist())
         found.append((f"{rank_by}: min, 5, 50, 95 %, max", numbers))
+    if len(values) and "outlier" in table.column_names:
         count = int(pc.sum(table["outlier"]).as_py() or 0)
         low, high = clopper_pearson_interval(count, len(values))
         share = f"{count} = {count / len(values):.1%} (95 % interval {low:.1%} to {high:.1%})"
@@ -84,3 +85,23 @@ def closing_table(table: pa.Table, rank_by: str) -> RenderableType:
         shown = "" if value is None else f"{value:.1f}"
         least.add_row(Text(repr(row["path"])[1:-1]), shown, Text(row.get("label") or ""))
     return Group(summary, least)
+
+
+def comparison_table(facts: list[tuple[str, str]], table: pa.Table) -> RenderableType:
+    """Lay out how far two models agree, and the images on which they differ most.
+
+    Args:
+        facts: Pairs of a name and what to say.
+        table: The images, by falling difference.
+
+    Returns:
+        What rich can print.
+    """
+    summary = Table(show_header=False)
+    for name, value in facts:
+        summary.add_row(Text(name), Text(value))
+    most = Table("differ most", "first", "second", "label")
+    for row in table.slice(0, _LEAST).to_pylist():
+        numbers = (f"{row['first']:.3f}", f"{row['second']:.3f}")
+        most.add_row(Text(repr(row["path"])[1:-1]), *numbers, Text(row["label"] or ""))
+    return Group(summary, most)

@@ -1,0 +1,169 @@
+"""What is done with a table: the page, the comparison, the lists."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import re
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from cli_helpers import Small, make_folder, transform
+from scipy.stats import spearmanr
+
+from jepa_monitor.cli import (
+    Settings,
+    app,
+    compare,
+    curate,
+    read_table,
+    report,
+    score_dataset,
+    select,
+)
+from jepa_monitor.cli.tables import write_table
+
+NASTY = "<img src=x onerror=alert(1)>&\"'.png"
+
+
+@pytest.fixture(scope="module")
+def scored(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    root = tmp_path_factory.mktemp("scored")
+    make_folder(root / "data", 20, ("a", "b"))
+    (root / "data" / "a" / NASTY).write_bytes((root / "data" / "a" / "000.png").read_bytes())
+    score_dataset(
+        Small(), str(root / "data"), root / "s.parquet", transform=transform,
+        settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    return root / "s.parquet"
+
+
+def made(count: int = 20, seed: int = 0, shift: int = 0) -> pa.Table:
+    values = np.random.default_rng(seed).normal(size=count)
+    paths = [f"{i + shift}.png" for i in range(count)]
+    return pa.table(
+        {"path": paths, "label": [str(i % 2) for i in range(count)], "jepa_score": values}
+    )
+
+
+def content(page: pathlib.Path) -> dict:  # type: ignore[type-arg]
+    found = re.search(r'type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])
+
+
+def test_page_holds_everything_and_needs_nothing(
+    scored: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    page = report(str(scored), str(tmp_path / "page.html"), images=3)
+    text, data, table = page.read_text(), content(page), read_table(scored)
+    assert not re.search(r"""(src|href)\s*=\s*["']?(https?:)?//""", text)
+    assert NASTY not in text
+    assert data["columns"]["path"] == table["path"].to_pylist()
+    assert f"a/{NASTY}" in data["columns"]["path"]
+    assert all(thumb.startswith("data:image/jpeg;base64,") for thumb in data["thumbs"])
+    scores = table["jepa_score"].to_numpy()
+    for sheet in data["sheets"]:
+        rows = [i for i, label in enumerate(table["label"].to_pylist()) if label == sheet["name"]]
+        expected = [rows[i] for i in np.argsort(scores[rows])]
+        assert sheet["least"] == expected[:3]
+        assert sheet["most"] == expected[::-1][:3]
+
+
+def test_page_of_a_table_whose_images_are_gone(tmp_path: pathlib.Path) -> None:
+    write_table(made(), tmp_path / "s.csv")
+    data = content(report(str(tmp_path / "s.csv")))
+    assert data["thumbs"] == [None] * 20
+    assert data["columns"]["outlier"] == [False] * 20
+    with pytest.raises(ValueError, match="'nowhere' does not exist"):
+        report(str(tmp_path / "s.csv"), data="nowhere")
+    with pytest.raises(ValueError, match="`rank_by` must be one of jepa_score"):
+        report(str(tmp_path / "s.csv"), rank_by="knn")
+
+
+def test_comparison_against_scipy(tmp_path: pathlib.Path) -> None:
+    first, second = made(30), made(30, seed=1, shift=5)
+    write_table(first, tmp_path / "a.parquet")
+    write_table(second, tmp_path / "b.parquet")
+    found = compare(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"))
+    x, y = first["jepa_score"].to_numpy()[5:], second["jepa_score"].to_numpy()[:25]
+    facts = dict(found.facts)
+    assert facts["images in common"] == "25 of 30 and 30"
+    assert facts["Spearman correlation"] == f"{spearmanr(x, y).statistic:.3f}"
+    ranks = [np.argsort(np.argsort(v)) + 1 for v in (x, y)]
+    largest = np.abs(ranks[1] - ranks[0]).max() / 25
+    assert abs(found.table["difference"].to_pylist()[0]) == pytest.approx(largest)
+    write_table(made(3, shift=100), tmp_path / "c.parquet")
+    with pytest.raises(ValueError, match="at least 3 scored images in common, got 0"):
+        compare(str(tmp_path / "a.parquet"), str(tmp_path / "c.parquet"))
+
+
+def test_selection_by_quantile_class_and_budget() -> None:
+    table = made(40)
+    values = table["jepa_score"].to_numpy()
+    order = np.argsort(values)
+    assert select(table, low=0.05) == sorted(order[2:].tolist())
+    assert select(table, high=0.1) == sorted(order[:4].tolist())
+    assert select(table) == list(range(40))
+    halves = [[i for i in order.tolist() if i % 2 == c] for c in (0, 1)]
+    assert select(table, low=0.1, by_class=True) == sorted(halves[0][2:] + halves[1][2:])
+    chosen = select(table, budget=4)
+    assert sorted(order.tolist().index(i) for i in chosen) == [5, 15, 25, 35]
+    assert len(select(table, budget=3, by_class=True)) == 6
+    for wrong in ({"low": 1.5}, {"low": 0.5, "high": 0.5}, {"budget": 0}, {"rank_by": "path"}):
+        with pytest.raises(ValueError, match=f"`{next(iter(wrong))}`"):
+            select(table, **wrong)  # type: ignore[arg-type]
+
+
+def test_lists_are_read_again_and_nothing_is_deleted(
+    scored: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    before = sorted((scored.parent / "data").rglob("*"))
+    table = read_table(scored)
+    order = np.argsort(table["jepa_score"].to_numpy())
+    for name in ("keep.csv", "keep.jsonl", "keep.txt"):
+        assert curate(str(scored), str(tmp_path / name), low=0.2) == 17
+        again = score_dataset(
+            Small(), str(tmp_path / name), transform=transform,
+            settings=Settings(polarity_samples=0),
+        )  # fmt: skip
+        kept = [str(scored.parent / "data" / table["path"][int(i)].as_py()) for i in order[4:]]
+        assert sorted(again["path"].to_pylist()) == sorted(kept)
+    assert curate(str(scored), str(tmp_path / "drop"), low=0.2, drop=True) == 4
+    links = [p for p in (tmp_path / "drop").rglob("*") if p.is_symlink()]
+    expected = {scored.parent / "data" / table["path"][int(i)].as_py() for i in order[:4]}
+    assert {link.resolve() for link in links} == {path.resolve() for path in expected}
+    assert sorted((scored.parent / "data").rglob("*")) == before
+    with pytest.raises(ValueError, match="is not empty"):
+        curate(str(scored), str(tmp_path / "drop"), low=0.2)
+    with pytest.raises(ValueError, match=r"`out` must end in one of \.txt"):
+        curate(str(scored), str(tmp_path / "drop.zip"))
+    with pytest.raises(ValueError, match="there is no file"):
+        curate(str(scored), str(tmp_path / "x.txt"), data=str(tmp_path))
+
+
+def test_a_name_of_two_lines_does_not_fit_a_text(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path / "data", 4)
+    (tmp_path / "data" / "a" / "000.png").rename(tmp_path / "data" / "a" / "x\ny.png")
+    score_dataset(
+        Small(), str(tmp_path / "data"), tmp_path / "s.jsonl", transform=transform,
+        settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match=r"write \.jsonl"):
+        curate(str(tmp_path / "s.jsonl"), str(tmp_path / "keep.txt"))
+    assert curate(str(tmp_path / "s.jsonl"), str(tmp_path / "keep.jsonl")) == 4
+
+
+def test_commands(
+    scored: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert app.main(["report", str(scored), "--out", str(tmp_path / "p.html")]) == 0
+    assert (tmp_path / "p.html").exists()
+    assert app.main(["compare", str(scored), str(scored), "--rank-by", "knn"]) == 0
+    assert "1.000" in capsys.readouterr().out
+    words = ["curate", str(scored), str(tmp_path / "k.txt"), "--low", "0.5", "--by-class", "--drop"]
+    assert app.main(words) == 0
+    assert "Wrote 10 images" in capsys.readouterr().out
+    assert app.main(["report", "gone.parquet"]) == 2
+    assert "there is no file 'gone.parquet'" in capsys.readouterr().err
