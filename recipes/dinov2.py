@@ -33,9 +33,9 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {
     "data.image_size": 16,
     "data.global_views": 2,
-    "data.local_views": 4,
-    "data.crop_scale": 0.5,
-    "data.local_crop_scale": (0.1, 0.5),
+    "data.local_views": 2,
+    "data.crop_scale": 0.6,
+    "data.local_crop_scale": (0.2, 0.6),
     "trainer.gradient_clip_val": 3.0,
     "monitor.encoder": "teacher.backbone",
     "knn.encoder": "teacher.backbone",
@@ -291,6 +291,9 @@ class DinoV2(ScheduledModule):
     Masks depend on ``(seed, epoch, batch)`` and every schedule on the step, so a run resumed from
     the end of an epoch equals the uninterrupted one.
 
+    The defaults learn on digits within minutes; ``recipes/configs/dinov2_224.yaml`` has the settings
+    of the paper's code.
+
     Logs ``train/loss``, ``train/dino``, ``train/ibot``, ``train/koleo``, ``train/lr``,
     ``train/last_layer_lr``, ``train/weight_decay``, ``train/momentum`` and
     ``train/teacher_temperature``.
@@ -339,11 +342,11 @@ class DinoV2(ScheduledModule):
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
-        drop_path: float = 0.1,
+        drop_path: float = 0.0,
         layer_scale: float | None = None,
         head_hidden: int = 256,
         bottleneck: int = 64,
-        prototypes: int = 256,
+        prototypes: int = 64,
         dino_weight: float = 1.0,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
@@ -351,16 +354,16 @@ class DinoV2(ScheduledModule):
         mask_probability: float = 0.5,
         mask_ratio: tuple[float, float] = (0.1, 0.5),
         student_temperature: float = 0.1,
-        teacher_temperature: tuple[float, float] = (0.04, 0.07),
+        teacher_temperature: tuple[float, float] = (0.04, 0.04),
         teacher_warmup: float = 0.3,
         learning_rate: float = 2e-3,
         final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
-        layer_decay: float = 0.9,
-        patch_embed_lr: float = 0.2,
+        layer_decay: float = 1.0,
+        patch_embed_lr: float = 1.0,
         freeze_last_layer: float = 0.01,
         weight_decay: tuple[float, float] = (0.04, 0.4),
-        momentum: tuple[float, float] = (0.98, 1.0),
+        momentum: tuple[float, float] = (0.95, 1.0),
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -613,7 +616,7 @@ def main(args: list[str] | None = None) -> Trainer:
     """
     from jepa_monitor.recipes.cli import train
 
-    return train(DinoV2, "dinov2", max_epochs=40, args=args, defaults=DEFAULTS)
+    return train(DinoV2, "dinov2", max_epochs=30, args=args, defaults=DEFAULTS)
 
 
 if __name__ == "__main__":

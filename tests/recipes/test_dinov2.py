@@ -293,7 +293,13 @@ def test_groups_cover_the_student_with_its_layers_decay() -> None:
 
 
 def test_schedules_are_those_of_the_paper() -> None:
-    model = DinoV2(**TINY, momentum=(0.9, 1.0), freeze_last_layer=0.1, teacher_warmup=0.3)
+    model = DinoV2(
+        **TINY,
+        momentum=(0.9, 1.0),
+        freeze_last_layer=0.1,
+        teacher_temperature=(0.04, 0.07),
+        teacher_warmup=0.3,
+    )
     model.total_steps = 50
     for step in range(50):
         values = model.scheduled(step)
