@@ -164,6 +164,56 @@ def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> 
     assert_same(watched, plain)
 
 
+def ijepa() -> pl.LightningModule:
+    from jepa_monitor.recipes.ijepa import IJepa
+
+    return IJepa(
+        image_size=24, width=16, depth=2, heads=2, predictor_width=8, predictor_depth=1,
+        predictor_heads=2,
+    )  # fmt: skip
+
+
+def dinov2() -> pl.LightningModule:
+    from jepa_monitor.recipes.dinov2 import DinoV2
+
+    return DinoV2(
+        image_size=24, patch_size=4, width=16, depth=2, heads=2, head_hidden=12, bottleneck=6,
+        prototypes=10,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("recipe", "views"), [(ijepa, {}), (dinov2, {"global_views": 2, "local_views": 1})]
+)
+def test_recipes_learn_bit_for_bit_the_same(
+    tmp_path: pathlib.Path, recipe: Callable[[], pl.LightningModule], views: dict[str, int]
+) -> None:
+    pytest.importorskip("sklearn")
+    from jepa_monitor.recipes.data import ImageDataModule
+
+    def train(*callbacks: pl.Callback) -> dict[str, Any]:
+        pl.seed_everything(7, verbose=False)
+        logger = Recording(tmp_path)
+        module, data = recipe(), ImageDataModule("digits", batch_size=50, image_size=24, **views)
+        runner = trainer(
+            tmp_path, list(callbacks), logger=logger, max_epochs=2, limit_train_batches=3,
+            limit_val_batches=1,
+        )  # fmt: skip
+        runner.fit(module, datamodule=data)
+        return {
+            "own logs": logger.own,
+            "weights": module.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in runner.optimizers],
+            "interpreter": interpreter_settings(),
+        }
+
+    score = JepaScoreCallback(every_n_steps=3, max_overhead=None, max_probe_samples=2, strict=True)
+    fast = CollapseCallback(every_n_steps=1, name="fast", strict=True)
+    plain, watched = train(), train(score, fast)
+    assert (len(score.history), len(fast.history)) == (3, 7)
+    assert_same(watched, plain)
+
+
 @contextlib.contextmanager
 def default_dtype(dtype: torch.dtype) -> Iterator[None]:
     torch.set_default_dtype(dtype)
