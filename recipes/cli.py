@@ -98,8 +98,36 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
     return result
 
 
+def verdict(metrics: Mapping[str, float]) -> str:
+    """Say in words how a run went, by the monitor's last look.
+
+    Args:
+        metrics: Values by tag; what is missing is not spoken of.
+
+    Returns:
+        A few sentences; empty if nothing is known.
+    """
+    states = {
+        0: "Healthy: the embeddings have not collapsed.",
+        1: "Dimensional collapse: the embeddings lie in few of their dimensions.",
+        2: "Complete collapse: the embeddings are nearly one point.",
+    }
+    said = [states[int(metrics["collapse/state"])]] if "collapse/state" in metrics else []
+    if "density/precondition" in metrics:
+        said.append(
+            "They are close enough to Gaussian to read densities off them."
+            if metrics["density/precondition"]
+            else "They are not Gaussian enough to trust densities read off them."
+        )
+    if (polarity := metrics.get("density/polarity", 1.0)) < 0.5:
+        said.append(f"JEPA-SCORE is inverted: corrupted images score higher ({polarity:.2f}).")
+    if failures := int(metrics.get("monitor/failures", 0)):
+        said.append(f"{failures} evaluations of the monitor failed.")
+    return " ".join(said)
+
+
 class ClosingTable(Callback):
-    """Print what training changed, and how to look at the curves."""
+    """Print what training changed, how the run went, and how to look at the curves."""
 
     rows = (
         ("JEPA-SCORE, mean (nats)", "jepa_score/mean", "{:.1f}"),
@@ -137,6 +165,7 @@ class ClosingTable(Callback):
         knn = [c for c in trainer.callbacks if isinstance(c, OnlineKNN)]  # type: ignore[attr-defined]
         if knn and knn[0].pixel_accuracy is not None:
             console.print(f"k-NN accuracy of the raw pixels: {knn[0].pixel_accuracy:.1%}")
+        console.print(verdict({k: float(v) for k, v in trainer.callback_metrics.items()}))
         if trainer.log_dir:
             folder = Path(trainer.log_dir).parent
             console.print(f"Open the curves with: tensorboard --logdir {folder}", soft_wrap=True)

@@ -1,6 +1,7 @@
 """The command line from end to end, in a temporary folder."""
 
 import os
+import re
 import subprocess
 import sys
 from collections.abc import Callable, Mapping
@@ -16,7 +17,7 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.recipes import dinov2, ijepa, lejepa, vicreg
-from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train
+from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train, verdict
 from jepa_monitor.recipes.dinov2 import DinoV2
 from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.lejepa import LeJepa
@@ -133,6 +134,7 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) ->
     for text in ("JEPA-SCORE", "RankMe", "k-NN accuracy", "raw pixels", "tensorboard --logdir"):
         assert text in printed
     assert f"runs/{recipe.name}" in printed
+    assert " ".join(printed.split()).count("Gaussian") == 1  # the verdict, wrapped
     assert "- │" not in printed  # every cell has its number
 
     events = EventAccumulator(trainer.log_dir).Reload()
@@ -165,6 +167,22 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) ->
 
     longer = [*small, "--trainer.max_epochs", "3", "--ckpt_path", "last"]
     assert recipe.train(longer).current_epoch == 3
+
+
+@pytest.mark.parametrize(
+    ("metrics", "words"),
+    [
+        ({}, []),
+        ({"collapse/state": 0.0, "density/precondition": 1.0}, ["Healthy", "close enough"]),
+        ({"collapse/state": 1.0, "density/precondition": 0.0}, ["Dimensional", "not Gaussian"]),
+        ({"collapse/state": 2.0, "density/polarity": 0.4}, ["Complete", r"inverted: .*0\.40"]),
+        ({"density/polarity": 0.6, "monitor/failures": 3.0}, ["^3 evaluations .* failed"]),
+    ],
+)
+def test_the_verdict_says_what_the_monitor_saw(metrics, words) -> None:
+    said = verdict(metrics)
+    assert all(re.search(word, said) for word in words)
+    assert said.count(".") - said.count("0.") == len(words)
 
 
 def test_last_without_a_run_is_refused(folder, recipe) -> None:
