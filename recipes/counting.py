@@ -381,7 +381,7 @@ def look(
     tags = ("jepa_score/mean", "collapse/rankme", "collapse/normalized_std")
     return latents, {
         **{name: float(value) for name, value in apart.items()},
-        "clusters": held_out.numbers.unique().numel() - float(apart["merged"]),
+        "clusters": len(set(held_out.numbers.tolist())) - float(apart["merged"]),
         "spread": float(latents.std(0).square().sum().sqrt()),
         **{tag: seen[tag] for tag in tags},
     }
