@@ -55,6 +55,8 @@ def measure(case: Case) -> dict[str, Any]:
     density = make_density(case.density, case.dim)
     encoder = train(density, case.width, Settings(case.method, seed=case.seed))
     found = compare(encoder, density, case.seed).agreement()
+    shrunk = compare(encoder, density, case.seed, "ledoit_wolf").agreement()["log_density"]
+    found["ledoit_wolf"] = shrunk  # the log-density under the other law of the embeddings
     return {
         **case._asdict(),
         "cpu_seconds": round(time.process_time() - started, 1),
@@ -69,7 +71,7 @@ def measure(case: Case) -> dict[str, Any]:
 def table(runs: list[dict[str, Any]]) -> str:
     """Mean ± standard deviation over the seeds, one row a case, in Markdown."""
     head = ["method", "density", "D → K", "seeds", *(f"{label}: ρ" for label in LABELS)]
-    head += ["log_density: r", "slope"]
+    head += ["log_density: r", "slope", "under Ledoit-Wolf: ρ", "slope"]
     lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
     for method, (dim, width), density in product(METHODS, SHAPES, NAMES):
         of_case = [
@@ -88,6 +90,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
         keys = [f"{score}/spearman" for score in SCORES]
         keys += ["log_density/pearson", "log_density/slope"]
+        keys += ["ledoit_wolf/spearman", "ledoit_wolf/slope"]
         cells = [method, density, f"{dim} → {width}", f"{len(of_case)}", *map(cell, keys)]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join(lines)

@@ -13,6 +13,8 @@ from torch import Tensor
 from jepa_monitor._checks import check_choice
 from jepa_monitor.functional._checks import as_matrix, require_number
 
+Shrinkage = Literal["leave_one_out", "ledoit_wolf"] | float
+
 _INTENSITIES = tuple(10 ** (-halves / 2) for halves in range(17))  # 1 to 1e-8
 
 
@@ -50,7 +52,7 @@ class Gaussian:
     def fit(
         cls,
         embeddings: Tensor,
-        shrinkage: Literal["leave_one_out", "ledoit_wolf"] | float = "leave_one_out",
+        shrinkage: Shrinkage = "leave_one_out",
     ) -> Gaussian:
         r"""Fit mean and shrunk covariance.
 

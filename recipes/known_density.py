@@ -19,6 +19,7 @@ from torch.nn import functional as F
 
 from jepa_monitor import DensityMonitor, log_density
 from jepa_monitor.functional import density_agreement, knn_distance
+from jepa_monitor.gaussian import Gaussian, Shrinkage
 from jepa_monitor.recipes.densities import NAMES, Density, make_density
 from jepa_monitor.recipes.lejepa import sigreg
 from jepa_monitor.recipes.vicreg import vicreg_loss
@@ -203,13 +204,16 @@ class Comparison(NamedTuple):
         return {name: density_agreement(s, self.truth) for name, s in self.scores.items()}
 
 
-def compare(encoder: Encoder, density: Density, seed: int = 0) -> Comparison:
+def compare(
+    encoder: Encoder, density: Density, seed: int = 0, shrinkage: Shrinkage = "leave_one_out"
+) -> Comparison:
     """Score points that were not used for training.
 
     Args:
         encoder: Trained.
         density: What it was trained on.
         seed: Of the points; their stream is another one than that of the training.
+        shrinkage: Of the law of the embeddings; see :class:`~jepa_monitor.gaussian.Gaussian`.
 
     Returns:
         The scores and the truth.
@@ -217,9 +221,10 @@ def compare(encoder: Encoder, density: Density, seed: int = 0) -> Comparison:
     generator = torch.Generator().manual_seed(10_000 + seed)
     points = density.sample(HELD_OUT, generator)
     reference = density.sample(REFERENCE, generator)
-    found = log_density(encoder, points, reference)
     with torch.no_grad():
-        distance = knn_distance(encoder(points), encoder(reference), NEIGHBOURS)
+        known, embeddings = encoder(reference), encoder(points)
+        distance = knn_distance(embeddings, known, NEIGHBOURS)
+    found = log_density(encoder, points, Gaussian.fit(known, shrinkage))
     scores = {
         "jepa_score": found.jepa_score,
         "log_prior": found.log_prior,
