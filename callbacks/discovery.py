@@ -43,6 +43,10 @@ def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
             part = next((part for part in _PARTS if part in candidate), None)
             if part is not None:
                 return f"{name}.{part}", candidate[part]
+        elif isinstance(teacher := getattr(candidate, "teacher", None), nn.Module):
+            # A wrapper of student and EMA teacher, such as stable-pretraining's, whose own forward
+            # pass takes no gradients.
+            return f"{name}.teacher", teacher
         elif not isinstance(candidate, nn.ModuleList):
             return name, candidate
     seen = [f"{name} ({type(child).__name__})" for name, child in pl_module.named_children()]

@@ -311,7 +311,18 @@ class _Named(Tiny):
             setattr(self, name, module)
 
 
+class _Pair(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.student, self.teacher = mlp(192), mlp(192)
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        with torch.no_grad():
+            return self.teacher(batch)
+
+
 ENCODERS = {
+    "student and teacher in one": ({"momentum_encoder": _Pair()}, None, "momentum_encoder.teacher"),
     "EMA target first": ({"target_encoder": mlp(192)}, None, "target_encoder"),
     "teacher's backbone": ({"teacher": nn.ModuleDict({"backbone": mlp(192)})}, None, "teacher.backbone"),
     "path": ({"a": nn.Sequential(nn.Identity(), mlp(192))}, "a.1", "a.1"),
