@@ -176,8 +176,15 @@ class _Parser(ArgumentParser):
 
     def format_help(self, formatter: HelpFormatter | None = None) -> str:
         text = super().format_help() if formatter is None else super().format_help(formatter)
+        return self._hyphened(text) + self.examples
+
+    def format_usage(self) -> str:
+        return self._hyphened(super().format_usage())
+
+    @staticmethod
+    def _hyphened(text: str) -> str:
         text = re.sub(r"--[a-z_]+", lambda found: found[0].replace("_", "-"), text)
-        return text.replace("{true,false}", "[true|false]") + self.examples
+        return text.replace("{true,false}", "[true|false]")
 
 
 def _flags(parser: ArgumentParser) -> set[str]:

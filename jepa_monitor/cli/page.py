@@ -18,6 +18,7 @@ from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.cli.closing import facts
 from jepa_monitor.cli.decoding import BadImage
 from jepa_monitor.cli.files import write_bytes
+from jepa_monitor.cli.scoring import Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import SCORES, info_of, read_table
 
@@ -26,7 +27,6 @@ __all__ = ["report"]
 _SIDE = 96  # pixels of a thumbnail
 _ROWS = 20_000  # more make a browser slow
 _DIGITS = 6
-_MAX_PIXELS = 89_478_485
 
 
 def report(
@@ -171,7 +171,7 @@ def _thumbnails(
     name = data or info.get("identity", {}).get("data", {}).get("name")
     made: dict[int, str] = {}
     try:
-        source = open_source(name, _MAX_PIXELS) if name else None
+        source = open_source(name, Settings().max_pixels) if name else None
     except ValueError:
         if data is not None:
             raise

@@ -396,6 +396,8 @@ def _work(
     law = agree(lambda: _read_law(task, chosen, other is None))
     agree(lambda: _score(task, source, indices, law))
     scored = agree(lambda: task.run.collect("scores", task.count(indices)))
+    if not scored.arrays:
+        raise ValueError(_none_of(indices, scored))
     finite = np.flatnonzero(np.isfinite(scored.arrays["jepa_score"]))
     rows = [finite[i] for i in _spread(len(finite), task.settings.polarity_samples)]
     probe = [int(scored.arrays["index"][row]) for row in rows]
@@ -440,8 +442,7 @@ def _embed_reference(task: _Task, source: Source, indices: list[int]) -> None:
 def _read_law(task: _Task, indices: list[int], own: bool) -> _Law:
     part = task.run.collect("reference", task.count(indices))
     if not part.arrays:
-        reason = f": {part.problems[0]['reason']}" if part.problems else ""
-        raise ValueError(f"`data`: none of {len(indices)} images can be read{reason}.")
+        raise ValueError(_none_of(indices, part))
     embeddings = torch.from_numpy(part.arrays["embedding"])
     finite = torch.isfinite(embeddings).all(1)
     base = embeddings[finite]
@@ -449,6 +450,11 @@ def _read_law(task: _Task, indices: list[int], own: bool) -> _Law:
         raise ValueError(f"`reference` must have at least 2 finite embeddings, got {len(base)}.")
     members = part.arrays["index"][finite.numpy()].tolist() if own else ()
     return _Law(base, Gaussian.fit(base), frozenset(members))
+
+
+def _none_of(indices: list[int], part: Part) -> str:
+    first = f"{part.problems[0]['path']!r} {part.problems[0]['reason']}"
+    return f"`data`: none of {len(indices)} images can be read; {first}."
 
 
 def _score(task: _Task, source: Source, indices: list[int], law: _Law) -> None:

@@ -26,6 +26,10 @@ def test_every_option_of_the_records_is_a_flag(capsys: pytest.CaptureFixture[str
         for field in dataclasses.fields(record):
             assert f"--{field.name.replace('_', '-')}" in text
     assert "  jepa-monitor score --model timm/vit_small" in text
+    with pytest.raises(SystemExit) as stopped:
+        app.main(["score", "--wrong"])
+    assert stopped.value.code == 2
+    assert "[--max-memory" in capsys.readouterr().err
 
 
 def test_exit_status_and_closing_table(

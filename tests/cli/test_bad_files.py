@@ -267,3 +267,12 @@ def test_links_to_folders_outside_are_followed_once(tmp_path: pathlib.Path) -> N
     assert "first/c/000.png" in keys
     with pytest.raises(BadImage, match="read elsewhere"):
         source.load(keys.index("second"))
+
+
+def test_nothing_but_bad_files(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path / "good", 4)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "x.png").write_bytes(b"bad")
+    for reference in (None, str(tmp_path / "good")):
+        with pytest.raises(ValueError, match=r"none of 1 images can be read; 'x\.png' is no image"):
+            score_dataset(Small(), str(tmp_path / "bad"), transform=transform, reference=reference)
