@@ -26,7 +26,7 @@ def test_epps_pulley_against_direct_integration():
     value = epps_pulley(torch.from_numpy(x)[:, None]).item()
     assert value == pytest.approx(expected, rel=5e-3)  # the trapezoidal rule of the definition
     t = np.linspace(-3, 3, 33)
-    trapezoid = 30 * np.trapezoid([integrand(s) for s in t], t)
+    trapezoid = 30 * integrate.trapezoid([integrand(s) for s in t], t)
     assert value == pytest.approx(trapezoid, rel=1e-12)
 
 
