@@ -88,7 +88,7 @@ def separate(z: Tensor, classes: Tensor, merge_below: float, resolution: float) 
     Returns:
         The five numbers.
     """
-    index, counts = _class_index(classes, len(z))
+    index, counts = (x.to(z.device) for x in _class_index(classes, len(z)))
     z = _without_rounding(z, resolution)
     means = torch.zeros(len(counts), z.shape[1], dtype=z.dtype, device=z.device)
     means = means.index_add(0, index, z) / counts[:, None]
@@ -101,7 +101,7 @@ def separate(z: Tensor, classes: Tensor, merge_below: float, resolution: float) 
     # z − (nμ − z)/(n − 1) = (z − μ)·n/(n − 1).
     distances = torch.cdist(z, means, compute_mode="donot_use_mm_for_euclid_dist").square()
     left_out = residuals * (counts / (counts - 1)).square()[index]
-    distances[torch.arange(len(z)), index] = left_out
+    distances.scatter_(1, index[:, None], left_out[:, None])
     nearest = (distances == distances.amin(1, keepdim=True)).double()
     hits = nearest.gather(1, index[:, None])[:, 0] / nearest.sum(1)  # ties share the credit
     accuracy = (torch.zeros_like(counts).index_add(0, index, hits) / counts).mean()
