@@ -129,6 +129,7 @@ class ImageDataModule(LightningDataModule):
         self.seed = seed
         self._kind, self._path = kind, Path(path)
         self._arrays: tuple[Arrays, Arrays] | None = None
+        self._split: tuple[Labelled, Labelled] | None = None
         self.train_set: TrainImages | None = None
         self.plain_train_set: Labelled | None = None
         self.val_set: Labelled | None = None
@@ -266,6 +267,11 @@ class ImageDataModule(LightningDataModule):
         return cls(str(self.root), train=train, download=self.download)
 
     def _folders(self) -> tuple[Labelled, Labelled]:
+        if self._split is None:  # listing a large folder takes minutes
+            self._split = self._list_folders()
+        return self._split
+
+    def _list_folders(self) -> tuple[Labelled, Labelled]:
         if not self._path.is_dir():
             raise ValueError(f"name={self.name!r}: {str(self._path)!r} is no folder.")
         if (self._path / "train").is_dir() and (self._path / "val").is_dir():

@@ -246,6 +246,10 @@ def test_configs_are_valid(folder, config) -> None:
     recipe = next(r for r in RECIPES if config.stem.startswith(f"{r.name}_"))
     text = config.read_text()
     assert f"python -m jepa_monitor.recipes.{recipe.name} --config recipes/configs/" in text
+    for part in ("train", "val"):
+        images = folder / "data" / "imagenet" / part / "a_class"
+        images.mkdir(parents=True)
+        np.save(images / "an_image.npy", np.zeros((8, 8, 3), np.uint8))
     with torch.device("meta"):  # shapes without memory: one of them is a ViT-H/14
         cli = recipe.parse(["--config", str(config)])
     assert cli.model.hparams["in_channels"] == 3
@@ -256,6 +260,11 @@ def test_configs_are_valid(folder, config) -> None:
         assert sum(p.numel() for p in cli.model.encoder.parameters()) == 632_045_800 - head
 
 
+@pytest.mark.parametrize(
+    "recipe",
+    [RECIPES[0], *(pytest.param(r, marks=pytest.mark.slow) for r in RECIPES[1:])],
+    ids=[r.name for r in RECIPES],
+)
 def test_as_a_module_it_prints_a_config_that_it_accepts(folder, recipe) -> None:
     arguments = [*SMALL, *recipe.small, "--print_config"]
     command = [sys.executable, "-m", f"jepa_monitor.recipes.{recipe.name}", *arguments]
