@@ -79,6 +79,10 @@ def check_settings(
             raise TypeError(f"`ood` must have names for keys, got {name!r}.")
 
 
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
 class DensityMonitor:
     """Measures, on fixed sets of images, what density an encoder has learned.
 
@@ -201,6 +205,8 @@ class DensityMonitor:
         device = embedder.device or torch.device("cpu")
         law, base = self._law(embedder, device)
         probe, method = self._score(embedder, self.images, law, device)
+        for stored in sorted(embedder.parameter_dtypes - {embedder.dtype}, key=str):
+            method += f", {_short(embedder.dtype)} copies of {_short(stored)} parameters"
         scalars = score_scalars(probe, self.options.eps) | collapse_scalars(probe.embeddings)
         images, reference, tells = len(probe.scores), None, None
         of_probe = detectors(probe, base, law)

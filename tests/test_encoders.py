@@ -239,6 +239,13 @@ def test_an_encoder_that_runs_out_of_memory_is_scored_in_smaller_chunks() -> Non
     torch.testing.assert_close(scores, float64_score(encoder.net, images), rtol=0, atol=0.02)
 
 
+def test_the_report_names_copies_of_half_precision_parameters() -> None:
+    monitor = DensityMonitor(torch.rand(6, 48))
+    assert monitor.evaluate(mlp(48, 8)).method == "exact, 8 rows"
+    half = monitor.evaluate(mlp(48, 8).bfloat16())
+    assert half.method == "exact, 8 rows, float32 copies of bfloat16 parameters"
+
+
 def test_float64_needs_no_float64_module() -> None:
     encoder = mlp(48, 8)
     options = ScoreOptions(precision="float64")
