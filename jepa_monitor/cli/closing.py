@@ -22,7 +22,7 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
 
     Args:
         table: The scores.
-        rank_by: The column that quantile and outlier are of.
+        rank_by: The score to sort by.
 
     Returns:
         Pairs of a name and what to say.
@@ -53,7 +53,8 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         count = int(pc.sum(table["outlier"]).as_py() or 0)
         low, high = clopper_pearson_interval(count, len(values))
         share = f"{count} = {count / len(values):.1%} (95 % interval {low:.1%} to {high:.1%})"
-        found.append(("outliers", share))
+        by = info.get("identity", {}).get("settings", {}).get("outlier_by")
+        found.append((f"outliers by {by}" if by else "outliers", share))
     if "density/precondition" in info:
         error = info["density/calibration_error"]
         held = "hold" if info["density/precondition"] else "do not hold"
@@ -70,7 +71,7 @@ def closing_table(table: pa.Table, rank_by: str) -> RenderableType:
 
     Args:
         table: The scores.
-        rank_by: The column that quantile and outlier are of.
+        rank_by: The score to sort by.
 
     Returns:
         What rich can print.

@@ -66,8 +66,10 @@ class Settings:
             memory: ``max_memory`` does.
         workers: Processes that read images; 0 reads in the main one.
         device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
-        rank_by: The column that ``quantile`` and ``outlier`` are of: ``jepa_score``,
+        rank_by: The score that ``quantile`` and the least likely are of: ``jepa_score``,
             ``log_density``, ``log_prior``, ``knn`` or ``mahalanobis``.
+        outlier_by: The score that tells outliers, one of the same; docs/scoring.md has measured
+            which of them finds what.
         fence: Scores so many robust standard deviations below the median are outliers.
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
@@ -85,6 +87,7 @@ class Settings:
     workers: int = 0
     device: str = "auto"
     rank_by: str = "jepa_score"
+    outlier_by: str = "mahalanobis"
     fence: float = 3.0
     polarity_samples: int = 16
     max_pixels: int = 89_478_485
@@ -101,6 +104,7 @@ class Settings:
             if getattr(self, name) != 0:
                 check_positive_int(getattr(self, name), name)
         check_choice(self.rank_by, "rank_by", SCORES)
+        check_choice(self.outlier_by, "outlier_by", SCORES)
         check_positive(self.fence, "fence")
         check_positive_int(self.max_pixels, "max_pixels")
 
@@ -545,13 +549,16 @@ def _method(task: _Task, law: _Law) -> str:
 def _table(source: Source, scored: Part, settings: Settings) -> pa.Table:
     arrays = scored.arrays
     indices = [int(index) for index in arrays["index"]]
-    values = torch.from_numpy(arrays[settings.rank_by])
-    finite = torch.isfinite(values)
-    quantile = torch.full_like(values, torch.nan)
-    outlier = torch.zeros_like(finite)
+    ranked, told = (
+        torch.from_numpy(arrays[name]) for name in (settings.rank_by, settings.outlier_by)
+    )
+    finite = torch.isfinite(ranked)
+    quantile = torch.full_like(ranked, torch.nan)
     if bool(finite.any()):
-        quantile[finite] = midranks(values[finite]).double() / int(finite.sum())
-        outlier = values < robust_fence(values[finite], settings.fence)
+        quantile[finite] = midranks(ranked[finite]).double() / int(finite.sum())
+    outlier = torch.zeros_like(finite)
+    if bool(torch.isfinite(told).any()):
+        outlier = told < robust_fence(told[torch.isfinite(told)], settings.fence)
     columns = {
         "path": pa.array([source.key(index) for index in indices], pa.string()),
         "label": pa.array([source.label(index) for index in indices], pa.string()),

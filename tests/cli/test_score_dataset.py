@@ -66,12 +66,16 @@ def test_every_column_against_an_independent_computation(tmp_path: pathlib.Path)
 def test_outliers_lie_under_the_robust_fence() -> None:
     images = torch.rand(40, 3, 6, 6, generator=torch.Generator().manual_seed(0))
     images[7] *= 30  # saturates the encoder: a Jacobian near 0
-    settings = Settings(polarity_samples=0, rank_by="log_density", fence=2.5)
+    settings = Settings(polarity_samples=0, outlier_by="log_density", fence=2.5)
     table = score_dataset(Small(), TensorDataset(images), options=EXACT, settings=settings)
     density = column(table, "log_density")
     fence = np.median(density) - 2.5 * 1.4826 * median_abs_deviation(density)
     assert table["outlier"].to_pylist() == (density < fence).tolist()
     assert table["outlier"].to_pylist()[7]
+    table = score_dataset(Small(), TensorDataset(images), options=EXACT, settings=QUICK)
+    distance = column(table, "mahalanobis")
+    fence = np.median(distance) - 3 * 1.4826 * median_abs_deviation(distance)
+    assert table["outlier"].to_pylist() == (distance < fence).tolist()
 
 
 def test_reference_of_other_images(tmp_path: pathlib.Path) -> None:
@@ -181,6 +185,7 @@ def test_settings_are_checked() -> None:
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"batch_size": "big"}, "`batch_size` must be one of auto"),
         ({"rank_by": "label"}, "`rank_by` must be one of jepa_score"),
+        ({"outlier_by": "label"}, "`outlier_by` must be one of jepa_score"),
         ({"fence": 0.0}, "`fence` must be finite and above 0"),
         ({"workers": -1}, "`workers` must be at least 1"),
     ]:
