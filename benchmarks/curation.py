@@ -3,10 +3,11 @@
     python -m jepa_monitor.recipes.ijepa
     python benchmarks/curation.py --model runs/ijepa/version_0/checkpoints/last.ckpt
 
-Images are handwritten digits, most of which the encoder was trained on. Foreign images are CIFAR-10's in grey, from the folder
-JEPA_MONITOR_DATA; corrupted ones are other digits with noise, blur or shuffled tiles, at the highest
-severity of `jepa_monitor.corruptions`. Nothing is told to a score: the law of the embeddings, k-NN and
-the isolation forest see the data with the trouble in them. Exact rows; a fixed encoder.
+Images are handwritten digits, most of which the encoder was trained on. Foreign images are CIFAR-10's
+in grey, from the folder JEPA_MONITOR_DATA; corrupted ones are other digits with noise, blur or shuffled
+tiles, at the highest severity of `jepa_monitor.corruptions`. Nothing is told to a score: the law of the
+embeddings, k-NN and the isolation forest see the data with the trouble in them. Exact rows; a fixed
+encoder.
 """
 
 from __future__ import annotations
