@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
 from pathlib import Path
@@ -235,6 +236,10 @@ def parse(
         "class_path": "lightning.pytorch.loggers.TensorBoardLogger",
         "init_args": {"save_dir": "runs", "name": name, "default_hp_metric": False},
     }
+    # Newer Lightnings have a `--ckpt_path` of their own, which clashes with ours.
+    clash = "load_from_checkpoint_support"
+    known = clash in inspect.signature(LightningCLI).parameters
+    own_checkpoint_option = {clash: False} if known else {}
     return RecipeCLI(
         model,
         ImageDataModule,
@@ -249,7 +254,7 @@ def parse(
         defaults=defaults or {},
         run=False,
         auto_configure_optimizers=False,
-        load_from_checkpoint_support=False,
+        **own_checkpoint_option,
     )
 
 
