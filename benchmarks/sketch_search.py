@@ -201,7 +201,7 @@ class Laws:
 
     @cached_property
     def sigma(self) -> Tensor:
-        """Covariance of embeddings, shrunk after Ledoit and Wolf."""
+        """Covariance of embeddings, shrunk as `Gaussian.fit` does."""
         return Gaussian.fit(self._dump.references).covariance
 
     def sigma_of(self, count: int, shrinkage: float) -> Tensor:

@@ -71,7 +71,7 @@ def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> G
         device: Where the encoder is.
 
     Returns:
-        The law, with the covariance shrunk after Ledoit and Wolf, on the CPU.
+        The law, on the CPU; see :meth:`~jepa_monitor.gaussian.Gaussian.fit` for its shrinkage.
 
     Raises:
         ValueError: If there are fewer than two images, or an embedding is not finite.
