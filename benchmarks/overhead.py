@@ -75,6 +75,13 @@ def main() -> None:
         return torch.randn(count, 3, 32, 32)
 
     sketch = DensityMonitor(draw(512), reference=draw(512), polarity_samples=8)
+    insights = DensityMonitor(
+        draw(512),
+        reference=draw(512),
+        polarity_samples=8,
+        insights=["alignment", "tasks", "separation", "neighbors"],
+        labels=torch.arange(512) % 10,
+    )
     exact = DensityMonitor(draw(64), options=ScoreOptions(method="exact"))
     embeddings, alarm = draw(512).to(args.device), CollapseAlarm(1000)
 
@@ -88,6 +95,7 @@ def main() -> None:
     works: dict[str, Callable[[], Any]] = {
         "training step": step,
         "JepaScoreCallback, default": lambda: sketch.evaluate(encoder),
+        "the same with all insights": lambda: insights.evaluate(encoder),
         "64 images, all rows, no reference": lambda: exact.evaluate(encoder),
         "CollapseCallback": collapse,
     }

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.encoders import Pool
+from jepa_monitor.insights import check_insights
 from jepa_monitor.monitor import DensityMonitor, check_settings
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import plot_spectra
@@ -79,6 +80,11 @@ class JepaScoreCallback(AlarmedCallback):
         max_probe_samples: How many images of each set to score.
         max_embedding_samples: How many images of each set to embed.
         polarity_samples: How many probe images to score again in corrupted versions.
+        insights: What else to measure, of ``"alignment"``, ``"tasks"``, ``"separation"`` and
+            ``"neighbors"``; see :class:`~jepa_monitor.DensityMonitor`.
+        labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
+            of the probe, (B,).
+        compare_with: Another encoder, whose neighbourhoods to compare with.
         max_overhead: Largest share of the wall time to spend; an evaluation that would exceed it is
             put off and counted in ``monitor/skipped``. The first and the last are always made.
             ``None`` for no limit.
@@ -116,6 +122,9 @@ class JepaScoreCallback(AlarmedCallback):
         max_probe_samples: int = 64,
         max_embedding_samples: int = 512,
         polarity_samples: int = 8,
+        insights: Iterable[str] = (),
+        labels: Tensor | Callable[[Any], Tensor] | None = None,
+        compare_with: Any = None,
         max_overhead: float | None = 0.05,
         on_collapse: OnCollapse = "warn",
         patience_steps: int | None = None,
@@ -151,10 +160,14 @@ class JepaScoreCallback(AlarmedCallback):
         self.max_probe_samples = max_probe_samples
         self.max_embedding_samples = max_embedding_samples
         self.polarity_samples = polarity_samples
+        self.insights = check_insights(insights, labels)
+        self.labels = labels
+        self.compare_with = compare_with
         self.options = options or ScoreOptions(method="auto")
         self.monitor: DensityMonitor | None = None
         self._spectra: dict[int, Tensor] = {}
         self._inverted = False  # whether the user has been told
+        self._first: Tensor | None = None  # embeddings, from a checkpoint
         self._laid_out = False  # whether the loggers know how to arrange the curves
 
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
@@ -166,6 +179,7 @@ class JepaScoreCallback(AlarmedCallback):
             shuffle_seed: How to draw them, if not the first ones.
         """
         self.monitor = self._build(trainer, probe, shuffle_seed)
+        self.monitor.first_embeddings = self._first
 
     def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
         """Evaluate the encoder and read the alarm.
@@ -229,7 +243,13 @@ class JepaScoreCallback(AlarmedCallback):
         Returns:
             History, counts, spectra and the alarm's state, as plain numbers and tensors.
         """
-        return {**super().state_dict(), "spectra": self._spectra, "inverted": self._inverted}
+        first = self._first if self.monitor is None else self.monitor.first_embeddings
+        return {
+            **super().state_dict(),
+            "spectra": self._spectra,
+            "inverted": self._inverted,
+            "first_embeddings": first,
+        }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where a checkpoint left off.
@@ -240,6 +260,7 @@ class JepaScoreCallback(AlarmedCallback):
         super().load_state_dict(state_dict)
         self._spectra = dict(state_dict["spectra"])
         self._inverted = state_dict["inverted"]
+        self._first = state_dict["first_embeddings"]
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         build = functools.partial(
@@ -251,6 +272,9 @@ class JepaScoreCallback(AlarmedCallback):
             else self.max_probe_samples,
             max_embedding_samples=self.max_embedding_samples,
             polarity_samples=self.polarity_samples,
+            insights=self.insights,
+            labels=self.labels,
+            compare_with=self.compare_with,
             pool=self.pool,
             batch_to_images=self.batch_to_images,
             options=self.options,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
 import torch
@@ -15,6 +15,14 @@ from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.encoders import Embedder, Pool, check_pool
 from jepa_monitor.engine import Spectra, spectra
 from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.insights import (
+    alignment_of,
+    alignment_scalars,
+    check_insights,
+    check_labels,
+    label_scalars,
+    neighbour_agreement,
+)
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.plotting import is_drawable
 from jepa_monitor.probes import collect_images
@@ -33,6 +41,8 @@ from jepa_monitor.summary import (
 )
 
 __all__ = ["DensityMonitor", "check_settings"]
+
+_ALIGNED = 16  # images whose Jacobians are compared with their inputs
 
 
 def check_settings(
@@ -105,6 +115,12 @@ class DensityMonitor:
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.
+        insights: What else to measure, of ``"alignment"`` (of the Jacobians of 16 probe images with
+            their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``) and ``"neighbors"``
+            (agreement with the first evaluation, and with ``compare_with``).
+        labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
+            of the probe, (B,).
+        compare_with: Another encoder, whose neighbourhoods to compare with.
         distributed: Share the work among the processes of ``torch.distributed``. Then every process
             must make its monitor and call :meth:`evaluate` when the others do, and every one gets
             the whole report; a failure in one is an error in all.
@@ -137,6 +153,9 @@ class DensityMonitor:
         batch_to_images: Callable[[Any], Tensor] | None = None,
         options: ScoreOptions | None = None,
         shuffle_seed: int | None = None,
+        insights: Iterable[str] = (),
+        labels: Tensor | Callable[[Any], Tensor] | None = None,
+        compare_with: Any = None,
         distributed: bool = False,
     ) -> None:
         check_settings(
@@ -179,6 +198,15 @@ class DensityMonitor:
             raise ValueError(f"`reference` must hold at least 3 images, got {len(self.reference)}.")
         self.ood = {name: collect(data, f"ood[{name!r}]") for name, data in (ood or {}).items()}
         self.polarity_samples = polarity_samples if is_drawable(self.images) else 0
+        self.insights = check_insights(insights, labels)
+        self.labels: Tensor | None = None
+        if labels is not None:
+            found = labels
+            if not isinstance(found, Tensor):
+                found = self._read_labels(probe, found, shuffle_seed)
+            self.labels = check_labels(found, len(self.images))
+        self.compare_with = compare_with
+        self.first_embeddings: Tensor | None = None  # of the probe, for `neighbors/drift`
 
     def evaluate(self, encoder: Any) -> Report:
         """Score the probe, and the other sets that were given.
@@ -223,11 +251,57 @@ class DensityMonitor:
             scalars |= ood_scalars(name, of_probe, detectors(ood[name], base, law))
         if self.polarity_samples:
             scalars |= self._polarity(embedder, probe, law, device)
+        scalars |= self._insights(embedder, probe, device)
         sets = [probe, *([reference] if reference else []), *ood.values()]
         nonfinite = sum(int((~torch.isfinite(data.scores)).sum()) for data in sets)
         scalars |= {"monitor/images": float(images), "monitor/nonfinite": float(nonfinite)}
         scalars["monitor/seconds"] = time.perf_counter() - started
         return Report(scalars, method, probe, reference, ood, law)
+
+    def _read_labels(
+        self, probe: Any, batch_to_labels: Callable[[Any], Tensor], shuffle_seed: int | None
+    ) -> Tensor:
+        """Read the labels the way the images were read: the same ones, in the same order."""
+        if not callable(batch_to_labels):
+            raise TypeError(
+                f"`labels` must be a tensor or a function, got {type(batch_to_labels).__name__}."
+            )
+        return collect_images(
+            probe,
+            len(self.images),
+            name="labels",
+            batch_to_images=lambda batch: batch_to_labels(batch).double()[:, None],
+            shuffle_seed=shuffle_seed,
+        )[:, 0]
+
+    def _insights(
+        self, embedder: Embedder, probe: ScoredSet, device: torch.device
+    ) -> dict[str, float]:
+        scalars: dict[str, float] = {}
+        if "alignment" in self.insights:
+            images = self.images[:_ALIGNED]
+            measured = Processes(self.distributed).map(
+                lambda part: alignment_of(embedder, part.to(device), images.to(device)), images
+            )
+            scalars |= alignment_scalars(measured)
+        if self.labels is not None:
+            scalars |= label_scalars(self.insights, probe.embeddings, self.labels)
+        if "neighbors" in self.insights:
+            if self.first_embeddings is None:
+                self.first_embeddings = probe.embeddings
+            others = {"drift": self.first_embeddings}
+            if self.compare_with is not None:
+                other = Embedder(
+                    self.compare_with, self.pool, processes=Processes(self.distributed)
+                )
+                others["reference"] = self._embeddings(
+                    other, self.images, other.device or torch.device("cpu")
+                )
+            for name, embeddings in others.items():
+                agreement = neighbour_agreement(probe.embeddings, embeddings)
+                if agreement is not None:
+                    scalars[f"neighbors/{name}"] = agreement
+        return scalars
 
     def _law(
         self, embedder: Embedder, device: torch.device

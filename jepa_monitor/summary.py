@@ -21,6 +21,7 @@ from jepa_monitor.functional.calibration import (
 )
 from jepa_monitor.functional.detection import auroc, average_precision, fpr_at_tpr
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley
+from jepa_monitor.functional.jacobian_alignment import rank_one_share
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import outlier_fraction, robust_fence
 from jepa_monitor.gaussian import Gaussian
@@ -117,6 +118,7 @@ def score_scalars(probe: ScoredSet, eps: float) -> dict[str, float]:
     share = energy / energy.sum(1, keepdim=True).clamp_min(torch.finfo(energy.dtype).tiny)
     entropy = -torch.special.xlogy(share, share).sum(1)
     scalars["jacobian/effective_rank"] = entropy.exp().mean().item()
+    scalars["jacobian/rank_one_share"] = rank_one_share(values).mean().item()
     return scalars
 
 

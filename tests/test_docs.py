@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import torch
 from helpers import images, mlp
 
 from jepa_monitor import DensityMonitor
@@ -46,6 +47,13 @@ def test_every_tag_is_explained() -> None:
     monitors = [
         DensityMonitor(data, **settings),
         DensityMonitor(data, reference=images(80, 2), ood={"dark": data / 4}, **settings),
+        DensityMonitor(
+            data,
+            insights=["alignment", "tasks", "separation", "neighbors"],
+            labels=torch.arange(80) % 4,
+            compare_with=mlp(192),
+            **settings,
+        ),
     ]
     patterns = _documented()
     logged = {tag for monitor in monitors for tag in monitor.evaluate(mlp(192)).scalars}
