@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
@@ -9,7 +10,15 @@ import pyarrow as pa
 import torch
 
 from jepa_monitor._checks import check_choice
-from jepa_monitor.cli.tables import SCORES, check_format, read_table, write_table
+from jepa_monitor.cli.page import Limits, Words, about, write_page
+from jepa_monitor.cli.tables import (
+    SCORES,
+    check_format,
+    info_of,
+    read_table,
+    with_info,
+    write_table,
+)
 from jepa_monitor.functional._intervals import midranks
 from jepa_monitor.functional.calibration import density_agreement
 
@@ -31,7 +40,12 @@ class Comparison(NamedTuple):
 
 
 def compare(
-    first: str, second: str, out: str | None = None, rank_by: str = "jepa_score"
+    first: str,
+    second: str,
+    out: str | None = None,
+    rank_by: str = "jepa_score",
+    page: str | None = None,
+    data: str | None = None,
 ) -> Comparison:
     """Compare two models on the images that both have scored, by their order alone.
 
@@ -42,6 +56,8 @@ def compare(
         second: Another, of the same data.
         out: Where a table of all images goes, those on which the models differ most first.
         rank_by: The score to compare.
+        page: Where an HTML page goes, with the images on which the models differ most, by class.
+        data: For the page, the images, if they have moved.
 
     Returns:
         The comparison.
@@ -93,4 +109,28 @@ def compare(
         least = [set(np.argsort(one, kind="stable")[:count].tolist()) for one in quantiles]
         common = len(least[0] & least[1])
         facts.append((f"among the least {share:.0%} of both", f"{common} of {count}"))
+    if page is not None:
+        words = Words(
+            title="Where two models differ",
+            about=f"first: {about(tables[0], first)}; second: {about(tables[1], second)}",
+            facts=[("first", first), ("second", second), ("compared by", rank_by), *facts],
+            hint=(
+                "Each model's quantiles, 0 for its least likely image and 1 for its most likely; "
+                "difference: the second's minus the first's."
+            ),
+            ends=("likelier under the first", "likelier under the second"),
+            axes=("first", "second"),
+        )
+        known = with_info(table, info_of(tables[0]) or info_of(tables[1]))
+        write_page(
+            Path(page),
+            known,
+            "difference",
+            ("first", "second", "difference"),
+            range(len(table)),
+            words,
+            Limits(),
+            first,
+            data,
+        )
     return Comparison(facts, table)

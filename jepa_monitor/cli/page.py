@@ -1,14 +1,15 @@
-"""The report: in goes a table of scores, out comes one HTML page that needs nothing else."""
+"""The page: in goes a table of images and numbers, out comes HTML that needs nothing else."""
 
 from __future__ import annotations
 
 import base64
+import contextlib
 import importlib.resources
 import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow as pa
@@ -22,11 +23,45 @@ from jepa_monitor.cli.scoring import Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import SCORES, info_of, read_table
 
-__all__ = ["report"]
+__all__ = ["Limits", "Words", "about", "report", "write_page"]
 
 _SIDE = 96  # pixels of a thumbnail
 _ROWS = 20_000  # more make a browser slow
 _DIGITS = 6
+
+
+class Words(NamedTuple):
+    """What a page says, apart from its table.
+
+    Args:
+        title: Its heading.
+        about: What was scored by what.
+        facts: Pairs of a name and what to say.
+        hint: How to read the numbers.
+        ends: What the lowest and the highest images of a class are.
+        axes: The numbers that the scatter plot shows first, across and up.
+    """
+
+    title: str
+    about: str
+    facts: list[tuple[str, str]]
+    hint: str
+    ends: tuple[str, str]
+    axes: tuple[str, str]
+
+
+class Limits(NamedTuple):
+    """How much a page holds.
+
+    Args:
+        thumbnails: How many images at most are shown as pictures.
+        classes: How many classes at most have a row of their own, the largest first.
+        images: How many images of each class are shown at either end.
+    """
+
+    thumbnails: int = 2000
+    classes: int = 30
+    images: int = 8
 
 
 def report(
@@ -59,35 +94,110 @@ def report(
     """
     table = read_table(scores)
     info = info_of(table)
+    known = tuple(name for name in SCORES if name in table.column_names)
     ranked = rank_by or info.get("identity", {}).get("settings", {}).get("rank_by", "jepa_score")
-    check_choice(ranked, "rank_by", tuple(name for name in SCORES if name in table.column_names))
-    for name, number in (("thumbnails", thumbnails), ("classes", classes), ("images", images)):
-        check_positive_int(number, name)
-    place = Path(scores).with_suffix(".html") if out is None else Path(out)
+    check_choice(ranked, "rank_by", known)
     if not len(table):
         raise ValueError(f"`scores`: {scores!r} has no rows.")
+    others = [name for name in ("mahalanobis", *known) if name in known and name != ranked]
+    words = Words(
+        title="Likely, unlikely and odd images",
+        about=about(table, scores),
+        facts=facts(table, ranked),
+        hint="Every score is higher for what is more usual.",
+        ends=("least likely", "most likely"),
+        axes=(others[0] if others else ranked, ranked),
+    )
+    place = Path(scores).with_suffix(".html") if out is None else Path(out)
+    limits = Limits(thumbnails, classes, images)
+    order = _ordered(range(len(table)), _numbers(table, ranked))
+    return write_page(place, table, ranked, known, order, words, limits, scores, data)
 
-    values = _numbers(table, ranked)
+
+def about(table: pa.Table, path: str) -> str:
+    """Say what was scored by what.
+
+    Args:
+        table: The scores.
+        path: Of the table.
+
+    Returns:
+        A line; the table's name if no more is known of it.
+    """
+    info = info_of(table)
+    if not info:
+        return Path(path).name
+    identity = info["identity"]
+    against = identity["reference"]
+    compared = f", compared with {against['name']}" if against else ""
+    return f"{identity['data']['name']} under {identity['model']['name']}{compared}"
+
+
+def write_page(
+    place: Path,
+    table: pa.Table,
+    rank_by: str,
+    numbers: Sequence[str],
+    order: Sequence[int],
+    words: Words,
+    limits: Limits,
+    scores: str,
+    data: str | None,
+) -> Path:
+    """Write a page of any table of images.
+
+    Args:
+        place: Where.
+        table: ``path``, perhaps ``label``, ``outlier``, ``quantile`` and ``note``, and numbers. What
+            is known of its run tells where the images are.
+        rank_by: The number to sort by.
+        numbers: Names of the columns that can be sorted and plotted.
+        order: Rows, those most worth a look first: they come first where not all can be shown.
+        words: What the page says.
+        limits: How much it holds.
+        scores: Path of the table of scores; images are looked for beside it too.
+        data: The images, if they have moved.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: If a limit is out of range, or there are no such ``data``.
+    """
+    for name, number in limits._asdict().items():
+        check_positive_int(number, name)
+    values = _numbers(table, rank_by)
     labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(table)
-    groups = _largest(labels, classes)
-    ends = {name: _ends(members, values, images) for name, members in groups.items()}
-    pictured = [i for sheet in ends.values() for end in sheet.values() for i in end]
-    kept = _kept(table, values, pictured)
+    groups = _largest(labels, limits.classes)
+    ends = {name: _ends(members, values, limits.images) for name, members in groups.items()}
+    pictured = [i for sheet in ends.values() for end in sheet for i in end]
+    kept = list(range(len(table)))
+    if len(table) > _ROWS:
+        kept = sorted({*pictured, *list(order)[:_ROWS]})
     new = {old: position for position, old in enumerate(kept)}
-    wanted = list(dict.fromkeys([*pictured, *_ordered(kept, values)]))[:thumbnails]
+    wanted = list(dict.fromkeys([*pictured, *order]))[: limits.thumbnails]
+    made, missing = _thumbnails(table, scores, data, wanted)
+    notes = [
+        missing,
+        len(kept) < len(table) and f"The page holds {len(kept)} of {len(table)} images.",
+        not missing
+        and len(wanted) < len(kept)
+        and f"Pictures of {len(wanted)} of them (--thumbnails).",
+        len(groups) < len(set(labels))
+        and f"Rows of their own for the {len(groups)} largest of {len(set(labels))} classes.",
+    ]
     content = {
-        "about": _about(info, Path(scores).name),
-        "facts": facts(table, ranked),
-        "rank_by": ranked,
-        "scores": [name for name in SCORES if name in table.column_names],
-        "columns": _columns(table, labels, kept),
-        "thumbs": _thumbnails(table, info, data, wanted, kept),
+        **words._asdict(),
+        "rank_by": rank_by,
+        "numbers": list(numbers),
+        "columns": _columns(table, numbers, labels, kept),
+        "thumbs": [made.get(row) for row in kept],
         "classes": [_spread(name, members, values, table) for name, members in groups.items()],
         "sheets": [
-            {"name": name, **{end: [new[i] for i in rows] for end, rows in sheet.items()}}
+            {"name": name, "ends": [[new[i] for i in end] for end in sheet]}
             for name, sheet in ends.items()
         ],
-        "left_out": _left_out(len(table), len(kept), len(set(labels)), len(groups)),
+        "notes": [note for note in notes if note],
     }
     template = (
         importlib.resources.files("jepa_monitor.cli").joinpath("page.html").read_text("utf-8")
@@ -118,11 +228,11 @@ def _ordered(rows: Sequence[int], values: np.ndarray[Any, Any]) -> list[int]:
     return sorted(finite, key=lambda row: float(values[row]))
 
 
-def _ends(rows: list[int], values: np.ndarray[Any, Any], count: int) -> dict[str, list[int]]:
-    """Take the least and the most likely, none of them twice."""
+def _ends(rows: list[int], values: np.ndarray[Any, Any], count: int) -> tuple[list[int], list[int]]:
+    """Take the lowest and the highest, the outermost first, none of them twice."""
     ordered = _ordered(rows, values)
     count = min(count, -(-len(ordered) // 2))
-    return {"least": ordered[:count], "most": ordered[count:][::-1][:count]}
+    return ordered[:count], ordered[count:][::-1][:count]
 
 
 def _spread(
@@ -130,26 +240,17 @@ def _spread(
 ) -> dict[str, Any]:
     """Say how the scores of a class are spread."""
     finite = np.array([values[row] for row in rows if np.isfinite(values[row])])
-    keys = ("low", "quarter", "middle", "three_quarters", "high")
-    levels = (0.05, 0.25, 0.5, 0.75, 0.95)
-    found = np.quantile(finite, levels) if len(finite) else np.zeros(5)
+    levels = np.quantile(finite, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(finite) else None
     odd = table["outlier"].to_pylist() if "outlier" in table.column_names else []
     outliers = [float(values[row]) for row in rows if odd and odd[row] and np.isfinite(values[row])]
-    numbers = dict(zip(keys, map(float, found), strict=True))
-    return {"name": name, "count": len(rows), "outliers": outliers[:500], **numbers}
+    return {"name": name, "count": len(rows), "levels": levels, "outliers": outliers[:500]}
 
 
-def _kept(table: pa.Table, values: np.ndarray[Any, Any], needed: list[int]) -> list[int]:
-    """Choose the rows that the page holds: all, or the least likely and what its sheets need."""
-    if len(table) <= _ROWS:
-        return list(range(len(table)))
-    order = np.argsort(np.nan_to_num(values, nan=-np.inf), kind="stable")
-    return sorted({*needed, *order[:_ROWS].tolist()})
-
-
-def _columns(table: pa.Table, labels: list[str | None], kept: list[int]) -> dict[str, list[Any]]:
+def _columns(
+    table: pa.Table, numbers: Sequence[str], labels: list[str | None], kept: list[int]
+) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
-    for name in ("path", *SCORES, "quantile", "outlier", "note"):
+    for name in ("path", *numbers, "quantile", "outlier", "note"):
         if name in table.column_names:
             listed = table[name].to_pylist()
             columns[name] = [
@@ -158,31 +259,38 @@ def _columns(table: pa.Table, labels: list[str | None], kept: list[int]) -> dict
                 else listed[row]
                 for row in kept
             ]
-    columns.setdefault("note", [""] * len(kept))
-    columns.setdefault("outlier", [False] * len(kept))
     columns["label"] = [labels[row] for row in kept]
     return columns
 
 
 def _thumbnails(
-    table: pa.Table, info: dict[str, Any], data: str | None, wanted: list[int], kept: list[int]
-) -> list[str | None]:
-    """Draw small pictures, where the images are still to be found."""
-    name = data or info.get("identity", {}).get("data", {}).get("name")
-    made: dict[int, str] = {}
-    try:
-        source = open_source(name, Settings().max_pixels) if name else None
-    except ValueError:
-        if data is not None:
-            raise
-        source = None
-    if source is not None:
-        indices = {source.key(i): i for i in range(len(source))}
-        paths = table["path"].to_pylist()
-        for row in wanted:
-            if paths[row] in indices and (picture := _thumbnail(source, indices[paths[row]])):
-                made[row] = picture
-    return [made.get(row) for row in kept]
+    table: pa.Table, scores: str, data: str | None, wanted: list[int]
+) -> tuple[dict[int, str], str]:
+    """Draw small pictures; where the images are not to be found, say so."""
+    known = info_of(table).get("identity", {}).get("data", {})
+    source = _source(known.get("name"), scores, data)
+    if source is None:
+        where = f": {known['name']} is not here" if known else ""
+        return {}, f"No pictures{where}. `--data` says where the images are."
+    indices = {source.key(i): i for i in range(len(source))}
+    paths = table["path"].to_pylist()
+    found = {row: indices[paths[row]] for row in wanted if paths[row] in indices}
+    made = {row: picture for row, i in found.items() if (picture := _thumbnail(source, i))}
+    if known and known.get("content") != source.fingerprint():
+        return made, f"{source.name} has changed since it was scored: pictures may be of others."
+    return made, ""
+
+
+def _source(name: str | None, scores: str, data: str | None) -> Source | None:
+    """Open the data that were named now, or those of the table, here or beside the table."""
+    if data is not None:
+        return open_source(data, Settings().max_pixels)
+    if name is None:
+        return None
+    for place in (name, str(Path(scores).parent / name)):
+        with contextlib.suppress(ValueError):  # moved, or a data set that has no path
+            return open_source(place, Settings().max_pixels)
+    return None
 
 
 def _thumbnail(source: Source, index: int) -> str | None:
@@ -201,21 +309,3 @@ def _thumbnail(source: Source, index: int) -> str | None:
     stream = io.BytesIO()
     image.save(stream, "JPEG", quality=80)
     return f"data:image/jpeg;base64,{base64.b64encode(stream.getvalue()).decode()}"
-
-
-def _about(info: dict[str, Any], name: str) -> str:
-    if not info:
-        return name
-    identity = info["identity"]
-    against = identity["reference"]
-    compared = f", compared with {against['name']}" if against else ""
-    return f"{identity['data']['name']} under {identity['model']['name']}{compared}"
-
-
-def _left_out(rows: int, kept: int, classes: int, shown: int) -> str:
-    parts = []
-    if kept < rows:
-        parts.append(f"The page holds the {kept} least likely and shown of {rows} images.")
-    if shown < classes:
-        parts.append(f"Rows of their own for the {shown} largest of {classes} classes.")
-    return " ".join(parts)

@@ -67,15 +67,44 @@ def test_page_holds_everything_and_needs_nothing(
     for sheet in data["sheets"]:
         rows = [i for i, label in enumerate(table["label"].to_pylist()) if label == sheet["name"]]
         expected = [rows[i] for i in np.argsort(scores[rows])]
-        assert sheet["least"] == expected[:3]
-        assert sheet["most"] == expected[::-1][:3]
+        assert sheet["ends"] == [expected[:3], expected[::-1][:3]]
+    for spread in data["classes"]:
+        mine = scores[[label == spread["name"] for label in table["label"].to_pylist()]]
+        assert spread["levels"] == pytest.approx(np.percentile(mine, [5, 25, 50, 75, 95]))
+
+
+def test_page_finds_images_beside_the_table_and_says_when_they_changed(
+    scored: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    home = tmp_path / "elsewhere"
+    home.mkdir()
+    images = np.random.default_rng(0).integers(0, 256, (12, 6, 6, 3), dtype=np.uint8)
+    np.savez(home / "set.npz", images=images)
+    quick = Settings(polarity_samples=0)
+    name, out = str(home / "set.npz"), home / "s.parquet"
+    score_dataset(Small(), name, out, transform=transform, settings=quick)
+    data = content(report(str(out)))
+    assert None not in data["thumbs"]
+    assert data["notes"] == []
+    data = content(report(str(out), thumbnails=5))
+    assert sum(thumb is not None for thumb in data["thumbs"]) == 5
+    assert data["notes"] == ["Pictures of 5 of them (--thumbnails)."]
+    np.savez(home / "set.npz", images=255 - images)
+    assert "has changed since it was scored" in content(report(str(out)))["notes"][0]
+    (home / "set.npz").unlink()
+    data = content(report(str(out)))
+    assert data["thumbs"] == [None] * 12
+    assert data["notes"] == [
+        "No pictures: set.npz:images is not here. `--data` says where the images are."
+    ]
 
 
 def test_page_of_a_table_whose_images_are_gone(tmp_path: pathlib.Path) -> None:
     write_table(made(), tmp_path / "s.csv")
     data = content(report(str(tmp_path / "s.csv")))
     assert data["thumbs"] == [None] * 20
-    assert data["columns"]["outlier"] == [False] * 20
+    assert "outlier" not in data["columns"]
     with pytest.raises(ValueError, match="'nowhere' does not exist"):
         report(str(tmp_path / "s.csv"), data="nowhere")
     with pytest.raises(ValueError, match="`rank_by` must be one of jepa_score"):
@@ -94,6 +123,21 @@ def test_comparison_against_scipy(tmp_path: pathlib.Path) -> None:
     ranks = [np.argsort(np.argsort(v)) + 1 for v in (x, y)]
     largest = np.abs(ranks[1] - ranks[0]).max() / 25
     assert abs(found.table["difference"].to_pylist()[0]) == pytest.approx(largest)
+    page = tmp_path / "page.html"
+    compare(str(tmp_path / "a.parquet"), str(tmp_path / "b.parquet"), page=str(page))
+    data, change = content(page), (ranks[1] - ranks[0]) / 25
+    assert [list(fact) for fact in found.facts] == data["facts"][3:]
+    numbers = {f"{i + 5}.png": change[i] for i in range(25)}
+    columns = data["columns"]
+    shown = dict(zip(columns["path"], columns["difference"], strict=True))
+    assert shown == pytest.approx(numbers)
+    for sheet in data["sheets"]:
+        rows = [i for i, label in enumerate(columns["label"]) if label == sheet["name"]]
+        mine = [columns["difference"][i] for i in rows]
+        first, second = ([columns["difference"][i] for i in end] for end in sheet["ends"])
+        count = (len(rows) + 1) // 2
+        assert first == sorted(mine)[: min(count, 8)]
+        assert second == sorted(mine)[count:][::-1][:8]
     write_table(made(3, shift=100), tmp_path / "c.parquet")
     with pytest.raises(ValueError, match="at least 3 scored images in common, got 0"):
         compare(str(tmp_path / "a.parquet"), str(tmp_path / "c.parquet"))
@@ -160,8 +204,11 @@ def test_commands(
 ) -> None:
     assert app.main(["report", str(scored), "--out", str(tmp_path / "p.html")]) == 0
     assert (tmp_path / "p.html").exists()
-    assert app.main(["compare", str(scored), str(scored), "--rank-by", "knn"]) == 0
+    page = tmp_path / "c.html"
+    words = ["compare", str(scored), str(scored), "--rank-by", "knn", "--page", str(page)]
+    assert app.main(words) == 0
     assert "1.000" in capsys.readouterr().out
+    assert None not in content(page)["thumbs"]
     words = ["curate", str(scored), str(tmp_path / "k.txt"), "--low", "0.5", "--by-class", "--drop"]
     assert app.main(words) == 0
     assert "Wrote 10 images" in capsys.readouterr().out
