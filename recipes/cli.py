@@ -56,6 +56,9 @@ class RecipeCLI(LightningCLI):
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("data.channels", "model.in_channels", apply_on="instantiate")
+        if "first_epochs" in inspect.signature(self._model_class).parameters:
+            parser.link_arguments("data.first_epochs", "model.first_epochs")
+            parser.link_arguments("model.anchor_weight", "data.paired", compute_fn=bool)
 
     def before_instantiate_classes(self) -> None:
         """Measure about ten times in the run, and at its end, unless told when."""

@@ -12,8 +12,17 @@ from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from jepa_monitor.recipes.curriculum import (
+    NOISES,
+    DenoisedImages,
+    NoisyImages,
+    PairedImages,
+    StagedImages,
+    check_copies,
+    parse_level,
+)
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
-from jepa_monitor.recipes.views import MultiCrop, Views, crop_and_flip, distort
+from jepa_monitor.recipes.views import GaussianNoisePatch, MultiCrop, Views, crop_and_flip, distort
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -65,6 +74,18 @@ class ImageDataModule(LightningDataModule):
         local_crop_scale: Smallest and largest share of the area that a small crop keeps.
         distortion: Strength of the changes of colour and sharpness, at least 0: 0 for none, 1 as
             DINOv2's. Its second global view is blurred seldom and solarised sometimes.
+        noise: Noise that is part of the data, held-out images included, and never changes:
+            ``gaussian:SIGMA`` (of 255), ``shot:PHOTONS`` or ``speckle:STRENGTH``; None for none.
+        first_epochs: Epochs of the first stage of a curriculum, which ``first_scale`` and
+            ``denoised`` change; 0 for none.
+        first_scale: Size of the crops of the first stage as a share of their size, in (0, 1].
+        denoised: Training images of the first stage: ``blur:SIGMA`` (in pixels) smooths them with a
+            Gaussian; the name of a data set takes that one, which holds the same images in the same
+            order. None leaves them as they are.
+        paired: Whether training views of the second stage come with the global crops of the denoised
+            copies, cut and distorted alike.
+        noise_patch: Largest standard deviation, in [0, 1], of noise on a random square of each
+            training image of the second stage; of all epochs without a first; 0 for none.
         folder_mode: What images of a folder are converted to, a mode of Pillow: ``L`` for grey,
             ``RGB``, ``RGBA``, ... NumPy files keep their channels.
         num_workers: Processes that load images; 0 is best for images in memory.
@@ -89,6 +110,12 @@ class ImageDataModule(LightningDataModule):
         local_size: int | None = None,
         local_crop_scale: tuple[float, float] = (0.05, 0.4),
         distortion: float = 0.0,
+        noise: str | None = None,
+        first_epochs: int = 0,
+        first_scale: float = 1.0,
+        denoised: str | None = None,
+        paired: bool = False,
+        noise_patch: float = 0.0,
         folder_mode: str = "RGB",
         num_workers: int = 0,
         root: str = "data",
@@ -105,11 +132,24 @@ class ImageDataModule(LightningDataModule):
         for argument, value in {**counts, "global_views": global_views}.items():
             if value < 1:
                 raise ValueError(f"{argument}={value} must be at least 1.")
-        for argument, number in {"local_views": local_views, "distortion": distortion}.items():
+        least = {"local_views": local_views, "distortion": distortion, "noise_patch": noise_patch}
+        for argument, number in {**least, "first_epochs": first_epochs}.items():
             if number < 0:
                 raise ValueError(f"{argument}={number} must be at least 0.")
-        if not 0 < crop_scale <= 1:
-            raise ValueError(f"crop_scale={crop_scale} must be in (0, 1].")
+        for argument, share in {"crop_scale": crop_scale, "first_scale": first_scale}.items():
+            if not 0 < share <= 1:
+                raise ValueError(f"{argument}={share} must be in (0, 1].")
+        if (denoised or first_scale < 1) and not first_epochs:
+            raise ValueError(
+                f"first_scale={first_scale} and denoised={denoised!r} are of a first stage; "
+                "expected first_epochs of at least 1 with them."
+            )
+        if paired and not denoised:
+            raise ValueError("paired=True needs copies to pair with; expected denoised with it.")
+        if noise:
+            parse_level(noise, "noise", NOISES)
+        if denoised and denoised.partition(":")[0] not in known:
+            parse_level(denoised, "denoised", ("blur",))
         if not 0 < local_crop_scale[0] <= local_crop_scale[1] <= 1:
             raise ValueError(f"local_crop_scale={local_crop_scale} must rise within (0, 1].")
         self.name: str = name
@@ -122,6 +162,12 @@ class ImageDataModule(LightningDataModule):
         self.local_size = local_size
         self.local_crop_scale = local_crop_scale
         self.distortion = distortion
+        self.noise = noise
+        self.first_epochs = first_epochs
+        self.first_scale = first_scale
+        self.denoised = denoised
+        self.paired = paired
+        self.noise_patch = noise_patch
         self.folder_mode = folder_mode
         self.num_workers = num_workers
         self.root = Path(root)
@@ -130,7 +176,8 @@ class ImageDataModule(LightningDataModule):
         self._kind, self._path = kind, Path(path)
         self._arrays: tuple[Arrays, Arrays] | None = None
         self._split: tuple[Labelled, Labelled] | None = None
-        self.train_set: TrainImages | None = None
+        self._statistics: tuple[list[float], list[float]] | None = None
+        self.train_set: TrainImages | StagedImages | None = None
         self.plain_train_set: Labelled | None = None
         self.val_set: Labelled | None = None
 
@@ -155,43 +202,68 @@ class ImageDataModule(LightningDataModule):
         """
         if self.train_set is not None:
             return
-        if self._kind == "imagefolder":
-            train, val = self._folders()
-            mean, std = torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
-            if self.folder_mode != "RGB" or self.channels != 3:
-                order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
-                mean, std = channel_statistics([train[i][0] for i in order[:256].tolist()])
-        else:
-            train_arrays, val_arrays = self._load_arrays()
-            pixels = train_arrays[0].double() / 255
-            mean, std = (
-                pixels.mean((0, 2, 3)).float(),
-                pixels.std((0, 2, 3)).clamp_min(1e-3).float(),
-            )
-            train, val = self._enlarged(*train_arrays), self._enlarged(*val_arrays)
-        # Bytes until the end; scaling to [0, 1] and normalising are one step.
-        normalise = [
-            v2.ToDtype(torch.float32),
-            v2.Normalize((255 * mean).tolist(), (255 * std).tolist()),
-        ]
-        resize = v2.Resize((self.image_size, self.image_size), antialias=True)
-        plain = v2.Compose([v2.ToImage(), resize, *normalise])
+        train, val = self._images()
+        if self._statistics is None:
+            measured = self._measure(train)
+            self._statistics = measured[0].tolist(), measured[1].tolist()
+        mean, std = self._statistics
+        normalise = normalisation(mean, std)
+        plain = v2.Compose([v2.ToImage(), *resize_and_normalise(self.image_size, mean, std)])
         self.plain_train_set = PlainImages(train, plain)
         self.val_set = PlainImages(val, plain)
-        self.train_set = TrainImages(train, self.augmentation(normalise), self.seed)
+        copies = self._copies(train)
+        images = PairedImages(train, copies) if self.paired else train
+        patch = GaussianNoisePatch(self.noise_patch) if self.noise_patch else None
+        self.train_set = TrainImages(images, self.augmentation(normalise, whole=patch), self.seed)
+        if self.first_epochs:
+            easy = self.augmentation(normalise, self.first_scale)
+            first = TrainImages(copies, easy, self.seed)
+            self.train_set = StagedImages(first, self.train_set, self.first_epochs)
 
-    def augmentation(self, normalise: list[v2.Transform]) -> MultiCrop:
+    def state_dict(self) -> dict[str, list[float]]:
+        """Say how images are normalised, so that a checkpoint alone tells it.
+
+        Returns:
+            ``mean`` and ``std`` of each channel in [0, 1]; empty before ``setup``.
+        """
+        if self._statistics is None:
+            return {}
+        mean, std = self._statistics
+        return {"mean": mean, "std": std}
+
+    def load_state_dict(self, state_dict: dict[str, list[float]]) -> None:
+        """Normalise as the run of a checkpoint did, whatever the images are now.
+
+        Args:
+            state_dict: What :meth:`state_dict` returned.
+        """
+        statistics = state_dict["mean"], state_dict["std"]
+        if statistics == self._statistics:
+            return
+        self._statistics = statistics
+        if self.train_set is not None:
+            self.train_set = None
+            self.setup()
+
+    def augmentation(
+        self,
+        normalise: list[v2.Transform],
+        size_factor: float = 1.0,
+        whole: v2.Transform | None = None,
+    ) -> MultiCrop:
         """Decide what the training views of an image look like.
 
         Args:
             normalise: What turns bytes into the numbers that the encoder sees.
+            size_factor: What the sides of the crops are multiplied with.
+            whole: What is done to the whole image before it is cropped.
 
         Returns:
             A function of an image that draws its views at random.
         """
 
         def view(local: bool, blur: float, solarize: float = 0.0) -> v2.Transform:
-            size = self.local_size if local else self.image_size
+            size = round(size_factor * (self.local_size if local else self.image_size))
             scale = self.local_crop_scale if local else (self.crop_scale, 1.0)
             cut = crop_and_flip(size, scale, self.flip)
             changes = distort(self.distortion, self.channels, size, blur, solarize)
@@ -199,7 +271,7 @@ class ImageDataModule(LightningDataModule):
 
         first, second = view(local=False, blur=1.0), view(local=False, blur=0.1, solarize=0.2)
         large = [(first, second)[i % 2] for i in range(self.global_views)]
-        return MultiCrop(large, [view(local=True, blur=0.5)] * self.local_views)
+        return MultiCrop(large, [view(local=True, blur=0.5)] * self.local_views, whole)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Augmented training images in a seeded order.
@@ -244,6 +316,22 @@ class ImageDataModule(LightningDataModule):
             **options,
         )
 
+    def _images(self) -> tuple[Labelled, Labelled]:
+        if self._kind == "imagefolder":
+            return self._folders()
+        train, val = self._load_arrays()
+        return self._enlarged(*train), self._enlarged(*val)
+
+    def _measure(self, train: Labelled) -> tuple[Tensor, Tensor]:
+        """Find mean and standard deviation of each channel in [0, 1]."""
+        if self._kind != "imagefolder":
+            pixels = self._load_arrays()[0][0].double() / 255
+            return pixels.mean((0, 2, 3)).float(), pixels.std((0, 2, 3)).clamp_min(1e-3).float()
+        if self.folder_mode == "RGB" and self.channels == 3:
+            return torch.tensor(IMAGENET_MEAN), torch.tensor(IMAGENET_STD)
+        order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))  # type: ignore[arg-type]
+        return channel_statistics([train[i][0] for i in order[:256].tolist()])
+
     def _load_arrays(self) -> tuple[Arrays, Arrays]:
         if self._arrays is None:
             if self._kind == "digits":
@@ -254,7 +342,34 @@ class ImageDataModule(LightningDataModule):
                 sets = [self._torchvision(train) for train in (True, False)]
                 train, val = [as_arrays(np.asarray(s.data), s.targets, "data") for s in sets]
                 self._arrays = train, val
+            if self.noise:
+                self._arrays = self._noisy(self._arrays[0], 0), self._noisy(self._arrays[1], 1)
         return self._arrays
+
+    def _noisy(self, arrays: Arrays, split: int) -> Arrays:
+        assert self.noise is not None
+        return in_memory(NoisyImages(ArrayImages(*arrays), self.noise, split)), arrays[1]
+
+    def _copies(self, train: Labelled) -> Labelled:
+        """Find the training images of the first stage."""
+        if not self.denoised:
+            return train
+        if self.denoised.partition(":")[0] == "blur":
+            sigma = parse_level(self.denoised, "denoised", ("blur",))[1]
+            if self._kind == "imagefolder":
+                return DenoisedImages(train, sigma)
+            arrays = self._load_arrays()[0]  # before they are enlarged: sigma is in their pixels
+            return self._enlarged(in_memory(DenoisedImages(ArrayImages(*arrays), sigma)), arrays[1])
+        other = ImageDataModule(
+            self.denoised,
+            image_size=self.image_size,
+            folder_mode=self.folder_mode,
+            root=str(self.root),
+            download=self.download,
+        )
+        copies = other._images()[0]
+        check_copies(train, copies)
+        return copies
 
     def _enlarged(self, images: Tensor, labels: Tensor) -> Labelled:
         # Before cropping, or crops of 8x8 digits could only move by whole pixels.
@@ -268,7 +383,10 @@ class ImageDataModule(LightningDataModule):
 
     def _folders(self) -> tuple[Labelled, Labelled]:
         if self._split is None:  # listing a large folder takes minutes
-            self._split = self._list_folders()
+            train, val = self._list_folders()
+            if self.noise:
+                train, val = NoisyImages(train, self.noise, 0), NoisyImages(val, self.noise, 1)
+            self._split = train, val
         return self._split
 
     def _list_folders(self) -> tuple[Labelled, Labelled]:
@@ -281,6 +399,38 @@ class ImageDataModule(LightningDataModule):
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
         held_out = max(len(whole) // 5, 1)
         return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])
+
+
+def normalisation(mean: list[float], std: list[float]) -> list[v2.Transform]:
+    """Turn bytes into the numbers that an encoder sees.
+
+    Args:
+        mean: Of each channel, in [0, 1].
+        std: Likewise.
+
+    Returns:
+        Transforms to apply one after the other.
+    """
+    # Bytes until the end; scaling to [0, 1] and normalising are one step.
+    scaled = [(255 * torch.tensor(numbers)).tolist() for numbers in (mean, std)]
+    return [v2.ToDtype(torch.float32), v2.Normalize(*scaled)]
+
+
+def resize_and_normalise(
+    image_size: int, mean: list[float], std: list[float]
+) -> list[v2.Transform]:
+    """Turn an image of bytes into what the encoder sees of it in evaluation.
+
+    Args:
+        image_size: Side in pixels to which the image is resized.
+        mean: Of each channel, in [0, 1].
+        std: Likewise.
+
+    Returns:
+        Transforms to apply one after the other.
+    """
+    resize = v2.Resize((image_size, image_size), antialias=True)
+    return [resize, *normalisation(mean, std)]
 
 
 def load_digits() -> tuple[Arrays, Arrays]:
@@ -369,6 +519,18 @@ class ArrayImages(Dataset["tuple[Tensor, int]"]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.images[index], int(self.labels[index])
+
+
+def in_memory(images: Labelled) -> Tensor:
+    """Read all images of a data set whose images have one size.
+
+    Args:
+        images: Data set of (image (C, H, W), label).
+
+    Returns:
+        Shape (N, C, H, W).
+    """
+    return torch.stack([images[i][0] for i in range(len(images))])  # type: ignore[arg-type]
 
 
 class PlainImages(Dataset["tuple[Tensor, int]"]):

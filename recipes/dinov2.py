@@ -3,7 +3,8 @@
 Run ``python -m jepa_monitor.recipes.dinov2`` to train on handwritten digits in a few minutes; see
 ``docs/recipes/dinov2.md``. To change the method, edit one function: ``sample_patch_masks`` for the
 masking, ``sinkhorn_knopp`` for how the teacher's answers are balanced, ``dino_loss``, ``ibot_loss``
-and ``koleo`` for the terms of the loss, ``DinoV2.scheduled`` for the schedules.
+and ``koleo`` for the terms of the loss, ``DinoV2.scheduled`` for the schedules,
+``DinoV2.restart`` for what a curriculum does between its two stages.
 """
 
 from __future__ import annotations
@@ -262,6 +263,27 @@ class Head(nn.Module):
         return F.linear(found, F.normalize(self.last_layer.weight, dim=1)).float()
 
 
+def patch_grid(images: Tensor, patch_size: int) -> tuple[int, int]:
+    """Count the patches of images.
+
+    Args:
+        images: Shape (..., H, W).
+        patch_size: Side of a patch.
+
+    Returns:
+        Rows and columns.
+
+    Raises:
+        ValueError: If the patches do not cover the images: a ViT would drop the rest.
+    """
+    height, width = images.shape[-2:]
+    if height % patch_size or width % patch_size:
+        raise ValueError(
+            f"`patch_size` {patch_size} must divide the sides of all crops, got {height}x{width}."
+        )
+    return height // patch_size, width // patch_size
+
+
 def encode_masked(
     vit: Any, images: Tensor, mask_token: Tensor, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
@@ -291,12 +313,17 @@ class DinoV2(ScheduledModule):
     Masks depend on ``(seed, epoch, batch)`` and every schedule on the step, so a run resumed from
     the end of an epoch equals the uninterrupted one.
 
+    With ``first_epochs`` it follows a curriculum of two stages, whose images the data module changes
+    at the same epoch: FastDINOv2 (arXiv 2507.03779), or denoised images and then noisy ones
+    (arXiv 2505.12191). The second stage begins with the weights of the first and nothing else: all
+    schedules and the optimiser start again, as in both papers' code.
+
     The defaults learn on digits within minutes; ``recipes/configs/dinov2_224.yaml`` has the settings
     of the paper's code.
 
     Logs ``train/loss``, ``train/dino``, ``train/ibot``, ``train/koleo``, ``train/lr``,
     ``train/last_layer_lr``, ``train/weight_decay``, ``train/momentum`` and
-    ``train/teacher_temperature``.
+    ``train/teacher_temperature``; ``train/anchor`` where there is one.
 
     Args:
         image_size: Side of the global crops in pixels.
@@ -328,11 +355,18 @@ class DinoV2(ScheduledModule):
         freeze_last_layer: Share of the steps in which the prototypes stay as they are.
         weight_decay: First and last weight decay; none on biases, norms, tokens and positions.
         momentum: First and last momentum of the teacher.
+        first_epochs: Epochs of the first stage of a curriculum, or 0 for none. Its schedules are those
+            of the whole run, broken off.
+        anchor_weight: Weight in the second stage of DINO's and iBOT's losses against a teacher that
+            sees the denoised copies of the global crops, its backbone frozen as the first stage left
+            it; 0 for none.
         seed: Seed of the masks.
 
     Raises:
         ValueError: If a number is out of its range.
     """
+
+    first_steps = 0
 
     def __init__(
         self,
@@ -364,6 +398,8 @@ class DinoV2(ScheduledModule):
         freeze_last_layer: float = 0.01,
         weight_decay: tuple[float, float] = (0.04, 0.4),
         momentum: tuple[float, float] = (0.95, 1.0),
+        first_epochs: int = 0,
+        anchor_weight: float = 0.0,
         seed: int = 0,
     ) -> None:
         super().__init__()
@@ -385,6 +421,12 @@ class DinoV2(ScheduledModule):
             raise ValueError(
                 f"student_temperature={student_temperature} and "
                 f"teacher_temperature={teacher_temperature} must be positive."
+            )
+        if first_epochs < 0:
+            raise ValueError(f"first_epochs={first_epochs} must be at least 0.")
+        if anchor_weight < 0 or (anchor_weight and not first_epochs):
+            raise ValueError(
+                f"anchor_weight={anchor_weight} must be at least 0, and 0 without first_epochs."
             )
         self.save_hyperparameters()
         backbone = build_vit(
@@ -411,7 +453,9 @@ class DinoV2(ScheduledModule):
             if isinstance(module, Block):  # stochastic depth is the student's only
                 module.drop_path1, module.drop_path2 = nn.Identity(), nn.Identity()
         self.centres = nn.ModuleDict({"dino": Centre(prototypes), "ibot": Centre(prototypes)})
-        self.grid = backbone.patch_embed.grid_size
+        self.anchor = copy.deepcopy(self.teacher["backbone"]) if anchor_weight else None
+        for kind in ("dino", "ibot") if anchor_weight else ():
+            self.centres[f"anchor_{kind}"] = Centre(prototypes)
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images with the teacher's backbone, which is what is evaluated and kept.
@@ -430,7 +474,7 @@ class DinoV2(ScheduledModule):
 
         Args:
             logits: Shape (N, P).
-            kind: ``"dino"`` or ``"ibot"``.
+            kind: Name of the running mean, one of ``centres``.
             temperature: Of the teacher.
 
         Returns:
@@ -442,33 +486,40 @@ class DinoV2(ScheduledModule):
         return answers
 
     @torch.no_grad()
-    def targets(self, crops: Tensor, masks: Tensor, temperature: float) -> tuple[Tensor, Tensor]:
+    def targets(
+        self, crops: Tensor, masks: Tensor, temperature: float, anchored: bool = False
+    ) -> tuple[Tensor, Tensor]:
         """What the student must say: the teacher's balanced answers to unmasked global crops.
 
         Args:
             crops: G global crops of B images, one after the other, shape (G · B, C, H, W).
             masks: Which patches will be asked for, shape (G · B, N).
             temperature: Of the teacher.
+            anchored: Whether the frozen backbone answers, through the teacher's present heads.
 
         Returns:
             Probabilities of the class tokens (G · B, P) and of the asked patches (n, P).
         """
-        classes, patches = encode_masked(self.teacher["backbone"], crops, self.mask_token)
+        backbone = self.anchor if anchored else self.teacher["backbone"]
+        prefix = "anchor_" if anchored else ""
+        classes, patches = encode_masked(backbone, crops, self.mask_token)
         return (
-            self.balanced(self.teacher["dino_head"](classes), "dino", temperature),
-            self.balanced(self.teacher["ibot_head"](patches[masks]), "ibot", temperature),
+            self.balanced(self.teacher["dino_head"](classes), f"{prefix}dino", temperature),
+            self.balanced(self.teacher["ibot_head"](patches[masks]), f"{prefix}ibot", temperature),
         )
 
     def loss(self, views: Views, masks: Tensor, temperature: float) -> dict[str, Tensor]:
-        """Sum DINO's loss, iBOT's loss and KoLeo.
+        """Sum DINO's loss, iBOT's loss and KoLeo, and the first two against the anchor.
 
         Args:
-            views: At least two global crops of B images, and local crops.
+            views: At least two global crops of B images, local crops, and for the anchor the global
+                crops of the denoised copies.
             masks: Hidden patches of the global crops, shape (G · B, N).
             temperature: Of the teacher.
 
         Returns:
-            Scalars ``loss``, ``dino``, ``ibot`` and ``koleo``.
+            Scalars ``loss``, ``dino``, ``ibot`` and ``koleo``; ``anchor`` if there is an anchor and
+            it has crops to look at.
 
         Raises:
             ValueError: If there are fewer than two global crops.
@@ -478,32 +529,38 @@ class DinoV2(ScheduledModule):
             raise ValueError(f"DINOv2 needs data.global_views of at least 2, got {large}.")
         h, student = self.hparams, self.student
         crops = torch.cat(views.global_crops)
-        class_answers, patch_answers = self.targets(crops, masks, temperature)
         classes, patches = encode_masked(student["backbone"], crops, self.mask_token, masks)
         logits = list(student["dino_head"](classes).chunk(large))
         if views.local_crops:
             small = student["dino_head"](student["backbone"](torch.cat(views.local_crops)))
             logits += small.chunk(len(views.local_crops))
-        answers = torch.stack(class_answers.chunk(large))
-        terms = {
-            "dino": dino_loss(logits, answers, h["student_temperature"]),
-            "ibot": ibot_loss(
-                student["ibot_head"](patches[masks]),
-                patch_answers,
-                masks,
-                h["student_temperature"],
-            ),
-            # Not between crops of one image: those should be near each other.
-            "koleo": torch.stack([koleo(tokens) for tokens in classes.chunk(large)]).sum(),
-        }
-        loss = sum((h[f"{name}_weight"] * term for name, term in terms.items()), start=0)
-        return {"loss": torch.as_tensor(loss), **terms}
+        hidden = student["ibot_head"](patches[masks])
 
-    def masks(self, crops: int, *counters: int) -> Tensor:
+        def distilled(answers: tuple[Tensor, Tensor]) -> dict[str, Tensor]:
+            of_classes = torch.stack(answers[0].chunk(large))
+            return {
+                "dino": dino_loss(logits, of_classes, h["student_temperature"]),
+                "ibot": ibot_loss(hidden, answers[1], masks, h["student_temperature"]),
+            }
+
+        def weighted(terms: dict[str, Tensor]) -> Tensor:
+            return torch.as_tensor(sum(h[f"{name}_weight"] * term for name, term in terms.items()))
+
+        terms = distilled(self.targets(crops, masks, temperature))
+        # Not between crops of one image: those should be near each other.
+        terms["koleo"] = torch.stack([koleo(tokens) for tokens in classes.chunk(large)]).sum()
+        if self.anchor is not None and views.clean_crops:
+            clean = torch.cat(views.clean_crops)
+            answers = self.targets(clean, masks, temperature, anchored=True)
+            terms["anchor"] = weighted(distilled(answers))
+        return {"loss": weighted(terms), **terms}
+
+    def masks(self, crops: int, grid: tuple[int, int], *counters: int) -> Tensor:
         """Draw the masks of a batch.
 
         Args:
             crops: Global crops in the batch.
+            grid: Rows and columns of their patches.
             counters: What identifies the batch, mixed with the seed and the process's rank.
 
         Returns:
@@ -511,10 +568,44 @@ class DinoV2(ScheduledModule):
         """
         h, seed = self.hparams, mixed_seed(self.hparams["seed"], self.global_rank, *counters)
         generator = torch.Generator().manual_seed(seed)
-        masks = sample_patch_masks(
-            crops, self.grid, generator, h["mask_probability"], h["mask_ratio"]
-        )
+        masks = sample_patch_masks(crops, grid, generator, h["mask_probability"], h["mask_ratio"])
         return masks.to(self.device)
+
+    def on_train_start(self) -> None:
+        """Find the lengths of the schedules.
+
+        Raises:
+            ValueError: If the run ends with the first stage.
+        """
+        super().on_train_start()
+        if epochs := self.hparams["first_epochs"]:
+            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
+            self.first_steps = epochs * math.ceil(batches)
+            if self.first_steps >= self.total_steps:
+                raise ValueError(
+                    f"first_epochs={epochs} are {self.first_steps} of {self.total_steps} steps; "
+                    "expected fewer, to leave some to the second stage."
+                )
+
+    def on_train_batch_start(self, batch: tuple[Views, Tensor], batch_idx: int) -> None:
+        """Restart where the second stage begins, and seed what the networks draw.
+
+        Args:
+            batch: Views of B images, and labels (B,).
+            batch_idx: Number of the batch in the epoch.
+        """
+        super().on_train_batch_start(batch, batch_idx)
+        if batch_idx == 0 and 0 < self.current_epoch == self.hparams["first_epochs"]:
+            self.restart()
+
+    def restart(self) -> None:
+        """Keep the weights only, as a new run from a checkpoint would; the anchor is the teacher's."""
+        for optimizer in self.trainer.optimizers:
+            optimizer.state.clear()
+        if self.anchor is not None:
+            self.anchor.load_state_dict(self.teacher["backbone"].state_dict())
+            for kind in ("dino", "ibot"):
+                self.centres[f"anchor_{kind}"].load_state_dict(self.centres[kind].state_dict())
 
     def training_step(self, batch: tuple[Views, Tensor], batch_idx: int) -> Tensor:
         """Return the loss of a batch of (views, labels); the labels are not looked at.
@@ -525,11 +616,20 @@ class DinoV2(ScheduledModule):
 
         Returns:
             Scalar loss.
+
+        Raises:
+            ValueError: If the anchor has nothing to look at in the second stage.
         """
         views = batch[0]
+        second = self.current_epoch >= self.hparams["first_epochs"]
+        if self.anchor is not None and second and not views.clean_crops:
+            raise ValueError(
+                "anchor_weight needs denoised copies: set data.denoised and data.paired."
+            )
+        grids = [patch_grid(c[0], self.hparams["patch_size"]) for c in views[:2] if c]
         crops = len(views.global_crops) * views.batch_size
-        temperature = self.scheduled(self.global_step)["teacher_temperature"]
-        values = self.loss(views, self.masks(crops, self.current_epoch, batch_idx), temperature)
+        masks = self.masks(crops, grids[0], self.current_epoch, batch_idx)
+        values = self.loss(views, masks, self.scheduled(self.global_step)["teacher_temperature"])
         loss = values.pop("loss")
         self.log("train/loss", loss, prog_bar=True)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
@@ -571,6 +671,8 @@ class DinoV2(ScheduledModule):
             ``teacher_temperature``.
         """
         h, total = self.hparams, self.total_steps
+        if step >= self.first_steps:  # of the second stage, which is all without a curriculum
+            step, total = step - self.first_steps, total - self.first_steps
         warmup = round(h["warmup"] * total)
         lr = warmup_cosine(step, total, warmup, h["learning_rate"], h["final_learning_rate"])
         frozen = step < math.ceil(h["freeze_last_layer"] * total)

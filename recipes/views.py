@@ -18,10 +18,12 @@ class Views(NamedTuple):
     Attributes:
         global_crops: Large crops at full size.
         local_crops: Small crops at a smaller size; may be empty.
+        clean_crops: The global crops of the denoised copy, pixel for pixel the same cut; mostly empty.
     """
 
     global_crops: list[Tensor]
     local_crops: list[Tensor]
+    clean_crops: list[Tensor] = []  # noqa: RUF012, nobody adds to it
 
     @property
     def batch_size(self) -> int:
@@ -82,33 +84,107 @@ def distort(
     return [*found, *([v2.RandomSolarize(128, p=solarize)] if solarize else [])]
 
 
+class GaussianNoisePatch(v2.Transform):  # type: ignore[misc]
+    """Add Gaussian noise to a random square of an image (FastDINOv2, arXiv 2507.03779).
+
+    The side is uniform from 1 pixel to the shorter side of the image, the place uniform, the standard
+    deviation uniform from 0 to ``max_std``; the sum is clipped and rounded.
+
+    Args:
+        max_std: Largest standard deviation, of pixels in [0, 1].
+
+    Raises:
+        ValueError: If it is not in (0, 1].
+    """
+
+    def __init__(self, max_std: float = 0.5) -> None:
+        super().__init__()
+        if not 0 < max_std <= 1:
+            raise ValueError(f"`max_std` must be in (0, 1], got {max_std}.")
+        self.max_std = max_std
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw side, place and strength from PyTorch's global generator.
+
+        Args:
+            flat_inputs: Images; those of one sample share the draw.
+
+        Returns:
+            ``side``, ``top``, ``left`` and ``std``.
+        """
+        height, width = v2.query_size(flat_inputs)
+        side = int(torch.randint(1, min(height, width) + 1, ()))
+        return {
+            "side": side,
+            "top": int(torch.randint(height - side + 1, ())),
+            "left": int(torch.randint(width - side + 1, ())),
+            "std": self.max_std * float(torch.rand(())),
+        }
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Add the noise to an image.
+
+        Args:
+            inpt: Bytes, shape (..., H, W).
+            params: What :meth:`make_params` drew.
+
+        Returns:
+            Bytes of the same shape.
+
+        Raises:
+            TypeError: If it is no image of bytes.
+        """
+        if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8:
+            raise TypeError(
+                f"`inpt` must be a tensor of bytes, got {getattr(inpt, 'dtype', inpt)}."
+            )
+        rows = slice(params["top"], params["top"] + params["side"])
+        columns = slice(params["left"], params["left"] + params["side"])
+        noisy = inpt.clone()
+        square = noisy[..., rows, columns].float()
+        square += 255 * params["std"] * torch.randn_like(square)
+        noisy[..., rows, columns] = square.round().clamp(0, 255).to(torch.uint8)
+        return noisy
+
+
 class MultiCrop:
     """Draw several views of an image, one after the other.
 
     Args:
         global_transforms: One for each global crop, at least one.
         local_transforms: One for each local crop.
+        whole: What is done to the whole image, once, before it is cropped; nothing if None.
     """
 
     def __init__(
         self,
         global_transforms: Sequence[Callable[[Any], Tensor]],
         local_transforms: Sequence[Callable[[Any], Tensor]] = (),
+        whole: Callable[[Any], Any] | None = None,
     ) -> None:
         self.global_transforms = global_transforms
         self.local_transforms = local_transforms
+        self.whole = whole
 
     def __call__(self, image: Any) -> Views:
         """Draw from PyTorch's global generator.
 
         Args:
-            image: A PIL image or a tensor of bytes (C, H, W).
+            image: A PIL image, a tensor of bytes (C, H, W), or an image and its denoised copy
+                (2, C, H, W). Of the copy there are global crops only, drawn with the same numbers.
 
         Returns:
             The views.
         """
+        if self.whole is not None:
+            image = self.whole(image)
+        paired = isinstance(image, Tensor) and image.ndim == 4
 
-        def drawn(transforms: Sequence[Callable[[Any], Tensor]]) -> list[Tensor]:
+        def drawn(transforms: Sequence[Callable[[Any], Tensor]], image: Any) -> list[Tensor]:
             return [transform(image).as_subclass(torch.Tensor) for transform in transforms]
 
-        return Views(drawn(self.global_transforms), drawn(self.local_transforms))
+        large = drawn(self.global_transforms, image)
+        small = drawn(self.local_transforms, image[0] if paired else image)
+        if not paired:
+            return Views(large, small)
+        return Views([crop[0] for crop in large], small, [crop[1] for crop in large])

@@ -205,7 +205,7 @@ def test_loss_is_the_sum_of_its_terms(centering) -> None:
     torch.manual_seed(0)
     weights = {"dino_weight": 0.7, "ibot_weight": 1.3, "koleo_weight": 0.2}
     model = DinoV2(**TINY, **weights, drop_path=0.0, centering=centering)
-    batch, masks = views(), sample_patch_masks(10, model.grid, generator(), 0.5, (0.2, 0.5))
+    batch, masks = views(), sample_patch_masks(10, (4, 4), generator(), 0.5, (0.2, 0.5))
     found = model.loss(batch, masks, 0.05)
     crops = torch.cat(batch.global_crops)
     student, teacher = model.student, model.teacher
@@ -234,7 +234,7 @@ def test_loss_is_the_sum_of_its_terms(centering) -> None:
 def test_gradients_reach_the_student_only() -> None:
     torch.manual_seed(0)
     model = DinoV2(**TINY)
-    masks = sample_patch_masks(10, model.grid, generator())
+    masks = sample_patch_masks(10, (4, 4), generator())
     model.loss(views(), masks, 0.05)["loss"].backward()
     assert all(p.grad is None for p in model.teacher.parameters())
     assert all(p.grad is not None for p in [*model.student.parameters(), model.mask_token])
@@ -355,7 +355,7 @@ def test_prototypes_are_frozen_at_first_and_then_learn() -> None:
 
 def test_masks_follow_the_seed() -> None:
     drawn = [
-        DinoV2(**TINY, seed=seed).masks(10, epoch, batch)
+        DinoV2(**TINY, seed=seed).masks(10, (4, 4), epoch, batch)
         for seed, epoch, batch in [(0, 1, 0), (0, 1, 0), (1, 1, 0), (0, 2, 0), (0, 1, 1)]
     ]
     assert torch.equal(drawn[0], drawn[1])
@@ -373,7 +373,7 @@ def test_trainer_flags_work(options) -> None:
 def test_answers_of_the_untrained_teacher_use_all_prototypes() -> None:
     torch.manual_seed(0)
     model = DinoV2(**TINY)
-    masks = sample_patch_masks(10, model.grid, generator())
+    masks = sample_patch_masks(10, (4, 4), generator())
     classes, patches = model.targets(torch.cat(views().global_crops), masks, 0.04)
     for answers in (classes, patches):
         torch.testing.assert_close(answers.sum(1), torch.ones(len(answers)))

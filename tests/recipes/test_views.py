@@ -3,9 +3,16 @@
 import numpy as np
 import pytest
 import torch
+from scipy.stats import chisquare, kstest, norm
 from torchvision.transforms import v2
 
-from jepa_monitor.recipes.views import MultiCrop, Views, crop_and_flip, distort
+from jepa_monitor.recipes.views import (
+    GaussianNoisePatch,
+    MultiCrop,
+    Views,
+    crop_and_flip,
+    distort,
+)
 
 
 def ramp(size=64):
@@ -88,3 +95,72 @@ def test_multi_crop_applies_every_transform_to_the_same_image() -> None:
     assert isinstance(views, Views)
     assert torch.equal(torch.stack(views.global_crops), torch.stack([image + 1, 2 * image]))
     assert torch.equal(torch.stack(views.local_crops), torch.stack([-image] * 3))
+
+
+# ------------------------------------------------------------------------------- noise patches
+def test_sides_places_and_strengths_of_noise_patches_are_uniform() -> None:
+    torch.manual_seed(0)
+    patch, image = GaussianNoisePatch(0.4), torch.zeros(1, 12, 20, dtype=torch.uint8)
+    drawn = [patch.make_params([image]) for _ in range(3000)]
+    sides = np.array([d["side"] for d in drawn])
+    assert chisquare(np.bincount(sides, minlength=13)[1:]).pvalue > 1e-3
+    assert (sides.min(), sides.max()) == (1, 12)
+    assert kstest([d["std"] / 0.4 for d in drawn], "uniform").pvalue > 1e-3
+    for name, length in (("top", 12), ("left", 20)):
+        chosen = np.array([d[name] for d in drawn if d["side"] == 5])
+        assert chisquare(np.bincount(chosen, minlength=length - 4)).pvalue > 1e-3
+
+
+def test_noise_patches_change_their_square_only_and_by_their_strength() -> None:
+    torch.manual_seed(0)
+    image = torch.full((3, 70, 90), 128, dtype=torch.uint8)
+    params = {"side": 60, "top": 7, "left": 20, "std": 0.1}
+    found = GaussianNoisePatch().transform(image, params).double()
+    inside = torch.zeros(70, 90, dtype=torch.bool)
+    inside[7:67, 20:80] = True
+    assert (found[:, ~inside] == 128).all()
+    noise = found[:, inside] - 128
+    assert noise.std().item() == pytest.approx(25.5, rel=0.03)
+    assert abs(noise.mean().item()) < 5 * 25.5 / 103.9  # root of 3 * 60 * 60 pixels
+    assert kstest(noise.flatten().numpy(), norm(scale=25.5).cdf).statistic < 0.02
+    assert torch.equal(image, torch.full_like(image, 128))  # the original stays
+    loud = GaussianNoisePatch().transform(image, {**params, "std": 1.0})
+    assert loud.dtype == torch.uint8
+    beyond = norm.sf(127.5, scale=255)  # clipped, not wrapped around
+    assert (loud[:, inside] == 255).double().mean().item() == pytest.approx(beyond, abs=0.02)
+
+
+def test_a_patch_lies_somewhere_else_each_time_and_follows_the_seed() -> None:
+    image = torch.full((1, 16, 16), 128, dtype=torch.uint8)
+    patch = GaussianNoisePatch(0.5)
+    torch.manual_seed(3)
+    first = [patch(image) for _ in range(5)]
+    torch.manual_seed(3)
+    assert all(torch.equal(patch(image), x) for x in first)
+    assert not torch.equal(first[0], first[1])
+
+
+def test_a_pair_is_cut_with_the_same_numbers_and_has_local_crops_of_the_first_only() -> None:
+    cut = v2.Compose([v2.ToImage(), *crop_and_flip(16, (0.2, 0.8), flip=True)])
+    crops = MultiCrop([cut, cut], [cut])
+    other = ramp().flip(0)  # another image, whose colours tell where they came from just as well
+    torch.manual_seed(0)
+    pair = crops(torch.stack([ramp(), other]))
+    torch.manual_seed(0)
+    alone = crops(ramp())
+    assert not alone.clean_crops
+    assert torch.equal(torch.stack(pair.global_crops), torch.stack(alone.global_crops))
+    assert torch.equal(pair.local_crops[0], alone.local_crops[0])
+    assert torch.equal(torch.stack(pair.clean_crops), torch.stack(alone.global_crops).flip(1))
+
+
+def test_what_is_done_first_is_done_once() -> None:
+    seen = []
+
+    def count(image):
+        seen.append(image)
+        return image + 1
+
+    views = MultiCrop([torch.neg, torch.neg], [torch.neg], whole=count)(torch.ones(1, 2, 2))
+    assert len(seen) == 1
+    assert all(torch.equal(v, torch.full((1, 2, 2), -2.0)) for v in views[0] + views[1])
