@@ -69,6 +69,15 @@ class RecipeCLI(LightningCLI):
             monitor["every_n_epochs"] = every
         knn["every_n_epochs"] = knn["every_n_epochs"] or every
 
+    def before_fit(self) -> None:
+        """Do what a method needs once all is built."""
+
+    def instantiate_classes(self) -> None:
+        """Build everything, and keep what the data decide among the module's hyperparameters."""
+        super().instantiate_classes()
+        # Lightning 2.4 keeps only what the command line has decided.
+        self.model.hparams["in_channels"] = self.datamodule.channels
+
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """Accept ``--data NAME`` for ``--data.name NAME``, then parse.
 
@@ -133,7 +142,7 @@ def verdict(metrics: Mapping[str, float]) -> str:
 class ClosingTable(Callback):
     """Print what training changed, how the run went, and how to look at the curves."""
 
-    rows = (
+    rows: tuple[tuple[str, str, str], ...] = (
         ("JEPA-SCORE, mean (nats)", "jepa_score/mean", "{:.1f}"),
         ("RankMe", "collapse/rankme", "{:.1f}"),
         ("k-NN accuracy", "eval/knn_accuracy", "{:.1%}"),
@@ -221,6 +230,7 @@ def parse(
     max_epochs: int,
     args: list[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    cli: type[RecipeCLI] = RecipeCLI,
 ) -> RecipeCLI:
     """Parse the command line and build data, model and trainer from it.
 
@@ -231,6 +241,7 @@ def parse(
         args: Arguments, or None for those of the process.
         defaults: What the method asks of data and callbacks, by full name such as
             ``data.global_views``.
+        cli: The command line, for a method that needs more than the others.
 
     Returns:
         An object with ``model``, ``datamodule``, ``trainer`` and ``config``.
@@ -243,7 +254,7 @@ def parse(
     clash = "load_from_checkpoint_support"
     known = clash in inspect.signature(LightningCLI).parameters
     own_checkpoint_option = {clash: False} if known else {}
-    return RecipeCLI(
+    return cli(
         model,
         ImageDataModule,
         trainer_defaults={
@@ -267,6 +278,7 @@ def train(
     max_epochs: int,
     args: list[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
+    cli: type[RecipeCLI] = RecipeCLI,
 ) -> Trainer:
     """Parse the command line and train.
 
@@ -277,6 +289,7 @@ def train(
         args: Arguments, or None for those of the process.
         defaults: What the method asks of data and callbacks, by full name such as
             ``data.global_views``.
+        cli: The command line, for a method that needs more than the others.
 
     Returns:
         The trainer after ``fit``.
@@ -285,9 +298,10 @@ def train(
     known = (".*many workers", ".*smaller than the logging interval", ".*have no `validation_step`")
     for message in known:
         warnings.filterwarnings("ignore", message)
-    cli = parse(model, name, max_epochs, args, defaults)
-    checkpoint = cli.config["ckpt_path"]
+    run = parse(model, name, max_epochs, args, defaults, cli)
+    checkpoint = run.config["ckpt_path"]
     if checkpoint == "last":
-        checkpoint = newest_checkpoint(Path(cli.trainer.log_dir or "runs").parent)
-    cli.trainer.fit(cli.model, datamodule=cli.datamodule, ckpt_path=checkpoint)
-    return cli.trainer
+        checkpoint = newest_checkpoint(Path(run.trainer.log_dir or "runs").parent)
+    run.before_fit()
+    run.trainer.fit(run.model, datamodule=run.datamodule, ckpt_path=checkpoint)
+    return run.trainer
