@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
 from jepa_monitor.recipes.module import ScheduledModule, is_decayed
-from jepa_monitor.recipes.networks import build_vit
+from jepa_monitor.recipes.networks import blanked, build_vit
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
 if TYPE_CHECKING:
@@ -298,6 +298,8 @@ def encode_masked(
     Returns:
         Normalised class tokens (B, K) and patch tokens (B, N, K).
     """
+    if masks is not None:
+        images = blanked(images, masks, vit.patch_embed.patch_size[0])
     patches = vit.patch_embed(images)  # (B, rows, columns, K)
     if masks is not None:
         hidden = masks.view(*patches.shape[:3], 1)
@@ -329,6 +331,7 @@ class DinoV2(ScheduledModule):
         image_size: Side of the global crops in pixels.
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size`` and the size of local crops.
+        stem: ``"patch"``, the papers', or ``"conv"``, convolutions, which learn more from few images.
         width: Numbers per token of the backbone, a multiple of ``heads``.
         depth: Transformer blocks of the backbone.
         heads: Attention heads of the backbone.
@@ -373,6 +376,7 @@ class DinoV2(ScheduledModule):
         image_size: int = 16,
         in_channels: int = 1,
         patch_size: int = 4,
+        stem: str = "patch",
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
@@ -439,6 +443,7 @@ class DinoV2(ScheduledModule):
             class_token=True,
             drop_path=drop_path,
             layer_scale=layer_scale,
+            stem=stem,
         )
         self.student = nn.ModuleDict(
             {

@@ -1,4 +1,4 @@
-"""How good are the embeddings? A k-nearest-neighbour classifier while the encoder trains."""
+"""How good are the embeddings? Nearest neighbours while the encoder trains, a linear probe at its ends."""
 
 from __future__ import annotations
 
@@ -67,13 +67,35 @@ def knn_accuracy(
     return float((predicted == queries[1]).double().mean())
 
 
+def linear_accuracy(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> float:
+    """Share of queries that logistic regression on the known embeddings classifies correctly.
+
+    scikit-learn's, with its default penalty, on embeddings of mean 0 and variance 1.
+
+    Args:
+        bank: Known embeddings (N, K) and labels (N,), of at least two classes.
+        queries: Embeddings (M, K) and labels (M,) to test on.
+
+    Returns:
+        Accuracy between 0 and 1.
+    """
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    (known, classes), (asked, truth) = [[t.cpu().numpy() for t in p] for p in (bank, queries)]
+    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+    return float(probe.fit(known.astype("f8"), classes).score(asked.astype("f8"), truth))
+
+
 class OnlineKNN(Callback):
     """Log the k-NN accuracy of the encoder before training and at the ends of epochs.
 
     Needs no training of a head, and shows collapse (falling accuracy) early. It does not disturb
     the run: own loaders, own generator, modes and random state put back.
 
-    Logs ``eval/knn_accuracy`` in [0, 1]; nothing where images have no labels.
+    Logs ``eval/knn_accuracy`` in [0, 1] and, before training and after the last epoch,
+    ``eval/linear_accuracy``; nothing where images have no labels.
 
     Args:
         encoder: Name of the module to judge, an attribute of the LightningModule that maps images
@@ -85,6 +107,7 @@ class OnlineKNN(Callback):
         max_train: Training images that serve as neighbours, at most; a fixed random choice.
         max_val: Held-out images to classify, at most; a fixed random choice.
         batch_size: Images in a forward pass.
+        linear: Whether to train a linear probe before the first and after the last epoch.
 
     Raises:
         ValueError: If a number is out of its range.
@@ -99,6 +122,7 @@ class OnlineKNN(Callback):
         max_train: int = 10_000,
         max_val: int = 2_000,
         batch_size: int = 256,
+        linear: bool = True,
     ) -> None:
         self.every_n_epochs = 1 if every_n_epochs is None else every_n_epochs
         numbers = {"every_n_epochs": self.every_n_epochs, "k": k, "max_train": max_train}
@@ -113,6 +137,7 @@ class OnlineKNN(Callback):
         self.max_train = max_train
         self.max_val = max_val
         self.batch_size = batch_size
+        self.linear = linear
         self.pixel_accuracy: float | None = None
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -122,8 +147,10 @@ class OnlineKNN(Callback):
             trainer: The trainer, whose data module must be an ``ImageDataModule``.
             pl_module: The method that trains.
         """
-        self.pixel_accuracy = self._accuracy(trainer, pl_module, nn.Flatten())
-        self._log(trainer, pl_module)
+        pixels = self._embedded(trainer, pl_module, nn.Flatten())
+        if pixels is not None:
+            self.pixel_accuracy = knn_accuracy(*pixels, self.k, self.temperature)
+        self._log(trainer, pl_module, self.linear)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the encoder.
@@ -133,17 +160,28 @@ class OnlineKNN(Callback):
             pl_module: The method that trains.
         """
         epoch = trainer.current_epoch + 1
-        if epoch % self.every_n_epochs == 0 or epoch == trainer.max_epochs:
-            self._log(trainer, pl_module)
+        last = epoch == trainer.max_epochs
+        if epoch % self.every_n_epochs == 0 or last:
+            self._log(trainer, pl_module, self.linear and last)
 
-    def _log(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        accuracy = self._accuracy(trainer, pl_module, pl_module.get_submodule(self.encoder))
-        if accuracy is not None:
-            pl_module.log("eval/knn_accuracy", accuracy, prog_bar=True)
+    def _log(self, trainer: Trainer, pl_module: LightningModule, linear: bool) -> None:
+        found = self._embedded(trainer, pl_module, pl_module.get_submodule(self.encoder))
+        if found is None:
+            return
+        values = {"eval/knn_accuracy": knn_accuracy(*found, self.k, self.temperature)}
+        if linear:
+            values["eval/linear_accuracy"] = linear_accuracy(*found)
+        # Lightning would hold the first values back, and lose them to the first epoch's.
+        before = trainer.global_step == 0
+        for name, value in values.items():
+            in_bar = name == "eval/knn_accuracy"
+            pl_module.log(name, value, prog_bar=in_bar, logger=not before)
+        for logger in trainer.loggers if before else ():
+            logger.log_metrics(values, step=0)
 
-    def _accuracy(
+    def _embedded(
         self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module
-    ) -> float | None:
+    ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         # Every process measures all images: no communication, and the same value everywhere.
         data = cast("ImageDataModule", getattr(trainer, "datamodule", None))
         assert data.plain_train_set is not None
@@ -151,9 +189,10 @@ class OnlineKNN(Callback):
         if UNKNOWN in (data.plain_train_set[0][1], data.val_set[0][1]):
             return None
         with undisturbed(encoder, pl_module.device):
-            bank = self._embed(encoder, data.plain_train_set, self.max_train, pl_module.device)
-            queries = self._embed(encoder, data.val_set, self.max_val, pl_module.device)
-            return knn_accuracy(bank, queries, self.k, self.temperature)
+            return (
+                self._embed(encoder, data.plain_train_set, self.max_train, pl_module.device),
+                self._embed(encoder, data.val_set, self.max_val, pl_module.device),
+            )
 
     def _embed(
         self, encoder: nn.Module, images: Labelled, at_most: int, device: torch.device

@@ -18,7 +18,9 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.networks import STEMS, blanked, conv_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
 if TYPE_CHECKING:
@@ -171,7 +173,13 @@ def sincos(grid: tuple[int, int], width: int) -> nn.Parameter:
 
 
 def build_encoder(
-    image_size: int, patch_size: int, in_channels: int, width: int, depth: int, heads: int
+    image_size: int,
+    patch_size: int,
+    in_channels: int,
+    width: int,
+    depth: int,
+    heads: int,
+    stem: str = "patch",
 ) -> VisionTransformer:
     """Build a timm ViT without class token that maps images (B, C, H, W) to embeddings (B, width).
 
@@ -184,10 +192,15 @@ def build_encoder(
         width: Numbers per token.
         depth: Transformer blocks.
         heads: Attention heads.
+        stem: ``"patch"`` or ``"conv"``: how patches become tokens.
 
     Returns:
         The encoder.
+
+    Raises:
+        ValueError: If there is no such stem.
     """
+    check_choice(stem, "stem", STEMS)
     vit = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
@@ -201,6 +214,8 @@ def build_encoder(
         weight_init="jax",  # Xavier: timm's default of std 0.02 is far too small at this width
         fc_norm=False,  # normalise tokens, then pool: the loss needs normalised tokens
     )
+    if stem == "conv":
+        vit.patch_embed.proj = conv_stem(in_channels, patch_size, width)
     vit.pos_embed = sincos(vit.patch_embed.grid_size, width)
     return vit
 
@@ -216,6 +231,10 @@ def encode_tokens(vit: VisionTransformer, images: Tensor, visible: Tensor | None
     Returns:
         Normalised tokens, shape (B, n, K).
     """
+    if visible is not None:
+        hidden = torch.ones(len(images), vit.patch_embed.num_patches, dtype=torch.bool)
+        hidden = hidden.to(images.device).scatter_(1, visible, False)
+        images = blanked(images, hidden, vit.patch_embed.patch_size[0])
     tokens = vit.patch_embed(images) + vit.pos_embed
     if visible is not None:
         tokens = take(tokens, visible)
@@ -288,6 +307,7 @@ class IJepa(LightningModule):
         image_size: Side of the image in pixels.
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size``.
+        stem: ``"patch"``, the papers', or ``"conv"``, convolutions, which learn more from few images.
         width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -317,6 +337,7 @@ class IJepa(LightningModule):
         image_size: int = 24,
         in_channels: int = 1,
         patch_size: int = 4,
+        stem: str = "patch",
         width: int = 64,
         depth: int = 6,
         heads: int = 2,
@@ -353,7 +374,7 @@ class IJepa(LightningModule):
         }
         block_shapes(self.grid, target_scale, target_aspect)
         block_shapes(self.grid, context_scale, (1.0, 1.0))
-        self.encoder = build_encoder(image_size, patch_size, in_channels, width, depth, heads)
+        self.encoder = build_encoder(image_size, patch_size, in_channels, width, depth, heads, stem)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = Predictor(
             self.grid, width, predictor_width, predictor_depth, predictor_heads

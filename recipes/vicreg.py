@@ -84,6 +84,7 @@ class VicReg(ScheduledModule):
         image_size: Side of the image in pixels.
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size``.
+        stem: ``"patch"``, the papers', or ``"conv"``, convolutions, which learn more from few images.
         width: Numbers per token of the encoder, a multiple of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -108,6 +109,7 @@ class VicReg(ScheduledModule):
         image_size: int = 16,
         in_channels: int = 1,
         patch_size: int = 4,
+        stem: str = "patch",
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
@@ -128,7 +130,7 @@ class VicReg(ScheduledModule):
             raise ValueError(f"warmup={warmup} must be in [0, 1).")
         self.save_hyperparameters()
         encoder = build_vit(
-            image_size, patch_size, in_channels, width, depth, heads, drop_path=drop_path
+            image_size, patch_size, in_channels, width, depth, heads, drop_path=drop_path, stem=stem
         )
         head = projector([width, expander_hidden, expander_hidden, expander_width])
         self.network = nn.Sequential(OrderedDict(encoder=encoder, expander=head))

@@ -11,7 +11,13 @@ from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.evaluation import OnlineKNN, knn_accuracy, knn_predict, undisturbed
+from jepa_monitor.recipes.evaluation import (
+    OnlineKNN,
+    knn_accuracy,
+    knn_predict,
+    linear_accuracy,
+    undisturbed,
+)
 
 
 def features(seed=0, n=300, m=1100, width=6, classes=5):
@@ -38,6 +44,29 @@ def test_accuracy_equals_scikit_learn() -> None:
     expected = reference.fit(bank, labels).score(queries, targets)
     x, y, q, t = map(torch.from_numpy, (bank, labels, queries, targets))
     assert knn_accuracy((x, y), (q, t), k=7, temperature=0.1) == pytest.approx(expected)
+
+
+def test_linear_accuracy_is_that_of_the_penalised_likelihood() -> None:
+    bank, labels, queries, targets = features(2, n=120, m=200, classes=3)
+    mean, deviation = bank.mean(0), bank.std(0)
+    x, q = (torch.from_numpy((z - mean) / deviation) for z in (bank, queries))
+    weight = torch.zeros(3, x.shape[1], dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(3, dtype=torch.float64, requires_grad=True)
+    optimizer = torch.optim.LBFGS([weight, bias], max_iter=500, line_search_fn="strong_wolfe")
+
+    def loss():
+        optimizer.zero_grad()
+        logits = x @ weight.T + bias
+        value = nn.functional.cross_entropy(logits, torch.from_numpy(labels), reduction="sum")
+        value = value + weight.square().sum() / 2
+        value.backward()
+        return value
+
+    optimizer.step(loss)
+    expected = ((q @ weight.T + bias).argmax(1).numpy() == targets).mean()
+    known, asked = [tuple(map(torch.from_numpy, p)) for p in ((bank, labels), (queries, targets))]
+    assert linear_accuracy(known, asked) == pytest.approx(expected, abs=0.006)
+    assert 0.4 < expected < 1
 
 
 def test_k_beyond_the_bank_uses_all() -> None:
@@ -144,16 +173,17 @@ def test_callback_measures_without_disturbing() -> None:
         final = reference(watched.target_encoder)
     assert float(trainer.callback_metrics["eval/knn_accuracy"]) == pytest.approx(final, abs=0.007)
     assert knn.pixel_accuracy == pytest.approx(reference(lambda x: x.flatten(1)), abs=0.007)
+    assert trainer.callback_metrics["eval/linear_accuracy"] > 0.4
 
 
 def test_the_last_epoch_is_always_measured() -> None:
     knn = OnlineKNN(every_n_epochs=2, max_train=50, max_val=20)
     seen = []
-    knn._log = lambda trainer, _: seen.append(trainer.current_epoch)
+    knn._log = lambda trainer, _, linear: seen.append((trainer.current_epoch, linear))
     for epoch in range(5):
         trainer = SimpleNamespace(current_epoch=epoch, max_epochs=5)
         knn.on_train_epoch_end(trainer, None)
-    assert seen == [1, 3, 4]
+    assert seen == [(1, False), (3, False), (4, True)]
 
 
 def test_without_labels_nothing_is_logged() -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 from jepa_monitor.recipes.module import ScheduledModule, gathered
-from jepa_monitor.recipes.networks import build_vit, projector
+from jepa_monitor.recipes.networks import blanked, build_vit, projector
 from jepa_monitor.recipes.schedules import warmup_cosine
 
 
@@ -129,6 +129,37 @@ def test_the_embedding_is_the_mean_of_the_tokens_or_the_class_token() -> None:
         tokens = vit.forward_features(x)
         expected = tokens[:, 0] if class_token else tokens.mean(1)
         torch.testing.assert_close(vit(x), expected)
+
+
+def test_convolutional_stem_gives_a_token_for_each_patch() -> None:
+    vit = build_vit(16, 4, 3, 16, 1, 2, stem="conv").eval()
+    images = torch.randn(2, 3, 16, 16)
+    tokens = vit.patch_embed(images)
+    assert tokens.shape == (2, 4, 4, 16)
+    assert vit(images).shape == vit(images[..., :8, :8]).shape == (2, 16)
+    torch.testing.assert_close(vit(images)[:1], vit(images[:1]))  # no image depends on its batch
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"patch_size": 6, "image_size": 18, "width": 48}, "patch_size=6 must be a power of 2"),
+        ({"patch_size": 8, "image_size": 16, "width": 18}, "width=18 must be a multiple of 4"),
+        ({"patch_size": 4, "image_size": 16, "width": 16, "stem": "hybrid"}, "`stem`"),
+    ],
+)
+def test_impossible_stems_are_refused(arguments, message) -> None:
+    with pytest.raises(ValueError, match=message):
+        build_vit(**{"in_channels": 1, "depth": 1, "heads": 2, "stem": "conv", **arguments})
+
+
+def test_blanked_hides_exactly_the_patches() -> None:
+    images = torch.arange(1.0, 65.0).view(2, 1, 4, 8)
+    hidden = torch.tensor([[False, True], [False, False]])
+    result = blanked(images, hidden, 4)
+    assert torch.equal(result[..., :4], images[..., :4])
+    assert torch.equal(result[1], images[1])
+    assert not result[0, ..., 4:].any()
 
 
 def test_projector_is_linear_norm_relu() -> None:
