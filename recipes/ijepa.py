@@ -192,7 +192,7 @@ def build_encoder(
         width: Numbers per token.
         depth: Transformer blocks.
         heads: Attention heads.
-        stem: ``"patch"`` or ``"conv"``: how patches become tokens.
+        stem: How patches become tokens, one of ``STEMS`` in ``networks.py``.
 
     Returns:
         The encoder.
@@ -214,8 +214,8 @@ def build_encoder(
         weight_init="jax",  # Xavier: timm's default of std 0.02 is far too small at this width
         fc_norm=False,  # normalise tokens, then pool: the loss needs normalised tokens
     )
-    if stem == "conv":
-        vit.patch_embed.proj = conv_stem(in_channels, patch_size, width)
+    if stem != "patch":
+        vit.patch_embed.proj = conv_stem(stem, in_channels, patch_size, width)
     vit.pos_embed = sincos(vit.patch_embed.grid_size, width)
     return vit
 
@@ -307,7 +307,8 @@ class IJepa(LightningModule):
         image_size: Side of the image in pixels.
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size``.
-        stem: ``"patch"``, the papers', or ``"conv"``, convolutions, which learn more from few images.
+        stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
+            ``"conv_batchnorm"``, convolutions, which learn more from few images.
         width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.

@@ -14,7 +14,7 @@ from jepa_monitor._checks import check_choice
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-STEMS = ("patch", "conv")
+STEMS = ("patch", "conv", "conv_batchnorm")
 
 
 def build_vit(
@@ -45,7 +45,7 @@ def build_vit(
         class_token: Whether there is a class token.
         drop_path: Share of stochastic depth, the same in every block.
         layer_scale: First value of LayerScale, or None for none.
-        stem: ``"patch"`` or ``"conv"``: how patches become tokens.
+        stem: How patches become tokens, one of :data:`STEMS`; see :func:`conv_stem`.
 
     Returns:
         The network.
@@ -71,25 +71,27 @@ def build_vit(
         fc_norm=False,  # normalise tokens, then pool
         dynamic_img_size=True,
     )
-    if stem == "conv":
-        vit.patch_embed.proj = conv_stem(in_channels, patch_size, width)
+    if stem != "patch":
+        vit.patch_embed.proj = conv_stem(stem, in_channels, patch_size, width)
     # timm lets the rate rise with depth; DINOv2 does not.
     for block in vit.blocks if drop_path else ():
         block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
     return vit
 
 
-def conv_stem(in_channels: int, patch_size: int, width: int) -> nn.Sequential:
+def conv_stem(stem: str, in_channels: int, patch_size: int, width: int) -> nn.Sequential:
     """Convolutions that halve the image until a patch is one token (arXiv 2106.14881).
 
     They know that neighbouring pixels belong together, which a linear map of a patch has to learn:
-    on few images and in few epochs that decides. The channels double up to ``width``, with batch
-    normalisation and ReLU after each, as in the paper. GroupNorm learned more slowly in DINOv2.
+    on few images and in few epochs that decides. The channels double up to ``width``.
 
     Args:
+        stem: ``"conv"``, with GroupNorm and GELU: no image depends on its batch; or
+            ``"conv_batchnorm"``, with BatchNorm and ReLU as in the paper, which takes away what all
+            images share: class tokens then differ from the start, and a teacher has more to say.
         in_channels: Colour channels C.
         patch_size: Side of a patch in pixels, a power of 2 above 1.
-        width: Numbers per token, a multiple of half of ``patch_size``.
+        width: Numbers per token, a multiple of 4 · ``patch_size``.
 
     Returns:
         A network that maps images (B, C, H, W) to (B, width, H / patch_size, W / patch_size).
@@ -99,14 +101,17 @@ def conv_stem(in_channels: int, patch_size: int, width: int) -> nn.Sequential:
     """
     halvings = patch_size.bit_length() - 1
     if patch_size < 2 or patch_size != 2**halvings:
-        raise ValueError(f"patch_size={patch_size} must be a power of 2 above 1 for stem='conv'.")
-    if width % (patch_size // 2):
-        raise ValueError(f"width={width} must be a multiple of {patch_size // 2} for stem='conv'.")
+        raise ValueError(f"patch_size={patch_size} must be a power of 2 above 1 for stem={stem!r}.")
+    if width % (4 * patch_size):
+        raise ValueError(f"width={width} must be a multiple of {4 * patch_size} for stem={stem!r}.")
     layers: list[nn.Module] = []
     inputs = in_channels
     for outputs in (width >> i for i in reversed(range(halvings))):
-        convolution = nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False)
-        layers += [convolution, nn.BatchNorm2d(outputs), nn.ReLU()]
+        layers.append(nn.Conv2d(inputs, outputs, 3, stride=2, padding=1, bias=False))
+        if stem == "conv":
+            layers += [nn.GroupNorm(outputs // 8, outputs), nn.GELU()]
+        else:
+            layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
         inputs = outputs
     return nn.Sequential(*layers, nn.Conv2d(width, width, 1))
 

@@ -84,7 +84,8 @@ class VicReg(ScheduledModule):
         image_size: Side of the image in pixels.
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size``.
-        stem: ``"patch"``, the papers', or ``"conv"``, convolutions, which learn more from few images.
+        stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
+            ``"conv_batchnorm"``, convolutions, which learn more from few images.
         width: Numbers per token of the encoder, a multiple of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.

@@ -131,8 +131,9 @@ def test_the_embedding_is_the_mean_of_the_tokens_or_the_class_token() -> None:
         torch.testing.assert_close(vit(x), expected)
 
 
-def test_convolutional_stem_gives_a_token_for_each_patch() -> None:
-    vit = build_vit(16, 4, 3, 16, 1, 2, stem="conv").eval()
+@pytest.mark.parametrize("stem", ["conv", "conv_batchnorm"])
+def test_convolutional_stem_gives_a_token_for_each_patch(stem) -> None:
+    vit = build_vit(16, 4, 3, 16, 1, 2, stem=stem).eval()
     images = torch.randn(2, 3, 16, 16)
     tokens = vit.patch_embed(images)
     assert tokens.shape == (2, 4, 4, 16)
@@ -144,7 +145,7 @@ def test_convolutional_stem_gives_a_token_for_each_patch() -> None:
     ("arguments", "message"),
     [
         ({"patch_size": 6, "image_size": 18, "width": 48}, "patch_size=6 must be a power of 2"),
-        ({"patch_size": 8, "image_size": 16, "width": 18}, "width=18 must be a multiple of 4"),
+        ({"patch_size": 4, "image_size": 16, "width": 24}, "width=24 must be a multiple of 16"),
         ({"patch_size": 4, "image_size": 16, "width": 16, "stem": "hybrid"}, "`stem`"),
     ],
 )

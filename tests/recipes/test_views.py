@@ -165,6 +165,7 @@ def test_what_is_done_first_is_done_once() -> None:
     assert len(seen) == 1
     assert all(torch.equal(v, torch.full((1, 2, 2), -2.0)) for v in views[0] + views[1])
 
+
 def test_no_blur_where_it_would_be_narrower_than_a_third_of_a_pixel() -> None:
     kinds = [type(t.transforms[0]).__name__ for t in distort(1.0, 2, 32)]
     assert kinds == []
