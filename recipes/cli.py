@@ -146,6 +146,7 @@ class ClosingTable(Callback):
         ("JEPA-SCORE, mean (nats)", "jepa_score/mean", "{:.1f}"),
         ("RankMe", "collapse/rankme", "{:.1f}"),
         ("k-NN accuracy", "eval/knn_accuracy", "{:.1%}"),
+        ("linear accuracy", "eval/linear_accuracy", "{:.1%}"),
     )
 
     def __init__(self) -> None:
