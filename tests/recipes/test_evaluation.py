@@ -199,3 +199,25 @@ def test_without_labels_nothing_is_logged() -> None:
     knn.on_train_start(SimpleNamespace(datamodule=data), module)
     assert knn.pixel_accuracy is None
     assert logged == []
+
+
+def test_the_untrained_encoder_is_in_the_curves_at_step_0() -> None:
+    generator = torch.Generator().manual_seed(0)
+    images = [(torch.randn(1, 2, 2, generator=generator) + 2 * (i % 2), i % 2) for i in range(40)]
+    curves, for_monitors = [], []
+    trainer = SimpleNamespace(
+        datamodule=SimpleNamespace(plain_train_set=images[:30], val_set=images[30:]),
+        global_step=0,
+        loggers=[SimpleNamespace(log_metrics=lambda values, step: curves.append((values, step)))],
+    )
+    module = SimpleNamespace(
+        device=torch.device("cpu"),
+        get_submodule=lambda _: nn.Flatten(),
+        log=lambda name, value, **options: for_monitors.append((name, value, options["logger"])),
+    )
+    OnlineKNN(k=3).on_train_start(trainer, module)
+    ((values, step),) = curves
+    assert step == 0
+    assert for_monitors == [(name, value, False) for name, value in values.items()]
+    assert values.keys() == {"eval/knn_accuracy", "eval/linear_accuracy"}
+    assert min(values.values()) > 0.8
