@@ -2,7 +2,8 @@
 
 from jepa_monitor.cli.comparison import Comparison, compare
 from jepa_monitor.cli.curation import curate, select
-from jepa_monitor.cli.models import LoadedEncoder, ModelSettings, load_encoder
+from jepa_monitor.cli.loaded import LoadedEncoder, ModelSettings
+from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.page import report
 from jepa_monitor.cli.runs import RefusedError
 from jepa_monitor.cli.scoring import Settings, score_dataset

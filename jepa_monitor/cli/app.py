@@ -22,7 +22,8 @@ from jepa_monitor.cli.closing import closing_table, comparison_table
 from jepa_monitor.cli.comparison import compare
 from jepa_monitor.cli.curation import curate
 from jepa_monitor.cli.decoding import BadImage
-from jepa_monitor.cli.models import ModelSettings, load_encoder
+from jepa_monitor.cli.loaded import ModelSettings
+from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.page import report
 from jepa_monitor.cli.scoring import Settings, score_dataset
 from jepa_monitor.cli.tables import info_of
@@ -35,6 +36,8 @@ _DONE, _FAILED, _REFUSED, _SKIPPED, _INTERRUPTED = 0, 1, 2, 3, 130
 _SCORE = """
 examples:
   jepa-monitor score --model timm/vit_small_patch14_dinov2.lvd142m --data photos/ --out scores.parquet
+  jepa-monitor score --model hf/facebook/ijepa_vith14_1k --data photos/ --out scores.parquet
+  jepa-monitor score --model open_clip/ViT-B-32-quickgelu/metaclip_400m --data photos/ --out s.csv
   jepa-monitor score --model runs/ijepa/version_0/checkpoints/last.ckpt --data photos/ --out s.csv
   jepa-monitor score --model my_code:encoder --data list.csv --out s.jsonl --method exact --limit 500
   torchrun --nproc-per-node 8 -m jepa_monitor score --model … --data … --out …
@@ -82,10 +85,13 @@ def score(
     Interrupted at any point, the same command goes on where it was.
 
     Args:
-        model: timm/NAME, a Lightning checkpoint (PATH.ckpt), or package.module:function, a function
-            without arguments that returns an encoder, or an encoder and a transform.
+        model: timm/NAME, hf/ORG/NAME or hf/FOLDER, open_clip/NAME/TAG, a Lightning checkpoint
+            (PATH.ckpt), or package.module:function, a function without arguments that returns an
+            encoder, or an encoder and a transform.
         data: A folder (sub-folders are classes), a list (.txt, .csv or .jsonl with ``path`` and
-            ``label``), or FILE.npz, or FILE.npz:SPLIT for its arrays SPLIT_images and SPLIT_labels.
+            ``label``), FILE.npz, or FILE.npz:SPLIT for its arrays SPLIT_images and SPLIT_labels,
+            WebDataset shards ('shards-{000..009}.tar', or with ``*``), or torchvision/NAME:SPLIT
+            (files in ``data``, or torchvision/NAME:SPLIT@FOLDER).
         out: The table to write: .parquet, .csv or .jsonl.
         reference: Data that the images are compared with, like ``data``; default: they themselves.
         strict: Fail at the first image that cannot be read.

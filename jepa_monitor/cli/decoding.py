@@ -9,13 +9,24 @@ from __future__ import annotations
 import os
 import stat
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-__all__ = ["SUFFIXES", "BadImage", "Decoded", "decode", "open_regular"]
+__all__ = [
+    "SUFFIXES",
+    "BadImage",
+    "Decoded",
+    "decode",
+    "open_image",
+    "open_regular",
+    "pixels_limited",
+    "to_plain",
+]
 
 # Only formats that are decoded in-process by a library that is fuzzed: EPS, say, runs Ghostscript.
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -105,30 +116,78 @@ def decode(stream: BinaryIO, max_pixels: int, convert: bool = True) -> Decoded:
     Raises:
         BadImage: If it cannot or must not be decoded.
     """
-    Image.init()
-    formats = [name for name in _FORMATS if name in Image.OPEN]
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # about metadata; and the size is checked here
         try:
-            with Image.open(stream, formats=formats) as image:
-                _check_size(image, max_pixels)
-                notes = _container_notes(image)
-                image.load()
-                plain, conversion = _to_rgb(image)
+            with open_image(stream) as image:
+                return to_plain(image, max_pixels, convert)
         except BadImage:
             raise
         except UnidentifiedImageError as error:
-            raise BadImage(f"is no image in any of the formats {', '.join(formats)}") from error
+            raise BadImage(f"is no image in any of the formats {', '.join(_FORMATS)}") from error
         except Image.DecompressionBombError as error:
             raise BadImage(f"decompression bomb: {error}") from error
         except MemoryError as error:
             raise BadImage("does not fit into memory") from error
         except Exception as error:  # decoders raise whatever they like on broken files
             raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from error
+
+
+def open_image(stream: BinaryIO) -> Image.Image:
+    """Open an image of a format that is safe to decode, without decoding it.
+
+    Args:
+        stream: The file.
+
+    Returns:
+        The image.
+    """
+    Image.init()
+    return Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
+
+
+def to_plain(image: Image.Image, max_pixels: int, convert: bool = True) -> Decoded:
+    """Make 8-bit RGB of an image that has been opened.
+
+    Args:
+        image: Of any mode.
+        max_pixels: More are refused.
+        convert: See :func:`decode`.
+
+    Returns:
+        The image and a note.
+
+    Raises:
+        BadImage: If it cannot or must not be converted.
+    """
+    _check_size(image, max_pixels)
+    notes = _container_notes(image)
+    image.load()
+    plain, conversion = _to_rgb(image)
     notes += conversion
     if notes and not convert:
         raise BadImage(f"is not plain 8-bit RGB or grey: {'; '.join(notes)}")
     return Decoded(plain, "; ".join(notes))
+
+
+@contextmanager
+def pixels_limited(max_pixels: int) -> Iterator[None]:
+    """Have Pillow refuse images that are too large, whoever opens them.
+
+    Args:
+        max_pixels: Of an image.
+
+    Yields:
+        Nothing.
+    """
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", Image.DecompressionBombWarning)
+            yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _check_size(image: Image.Image, max_pixels: int) -> None:

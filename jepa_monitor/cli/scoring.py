@@ -20,7 +20,8 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_monitor._checks import check_choice, check_positive, check_positive_int
 from jepa_monitor.cli.decoding import BadImage
 from jepa_monitor.cli.files import write_bytes
-from jepa_monitor.cli.models import LoadedEncoder, load_encoder
+from jepa_monitor.cli.loaded import LoadedEncoder
+from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.runs import Part, RefusedError, Run, check_same
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import (
@@ -32,6 +33,7 @@ from jepa_monitor.cli.tables import (
     with_info,
     write_table,
 )
+from jepa_monitor.cli.torchvision_sets import download_torchvision
 from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.engine import Spectra, spectra
@@ -50,6 +52,7 @@ __all__ = ["Settings", "score_dataset"]
 
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _NEIGHBOURS = 10  # as of `DensityMonitor`
+_NOT_DECIDING = ("workers", "device", "download")
 _FORMAT = 1  # of the unfinished work; a change of what is kept must not meet older files
 
 Progress = Callable[[str, int, int], None]
@@ -76,6 +79,7 @@ class Settings:
         max_pixels: Images of more pixels are refused as decompression bombs.
         convert: Whether images that are not plain 8-bit RGB or grey (CMYK, 16 bits, a palette,
             transparency, several frames) are converted, with a note in the table, or skipped.
+        download: Whether a data set of torchvision is downloaded if it is not there.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -92,6 +96,7 @@ class Settings:
     polarity_samples: int = 16
     max_pixels: int = 89_478_485
     convert: bool = True
+    download: bool = False
 
     def __post_init__(self) -> None:
         if self.limit is not None:
@@ -282,6 +287,9 @@ def score_dataset(
         loaded = LoadedEncoder(type(loaded).__name__, loaded, transform)
     elif transform is not None:
         loaded = dataclasses.replace(loaded, transform=transform)
+    if settings.download:  # by one process, before the others look
+        names = (data, reference) if processes.rank == 0 else ()
+        processes.agree(lambda: download_torchvision(*names))
     source = open_source(data, settings.max_pixels, settings.convert)
     other = None
     if reference is not None:
@@ -335,7 +343,7 @@ def score_dataset(
 def _deciding(settings: Settings) -> dict[str, Any]:
     """Leave out what does not decide the rows."""
     record = dataclasses.asdict(settings)
-    return {key: value for key, value in record.items() if key not in ("workers", "device")}
+    return {key: value for key, value in record.items() if key not in _NOT_DECIDING}
 
 
 def _finished(place: Path, identity: dict[str, Any], overwrite: bool) -> pa.Table | None:
@@ -372,7 +380,13 @@ def _claim(
 def _device(name: str) -> torch.device:
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
-    return torch.device(name)
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)  # a name that is known need not be there
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).strip().split("\n")[0]
+        raise ValueError(f"`device` {name!r} cannot be used: {reason}") from error
+    return device
 
 
 def _spread(total: int, count: int | None) -> list[int]:

@@ -10,6 +10,9 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
+from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.sources import Source
+
 SIDE = 6
 
 
@@ -42,3 +45,11 @@ def make_folder(root: pathlib.Path, count: int = 20, classes: tuple[str, ...] = 
         folder.mkdir(parents=True, exist_ok=True)
         pixels = generator.integers(0, 256, (9, 9, 3), dtype=np.uint8)
         Image.fromarray(pixels).save(folder / f"{i:03d}.png")
+
+
+def attempt(source: Source, index: int) -> object:
+    """Load an image, or say why it cannot be."""
+    try:
+        return source.load(index)
+    except BadImage as error:
+        return str(error)

@@ -5,8 +5,11 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
+import re
+import signal
 import subprocess
 import sys
+import time
 
 import pytest
 from cli_helpers import make_folder
@@ -45,7 +48,8 @@ def test_exit_status_and_closing_table(
         str(tmp_path / "s.parquet"),
     ]
     assert app.main(words) == 0
-    first = capsys.readouterr().out
+    first, progress = capsys.readouterr()
+    assert re.search(r"scores .*12/12 +[0-9.]+/s +0:00:00", progress)  # images a second, time left
     assert "images scored" in first
     assert "12" in first
     assert "a/" in first  # of the least likely
@@ -69,6 +73,7 @@ def test_exit_status_and_closing_table(
         (["--method", "guess"], "`method` must be one of"),
         (["--model", "nothing"], "`model` must be timm/NAME"),
         (["--data", "nowhere"], "'nowhere' does not exist"),
+        (["--device", "nonsense"], "`device` 'nonsense' cannot be used"),
         (["--out", "x.txt"], "`out` must end in"),
     ],
 )
@@ -92,36 +97,51 @@ def test_interrupted_it_says_so(
     assert "goes on from here" in capsys.readouterr().err
 
 
+def launch(processes: int, words: list[str]) -> list[str]:
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
+    return [*torchrun, "--nproc-per-node", str(processes), "-m", "jepa_monitor", "score", *words]
+
+
 @pytest.mark.slow
-def test_several_processes_make_the_same_rows(tmp_path: pathlib.Path) -> None:
+@pytest.mark.parametrize(("processes", "batch_size"), [(2, "3"), (3, "3"), (4, "8")])
+def test_several_processes_make_the_same_rows(
+    tmp_path: pathlib.Path, processes: int, batch_size: str
+) -> None:
     make_folder(tmp_path / "data", 18)
     (tmp_path / "data" / "a" / "bad.png").write_bytes(b"bad")
-    folder = str(pathlib.Path(__file__).parent)
     words = [
-        *QUICK,
-        "--batch-size",
-        "3",
-        "--max-memory",
-        "100000000",
-        "--data",
-        str(tmp_path / "data"),
-    ]
+        "--model", "cli_helpers:encoder", "--polarity-samples", "2", "--batch-size", batch_size,
+        "--max-memory", "100000000", "--data", str(tmp_path / "data"),
+    ]  # fmt: skip
     assert app.main(["score", *words, "--out", str(tmp_path / "one.parquet")]) == 3
-    launch = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node",
-        "2",
-    ]
-    many = [*launch, "-m", "jepa_monitor", "score", *words, "--out", str(tmp_path / "two.parquet")]
-    environment = os.environ | {"PYTHONPATH": folder, "OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        many, check=False, env=environment, capture_output=True, text=True, timeout=300
+    environment = os.environ | {"PYTHONPATH": str(pathlib.Path(__file__).parent)}
+    options = {"env": environment | {"OMP_NUM_THREADS": "1"}, "capture_output": True, "text": True}
+
+    def check(out: pathlib.Path, ended: object) -> None:
+        assert read_table(out).equals(read_table(tmp_path / "one.parquet")), ended
+        errors = [path.with_suffix(".errors.jsonl") for path in (out, tmp_path / "one.parquet")]
+        assert errors[0].read_text() == errors[1].read_text()
+        assert not out.with_suffix(".unfinished").exists()
+
+    out = tmp_path / "many.parquet"
+    many = launch(processes, [*words, "--out", str(out)])
+    check(out, subprocess.run(many, check=False, timeout=300, **options))
+
+    out = tmp_path / "killed.parquet"
+    launcher = subprocess.Popen(
+        launch(processes, [*words, "--out", str(out)]),
+        env=options["env"],
+        stderr=subprocess.DEVNULL,
     )
-    assert read_table(tmp_path / "two.parquet").equals(read_table(tmp_path / "one.parquet")), done
-    assert not (tmp_path / "two.unfinished").exists()
+    while launcher.poll() is None and not list(tmp_path.glob("killed.unfinished/scores/*.npz")):
+        time.sleep(0.05)
+    listed = ["ps", "-o", "pid=", "--ppid", str(launcher.pid)]
+    workers = subprocess.run(listed, check=False, capture_output=True, text=True).stdout.split()
+    for worker in workers[-1:]:
+        os.kill(int(worker), signal.SIGKILL)  # torchrun ends the others
+    launcher.wait(300)
+    fewer = launch(processes - 1, [*words, "--out", str(out)])
+    check(out, subprocess.run(fewer, check=False, timeout=300, **options))
 
 
 def test_refusals_are_errors_of_value() -> None:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 import pathlib
+import sys
 
 import numpy as np
 import pytest
@@ -38,6 +40,30 @@ def test_random_weights_are_the_same_every_time() -> None:
     assert load_encoder(TINY, settings).fingerprint() == first
 
 
+@pytest.mark.parametrize(
+    ("name", "package", "extra"),
+    [("hf/facebook/ijepa", "transformers", "hf"), ("open_clip/a/b", "open_clip", "open-clip")],
+)
+def test_a_library_that_is_missing_is_named_with_its_extra(
+    monkeypatch: pytest.MonkeyPatch, name: str, package: str, extra: str
+) -> None:
+    monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
+    message = rf"{name!r} needs {package}: pip install 'jepa-monitor\[{extra}\]'"
+    with pytest.raises(ValueError, match=message):
+        load_encoder(name)
+
+
+def test_what_goes_wrong_in_a_library_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise OSError("there is no network")
+
+    monkeypatch.setattr(timm, "create_model", fail)
+    with pytest.raises(
+        ValueError, match=f"'{TINY}' cannot be loaded: OSError: there is no network"
+    ):
+        load_encoder(TINY)
+
+
 def test_timm_image_size() -> None:
     loaded = load_encoder(TINY, ModelSettings(random_weights=True, image_size=32))
     assert loaded.transform is not None
@@ -68,6 +94,7 @@ def test_module_and_function() -> None:
         ("no_such_package:f", "cannot be imported"),
         ("cli_helpers:no_such", "cannot be imported"),
         ("gone.ckpt", "there is no checkpoint"),
+        ("open_clip/ViT-B-32", "`model` must be open_clip/NAME/TAG"),
     ],
 )
 def test_names_that_are_none(name: str, message: str) -> None:
@@ -86,7 +113,9 @@ def test_settings_are_checked() -> None:
             ModelSettings(**wrong)  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="`mean` must have one number for each of 3 channels"):
         load_encoder("cli_helpers:Small", ModelSettings(mean=[0.5], std=[0.5]))
-    with pytest.raises(ValueError, match="`random_weights` is for timm"):
+    with pytest.raises(
+        ValueError, match="`random_weights` is for timm/NAME, hf/ORG/NAME, open_clip"
+    ):
         load_encoder("cli_helpers:Small", ModelSettings(random_weights=True))
 
 
@@ -107,18 +136,46 @@ def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "runs/ijepa/version_0/checkpoints/last.ckpt"
 
 
-def test_a_recipes_checkpoint_needs_no_flag(ijepa_run: pathlib.Path) -> None:
+@pytest.mark.parametrize("place", ["its run", "elsewhere", "extended", "older", "older elsewhere"])
+def test_a_recipes_checkpoint_needs_no_flag(
+    ijepa_run: pathlib.Path, tmp_path: pathlib.Path, place: str
+) -> None:
     from jepa_monitor.recipes.data import ImageDataModule
     from jepa_monitor.recipes.ijepa import IJepa
 
-    loaded = load_encoder(str(ijepa_run))
     state = torch.load(ijepa_run, weights_only=True)
-    module = IJepa(**state["hyper_parameters"])
+    hyper = {
+        k: v
+        for k, v in state["hyper_parameters"].items()
+        if k in inspect.signature(IJepa).parameters
+    }
+    state["hyper_parameters"] |= {"some.plugin": "a note of its own"}
+    module = IJepa(**hyper)
     module.load_state_dict(state["state_dict"])
     data = ImageDataModule("digits")
     data.setup("fit")
     assert data.val_set is not None
     held_out = data.val_set[0][0]
+
+    path = ijepa_run if place == "its run" else tmp_path / "a" / "b" / "x.ckpt"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if place == "extended":  # a data module that extends the recipes'
+        state["IndexedDataModule"] = state.pop("ImageDataModule")
+    if "older" in place:
+        del state["ImageDataModule"]
+    if place == "older":
+        (tmp_path / "config.yaml").write_bytes((ijepa_run.parents[1] / "config.yaml").read_bytes())
+        path = tmp_path / "a" / "x.ckpt"
+    if path != ijepa_run:
+        torch.save(state, path)
+    loaded = load_encoder(str(path))
+    if place == "older elsewhere":
+        assert "resized to 24x24" in loaded.assumed[1]
+        assert "normalised with mean [0.5]" in loaded.assumed[2]
+        assert loaded.transform is not None
+        assert loaded.transform(IMAGE).shape == (1, 24, 24)
+        return
+    assert loaded.assumed == ("the encoder is the module's `target_encoder` (--encoder)",)
 
     from sklearn.datasets import load_digits  # the same picture, as a file would hold it
 
@@ -133,16 +190,23 @@ def test_a_recipes_checkpoint_needs_no_flag(ijepa_run: pathlib.Path) -> None:
         assert torch.allclose(loaded.encoder(found[None]), expected, atol=1e-4)
 
 
-def test_a_checkpoint_without_its_run_says_what_is_assumed(
+def test_a_recipes_normalisation_can_be_overruled(ijepa_run: pathlib.Path) -> None:
+    settings = ModelSettings(encoder="encoder", mean=[0.25], std=[0.5], image_size=40)
+    loaded = load_encoder(str(ijepa_run), settings)
+    assert loaded.assumed == ()
+    assert loaded.transform is not None
+    grey = np.asarray(IMAGE.crop((5, 0, 45, 40)).convert("L"), dtype=float) / 255
+    assert loaded.transform(IMAGE)[0].numpy() == pytest.approx((grey - 0.25) / 0.5, abs=0.01)
+
+
+def test_images_of_two_channels_are_no_files(
     ijepa_run: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:
-    alone = tmp_path / "a" / "b" / "x.ckpt"
-    alone.parent.mkdir(parents=True)
-    alone.write_bytes(ijepa_run.read_bytes())
-    loaded = load_encoder(str(alone), ModelSettings(encoder="encoder"))
-    assert "normalised with mean [0.5]" in loaded.assumed[1]
-    assert loaded.transform is not None
-    assert loaded.transform(IMAGE).shape == (1, 24, 24)
+    state = torch.load(ijepa_run, weights_only=True)
+    state["ImageDataModule"] = {"mean": [0.5, 0.5], "std": [1.0, 1.0]}
+    torch.save(state, tmp_path / "two.ckpt")
+    with pytest.raises(ValueError, match="images of 2 channels"):
+        load_encoder(str(tmp_path / "two.ckpt"))
 
 
 class Odd:
@@ -163,6 +227,14 @@ def test_nothing_is_unpickled_unasked(ijepa_run: pathlib.Path, tmp_path: pathlib
     torch.save({"model": nn.Linear(2, 2).state_dict()}, tmp_path / "plain.pth")
     with pytest.raises(ValueError, match="is no Lightning checkpoint"):
         load_encoder(str(tmp_path / "plain.pth"))
+
+
+def test_a_damaged_checkpoint_is_told(ijepa_run: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    whole = ijepa_run.read_bytes()
+    for name, content in (("empty", b""), ("half", whole[: len(whole) // 2]), ("tail", whole[99:])):
+        (tmp_path / f"{name}.ckpt").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read|is no checkpoint"):
+            load_encoder(str(tmp_path / f"{name}.ckpt"))
 
 
 def test_any_lightning_module_by_its_class(tmp_path: pathlib.Path) -> None:

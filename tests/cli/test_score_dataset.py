@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pathlib
 
@@ -9,7 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 import torch
-from cli_helpers import Small, make_folder, transform
+from cli_helpers import Small, attempt, make_folder, transform
 from helpers import float64_score
 from PIL import Image
 from scipy.stats import median_abs_deviation, rankdata
@@ -18,6 +19,7 @@ from torch.utils.data import TensorDataset
 
 from jepa_monitor import ScoreOptions
 from jepa_monitor.cli import Settings, info_of, read_table, score_dataset
+from jepa_monitor.cli.sources import open_source
 from jepa_monitor.gaussian import Gaussian
 
 EXACT = ScoreOptions(method="exact")
@@ -61,6 +63,46 @@ def test_every_column_against_an_independent_computation(tmp_path: pathlib.Path)
     assert column(table, "knn") == pytest.approx(-others[:, 10], rel=1e-4)
     expected = rankdata(score.numpy()) / len(score)
     assert column(table, "quantile") == pytest.approx(expected)
+
+
+def test_singular_values_below_the_noise_floor_are_counted() -> None:
+    class Flat(Small):
+        def forward(self, images: torch.Tensor) -> torch.Tensor:
+            embeddings = super().forward(images)
+            return torch.cat([embeddings[:, :5], embeddings[:, :3]], 1)  # K = 8 of rank 5
+
+    images = torch.rand(12, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    table = score_dataset(Flat(), TensorDataset(images), options=EXACT, settings=QUICK)
+    assert table["below_noise_floor"].to_pylist() == [3] * 12
+    table = score_dataset(Small(), TensorDataset(images), options=EXACT, settings=QUICK)
+    assert table["below_noise_floor"].to_pylist() == [0] * 12
+
+
+@pytest.mark.parametrize("changes", [{"batch_size": "auto"}, {"batch_size": 20}, {"workers": 2}])
+def test_batches_and_workers_do_not_change_the_rows(
+    tmp_path: pathlib.Path, changes: dict[str, object]
+) -> None:
+    make_folder(tmp_path, 18)
+    (tmp_path / "a" / "bad.png").write_bytes(b"bad")
+
+    def table(settings: Settings) -> pa.Table:
+        return score_dataset(
+            Small(), str(tmp_path), transform=transform, options=EXACT, settings=settings
+        )
+
+    expected, found = table(QUICK), table(dataclasses.replace(QUICK, **changes))
+    for name in expected.column_names:
+        if expected[name].type == pa.float64():
+            assert column(found, name) == pytest.approx(column(expected, name), abs=1e-4), name
+        else:
+            assert found[name].equals(expected[name]), name
+
+
+def test_a_device_that_is_not_there() -> None:
+    for device in ("nonsense", "cuda:99"):
+        settings = Settings(device=device)
+        with pytest.raises(ValueError, match=f"`device` '{device}' cannot be used"):
+            score_dataset(Small(), TensorDataset(torch.rand(3, 3, 6, 6)), settings=settings)
 
 
 def test_outliers_lie_under_the_robust_fence() -> None:
@@ -159,11 +201,59 @@ def test_npz_and_lists(tmp_path: pathlib.Path) -> None:
     assert tables["d.npz:test"]["path"].to_pylist()[2] == "d.npz:test_images[2]"
 
 
+def test_lists_of_spreadsheets_and_of_odd_names(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path, 1, ("a",))
+    odd = ["a/000.png", "a/\u2028line\x0b.png", " spaced .png", "a,b.png", 'quoted".png', "#a.png"]
+    for name in odd[1:]:
+        (tmp_path / name).write_bytes((tmp_path / odd[0]).read_bytes())
+    (tmp_path / "d.txt").write_bytes("\ufeff".encode() + "\r\n".join([*odd, ""]).encode())
+    quoted = ['"' + name.replace('"', '""') + '"' for name in odd]
+    rows = "".join(f"1,{name},x\r\n" for name in quoted)
+    (tmp_path / "d.csv").write_bytes(("\ufeffid,path,label\r\n" + rows).encode())
+    lines = "\n\n".join(json.dumps({"label": 3, "path": name}) for name in odd)
+    (tmp_path / "d.jsonl").write_bytes(("\ufeff" + lines).encode())
+    for name, label in (("d.txt", None), ("d.csv", "x"), ("d.jsonl", "3")):
+        source = open_source(str(tmp_path / name), 10_000)
+        assert [source.key(i) for i in range(len(source))] == odd, name
+        assert {source.label(i) for i in range(len(source))} == {label}
+        assert all(not isinstance(attempt(source, i), str) for i in range(len(source))), name
+
+
+def test_names_that_no_file_can_have_are_skipped(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path, 1, ("a",))
+    names = ["a/000.png", "a\0b.png", "half\ud800.png", "a", "x" * 5000]
+    lines = "\n".join(json.dumps({"path": name}) for name in names)
+    (tmp_path / "d.jsonl").write_text(lines)
+    source = open_source(str(tmp_path / "d.jsonl"), 10_000)
+    found = [attempt(source, i) for i in range(5)]
+    assert not isinstance(found[0], str)
+    for problem, reason in zip(
+        found[1:],
+        ("null byte", "is not UTF-8", "is no ordinary file", "name too long"),
+        strict=True,
+    ):
+        assert reason in problem.lower() if reason == "name too long" else reason in problem
+    assert source.key(2) == "half\\ud800.png"
+    source.fingerprint()
+
+
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
         ("gone", None, "does not exist"),
-        ("d.xyz", b"1", "neither of them"),
+        ("d.xyz", b"1", "none of them"),
+        ("d.jsonl", b"[1]", "entry 1 of .* has no `path`"),
+        ("d.jsonl", b'{"path": 3}', "entry 1 of .* has no `path`"),
+        ("d.jsonl", b"[" * 100_000, "cannot be read"),
+        ("d.csv", b"path\n\xff\n", "cannot be read"),
+        ("d.csv", b'path\n"' + b"x" * 200_000, "cannot be read: field larger"),
+        ("d.npz", b"no archive", "cannot be read"),
+        ("d.npz", b"PK\x03\x04" + bytes(60), "cannot be read"),
+        (
+            "d.npz",
+            b"\x93NUMPY\x01\x00v\x00{'descr': '|u1', 'fortran_order': False, 'shape': (0,)}",
+            "cannot be read",
+        ),
         ("d.csv", b"name\nx\n", "has no `path`"),
         ("d.jsonl", b"{", "cannot be read"),
         ("d.txt", b"a.png\na.png\n", "names 'a.png' more than once"),
@@ -178,6 +268,28 @@ def test_data_that_are_none(
         (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         score_dataset(Small(), str(tmp_path / name), transform=transform)
+
+
+@pytest.mark.parametrize(
+    ("arrays", "message"),
+    [
+        ({"other": np.zeros(3)}, "has no array images or x or X, but other"),
+        ({"images": np.zeros((2, 4, 4))}, "must hold uint8 images .* got float64"),
+        ({"images": np.zeros((2, 4, 4, 2), np.uint8)}, "of shape"),
+        ({"images": np.array([{}])}, "allow_pickle"),
+        ({"labels": np.zeros(3)}, "2 images, but labels of shape"),
+        ({"labels": np.array([0, 2]), "classes": np.array(["a", "b"])}, "integers from 0 to 1"),
+        ({"labels": np.array(["a", "b"]), "classes": np.array(["a", "b"])}, "integers from 0 to 1"),
+    ],
+)
+def test_arrays_that_are_no_images(
+    tmp_path: pathlib.Path, arrays: dict[str, np.ndarray], message: str
+) -> None:
+    if "labels" in arrays:
+        arrays = {"images": np.zeros((2, 4, 4), np.uint8)} | arrays
+    np.savez(tmp_path / "d.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        open_source(str(tmp_path / "d.npz"), 10_000)
 
 
 def test_settings_are_checked() -> None:

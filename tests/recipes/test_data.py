@@ -364,3 +364,34 @@ def test_too_few_images_for_a_batch_are_refused(tmp_path: Path) -> None:
     data = prepared(f"npz:{write_npz(tmp_path / 'a.npz')}", world=2, batch_size=11)
     with pytest.raises(ValueError, match="batch_size=11 exceeds the 10 training images"):
         data.train_dataloader()
+
+
+def test_a_checkpoint_keeps_the_normalisation(tmp_path: Path) -> None:
+    path = write_npz(tmp_path / "a.npz")
+    data = prepared(f"npz:{path}", image_size=8)
+    before, order = data.val_set[0][0], data.train_set[(2, 3)][0]
+    state = data.state_dict()
+    with np.load(path) as archive:
+        pixels = archive["train_images"] / 255
+    assert state["mean"] == pytest.approx(pixels.mean((0, 1, 2)), rel=1e-6)
+    assert state["std"] == pytest.approx(pixels.std((0, 1, 2)), rel=1e-3)  # n - 1 there
+
+    data.load_state_dict(state)
+    again = prepared(f"npz:{path}", image_size=8)
+    again.load_state_dict(state)
+    for module in (data, again):
+        assert torch.equal(module.val_set[0][0], before)
+        assert torch.equal(module.train_set[(2, 3)][0], order)
+
+    other = write_npz(tmp_path / "b.npz", train_images=np.zeros((20, 8, 8, 3), np.uint8))
+    late, early = (
+        prepared(f"npz:{other}", image_size=8),
+        ImageDataModule(f"npz:{other}", image_size=8),
+    )
+    assert not torch.allclose(late.val_set[0][0], before)
+    assert early.state_dict() == {}
+    for module in (late, early):  # the same held-out images
+        module.load_state_dict(state)
+        module.setup()
+        assert torch.equal(module.val_set[0][0], before)
+        assert module.state_dict() == state

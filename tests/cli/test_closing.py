@@ -1,0 +1,91 @@
+"""What the closing table says, against the table that it is of."""
+
+from __future__ import annotations
+
+import io
+import math
+
+import pyarrow as pa
+import pytest
+from rich.console import Console
+from scipy.stats import binomtest
+
+from jepa_monitor.cli.closing import closing_table, facts
+from jepa_monitor.cli.tables import with_info
+
+SCORES = [float(value) for value in range(100, 0, -1)]
+INFO = {
+    "skipped": 2,
+    "ignored": 3,
+    "method": "exact, 8 rows",
+    "reference": 100,
+    "identity": {"settings": {"outlier_by": "mahalanobis"}},
+    "density/precondition": 1.0,
+    "density/calibration_error": 0.071,
+    "density/polarity": 0.93,
+}
+
+
+def table(info: dict[str, object], scores: list[float | None] = SCORES) -> pa.Table:
+    count = len(scores)
+    columns = {
+        "path": [f"{i:03d}.png" for i in range(count)],
+        "label": ["cat" if i % 2 else None for i in range(count)],
+        "jepa_score": pa.array(scores, pa.float64()),
+        "outlier": [i < 7 for i in range(count)],
+        "note": ["palette" if i < 4 else "" for i in range(count)],
+    }
+    return with_info(pa.table(columns), info)
+
+
+def printed(scored: pa.Table) -> str:
+    stream = io.StringIO()
+    Console(width=100, file=stream).print(closing_table(scored, "jepa_score"))
+    return stream.getvalue()
+
+
+def test_every_fact() -> None:
+    found = dict(facts(table(INFO), "jepa_score"))
+    interval = binomtest(7, 100).proportion_ci(0.95, "exact")
+    assert found == {
+        "images scored": "100",
+        "skipped": "2 could not be read",
+        "not images by name": "3",
+        "method": "exact, 8 rows, compared with 100 images",
+        "converted": "4, see `note`",
+        "jepa_score: min, 5, 50, 95 %, max": "1.0, 6.0, 51.0, 95.0, 100.0",
+        "outliers by mahalanobis": (
+            f"7 = 7.0% (95 % interval {interval.low:.1%} to {interval.high:.1%})"
+        ),
+        "Gaussian embeddings": "hold (calibration error 0.07)",
+        "polarity": "AUROC 0.93 against corrupted images",
+    }
+
+
+def test_bad_news_is_told() -> None:
+    info = INFO | {"density/precondition": 0.0, "density/polarity": 0.31}
+    found = dict(facts(table(info, [None, None, *SCORES]), "jepa_score"))
+    assert found["jepa_score not finite"] == "2"
+    assert found["Gaussian embeddings"].startswith("do not hold")
+    assert "INVERTED" in found["polarity"]
+
+
+def test_the_ten_least_likely_come_last_and_in_order() -> None:
+    scores: list[float | None] = [None, *SCORES]
+    text = printed(table(INFO, scores))
+    listed = [line.split() for line in text[text.index("least likely") :].splitlines()]
+    names = [word for line in listed for word in line if word.endswith(".png")]
+    assert names == [f"{i:03d}.png" for i in range(100, 90, -1)]
+    assert "│ 100.png      │ 1.0" in text
+
+
+@pytest.mark.parametrize("info", [{}, INFO])
+def test_names_do_not_break_the_table(info: dict[str, object]) -> None:
+    columns = {
+        "path": ["line\nbreak.png", "[red]markup[/red].png"],
+        "label": ["[bold]", None],
+        "jepa_score": [math.pi, 1.0],
+    }
+    text = printed(with_info(pa.table(columns), info))
+    for shown in ("line\\nbreak.png", "[red]markup[/red].png", "[bold]", "3.1"):
+        assert shown in text
