@@ -117,8 +117,11 @@ class CollapseCallback(AlarmedCallback):
             trainer: The Trainer.
             probe: The source of the images.
             shuffle_seed: How to draw them, if not the first ones.
+
+        Raises:
+            ValueError: If they are too few to tell a collapse.
         """
-        (self.images,) = Processes(trainer.world_size > 1).same(
+        (images,) = Processes(trainer.world_size > 1).same(
             lambda: (
                 collect_images(
                     probe,
@@ -128,6 +131,12 @@ class CollapseCallback(AlarmedCallback):
                 ),
             )
         )
+        if len(images) < MIN_SAMPLES:
+            raise ValueError(
+                f"`probe` must hold at least {MIN_SAMPLES} images, got {len(images)}: fewer do not "
+                "tell whether the embeddings collapse."
+            )
+        self.images = images
 
     def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
         """Embed the images and read the alarm.

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from jepa_monitor._checks import check_choice
-from jepa_monitor.isolation import undisturbed
+from jepa_monitor.isolation import is_fsdp1, undisturbed
 from jepa_monitor.processes import Processes
 
 __all__ = ["Embedder", "Pool", "check_pool", "check_whole", "pool_output"]
@@ -141,28 +141,41 @@ def _modules_of(encoder: Any) -> list[nn.Module]:
     return [value for value in found if isinstance(value, nn.Module)]
 
 
+def _in_fsdp1(module: nn.Module) -> set[nn.Module]:
+    """Find the submodules whose parameters a wrapper of FSDP1 inside ``module`` can make whole."""
+    return {part for found in module.modules() if is_fsdp1(found) for part in found.modules()}
+
+
 def check_whole(encoder: Any) -> None:
-    """Refuse an encoder whose parameters are spread over processes in a way that hides them.
+    """Refuse an encoder whose parameters are spread over processes and cannot be gathered.
 
     Args:
         encoder: What the user gave.
 
     Raises:
-        ValueError: If it is sharded by FSDP1 or DeepSpeed ZeRO-3.
+        ValueError: If it is sharded by DeepSpeed ZeRO-3, or by an FSDP1 out of its reach.
     """
-    for root in _modules_of(encoder):
-        for module in root.modules():
-            # FSDP1's inner modules hold views of it, DeepSpeed's hold nothing while they do not run.
-            hidden = any(
-                hasattr(parameter, "ds_id") or not (is_lazy(parameter) or parameter.numel())
-                for parameter in module.parameters(recurse=False)
+    modules = {module for root in _modules_of(encoder) for module in root.modules()}
+    reachable = {part for root in _modules_of(encoder) for part in _in_fsdp1(root)}
+    for module in modules:
+        parameters = [p for p in module.parameters(recurse=False) if not is_lazy(p)]
+        if any(hasattr(parameter, "ds_id") for parameter in parameters):
+            raise ValueError(
+                "`encoder` is sharded by DeepSpeed ZeRO-3, which hides its parameters. Train with "
+                "fully_shard (FSDP2: Lightning's ModelParallelStrategy), FSDP1, DDP or a lower "
+                "stage of ZeRO."
             )
-            if hidden or type(module).__name__ == "FullyShardedDataParallel":
-                raise ValueError(
-                    "`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3, which hide its parameters. "
-                    "Train with fully_shard (FSDP2: Lightning's ModelParallelStrategy), DDP or a "
-                    "lower stage of ZeRO."
-                )
+        # With use_orig_params=False, what is left of a parameter is a tensor without memory.
+        left = [t for t in vars(module).values() if isinstance(t, Tensor) and t.numel()]
+        if module not in reachable and (
+            any(hasattr(parameter, "_fsdp_flattened") for parameter in parameters)
+            or any(not t.is_meta and not t.untyped_storage().size() for t in left)
+        ):
+            raise ValueError(
+                "`encoder` is a part of a module that FSDP1 has sharded, and its parameters can "
+                "only be gathered through that module. Pass a function that calls it through the "
+                "wrapper, such as lambda images: wrapper.module.encoder(images)."
+            )
 
 
 def _unwrap(encoder: Any) -> Any:
@@ -198,8 +211,8 @@ class Embedder:
 
     The encoder runs on detached copies of its tensors' references: parameters as they are but
     without gradients (which makes the graph smaller), buffers as clones. So nothing that a forward
-    pass writes reaches the user's module. Parameters that ``fully_shard`` (FSDP2) has spread over
-    processes are gathered at construction, which all of those processes must then share.
+    pass writes reaches the user's module. Parameters that FSDP has spread over processes are gathered
+    at construction, which all of those processes must then share.
 
     Args:
         encoder: A module, or any callable; the modules that a function closes over, a bound method
@@ -212,7 +225,7 @@ class Embedder:
 
     Raises:
         TypeError: If ``encoder`` is not callable.
-        ValueError: If its parameters have no shape yet.
+        ValueError: If its parameters have no shape yet, or cannot be gathered.
     """
 
     def __init__(
@@ -237,19 +250,15 @@ class Embedder:
             raise ValueError(
                 "`encoder` has parameters without a shape (lazy modules): run it on a batch first."
             )
-        tensors = [t for t in self._host.parameters() if t.is_floating_point()]
+        # Gathered here, once: what follows talks to no other process until results are shared.
+        self._gathered = self._gather()
+        tensors = [t for t in self._parameters.values() if t.is_floating_point()]
         self.device: torch.device | None = tensors[0].device if tensors else None
         if dtype is None:
             dtypes = {t.dtype for t in tensors}
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.dtype = dtype
         self._tensors: dict[str, Tensor] = {}
-        # Gathered here, once: what follows talks to no other process until results are shared.
-        self._gathered = {
-            name: parameter.full_tensor().detach()
-            for name, parameter in self._host.named_parameters()
-            if hasattr(parameter, "full_tensor")  # a DTensor
-        }
         self._buffers: tuple[Tensor, ...] | None = None
         if processes is not None and processes.count > 1:
             self._buffers = processes.same(lambda: tuple(b.cpu() for b in self._host.buffers()))
@@ -257,7 +266,7 @@ class Embedder:
     @property
     def parameter_dtypes(self) -> frozenset[torch.dtype]:
         """The floating-point types that the encoder's parameters are stored in."""
-        return frozenset(t.dtype for t in self._host.parameters() if t.is_floating_point())
+        return frozenset(t.dtype for t in self._parameters.values() if t.is_floating_point())
 
     @property
     def addresses(self) -> set[int]:
@@ -267,7 +276,45 @@ class Embedder:
     @property
     def parameter_bytes(self) -> int:
         """The memory that the encoder's parameters and buffers take as they are stored."""
-        return sum(t.nbytes for t in (*self._host.parameters(), *self._host.buffers()))
+        return sum(t.nbytes for t in (*self._parameters.values(), *self._host.buffers()))
+
+    @property
+    def _parameters(self) -> dict[str, Tensor]:
+        """The whole parameters by name, as the user's module has them or as they were gathered."""
+        own = dict(self._host.named_parameters())
+        return {n: p for n, p in own.items() if not n.endswith("._flat_param")} | self._gathered
+
+    def _gather(self) -> dict[str, Tensor]:
+        """Gather the parameters that are spread over processes: FSDP2's one by one, FSDP1's at once."""
+        gathered = {
+            name: parameter.full_tensor().detach()
+            for name, parameter in self._host.named_parameters()
+            if hasattr(parameter, "full_tensor")  # a DTensor
+        }
+        wrappers = [module for module in self._host.modules() if is_fsdp1(module)]
+        inner = {part for wrapper in wrappers for part in wrapper.modules() if part is not wrapper}
+        for wrapper in wrappers:
+            if wrapper not in inner:
+                gathered |= self._summoned(wrapper)
+        return gathered
+
+    def _summoned(self, wrapper: Any) -> dict[str, Tensor]:
+        """Copy the whole parameters inside an outermost wrapper of FSDP1."""
+        parts = list(wrapper.modules())
+        fresh = [part for part in parts if is_fsdp1(part) and part._is_root is None]
+        copies: dict[int, Tensor] = {}  # a parameter that two layers share stays one
+        gathered = {}
+        with torch.inference_mode(False), wrapper.summon_full_params(wrapper, writeback=False):
+            for name, module in self._host.named_modules(remove_duplicate=False):
+                if module in parts:
+                    for key, parameter in module.named_parameters(recurse=False):
+                        copy = copies.setdefault(id(parameter), parameter.detach().clone())
+                        gathered[f"{name}.{key}"] = copy
+        # Summoning settles who the outermost wrapper is. Before the first training step that is not
+        # ours to say: there may be one around this one, which would refuse to train.
+        for part in fresh:
+            part._is_root = None
+        return gathered
 
     def to(self, dtype: torch.dtype) -> Embedder:
         """Give the same encoder in another type.
@@ -316,9 +363,11 @@ class Embedder:
                     "track_running_stats=True or another normalisation."
                 )
         with undisturbed(self.modules, device):
-            for name, parameter in self._host.named_parameters():
-                whole = self._gathered.get(name, parameter)
-                self._tensors[name] = self._convert(whole, copy=False)
+            converted: dict[int, Tensor] = {}
+            for name, parameter in self._parameters.items():
+                if id(parameter) not in converted:
+                    converted[id(parameter)] = self._convert(parameter, copy=False)
+                self._tensors[name] = converted[id(parameter)]
             own = dict(self._host.named_buffers())
             agreed = own.values() if self._buffers is None else self._buffers
             for (name, buffer), value in zip(own.items(), agreed, strict=True):

@@ -17,7 +17,7 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["full_float32", "undisturbed"]
+__all__ = ["full_float32", "is_fsdp1", "undisturbed"]
 
 # Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
 # the user has set is used here, since an encoder that reads the other kind would raise.
@@ -88,19 +88,46 @@ def _preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
+def is_fsdp1(module: nn.Module) -> bool:
+    """Tell a wrapper of FSDP1.
+
+    Args:
+        module: Any module.
+
+    Returns:
+        Whether it is ``torch.distributed.fsdp.FullyShardedDataParallel``, which need not be loaded.
+    """
+    return any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)
+
+
+@contextmanager
+def _passed_through(wrapper: Any) -> Iterator[None]:
+    """Let a wrapper do nothing but call what it wraps."""
+    before = wrapper.__dict__.get("forward")
+    wrapper.__dict__["forward"] = wrapper.module.__call__
+    try:
+        yield
+    finally:
+        del wrapper.__dict__["forward"]
+        if before is not None:
+            wrapper.__dict__["forward"] = before
+
+
 def _is_of_distributed(hook: Any) -> bool:
     return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
 
 
 @contextmanager
 def _without_collectives(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take away the hooks by which FSDP2 and tensor parallelism talk to other processes.
+    """Take away what makes FSDP and tensor parallelism talk to other processes.
 
     They would put sharded tensors in the place of the whole ones that are evaluated here, and wait
     for processes that evaluate other images.
     """
     with ExitStack() as stack:
         for module in modules:
+            if is_fsdp1(module):
+                stack.enter_context(_passed_through(module))
             for name in ("_forward_pre_hooks", "_forward_hooks"):
                 hooks = getattr(module, name)
                 kept = {key: hook for key, hook in hooks.items() if not _is_of_distributed(hook)}
@@ -114,9 +141,9 @@ def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
     """Open a context in which the modules are in eval mode and exact gradients can be taken.
 
     Inside, gradients are on and inference mode is off (whatever Lightning set around it), autocast,
-    TF32, compiled graphs and the hooks of ``torch.distributed`` are off. On exit, also through an exception, the training flag of every
-    single submodule, the random states of Python, NumPy and torch on all devices, and all settings
-    are what they were.
+    TF32, compiled graphs and the hooks of ``torch.distributed`` are off. On exit, also through an
+    exception, the training flag of every single submodule, the random states of Python, NumPy and
+    torch on all devices, and all settings are what they were.
 
     Args:
         modules: The modules that will be evaluated, with all their submodules.

@@ -22,11 +22,13 @@ mapfile -t lowest < <(
 [ -d "$venv" ] || "${PYTHON:-python3.10}" -m venv "$venv"
 # shellcheck source=/dev/null
 source "$venv/bin/activate"
+# lightning asks for no version of pytorch-lightning: the same one, then.
+lowest+=("$(printf '%s\n' "${lowest[@]}" | sed -n 's/^lightning==/pytorch-lightning==/p')")
 # setuptools below 81 still has pkg_resources, which that old a Lightning imports.
 pip install --quiet "setuptools>=77,<81" "${lowest[@]}"
 pip install --quiet --no-deps --no-build-isolation -e "$source_tree"
 
 python --version
-pip list 2>/dev/null | grep -iE '^(torch|torchvision|lightning|timm|torchmetrics|tensorboard|numpy|matplotlib|scikit-learn|scipy|jsonargparse|rich) '
+pip list 2>/dev/null | grep -iE '^(torch|torchvision|(pytorch-)?lightning|timm|torchmetrics|tensorboard|numpy|matplotlib|scikit-learn|scipy|jsonargparse|pyarrow|rich) '
 cd "$source_tree"
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} pytest "$@"

@@ -214,11 +214,76 @@ def sharded() -> dict[str, Any]:
     return found
 
 
-def sharded_by_fsdp1() -> str:
-    encoder = FullyShardedDataParallel(mlp(192, 24), device_id=torch.device("cpu"))
-    with pytest.raises(ValueError) as caught:
-        monitor(True).evaluate(encoder)
-    return str(caught.value)
+class Headed(nn.Module):
+    """An encoder with two layers that share a weight, and its head."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(
+            mlp(192, 24), nn.BatchNorm1d(24), mlp(24, 24), nn.Linear(24, 40)
+        )
+        self.encoder[2][3].weight = self.encoder[2][1].weight
+        self.head = nn.Linear(40, 5)
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return self.head(self.encoder(batch))
+
+
+# What to look at under FSDP1, and the same without it.
+LOOKS: dict[str, tuple[Callable[[Any], Any], Callable[[Headed], nn.Module]]] = {
+    "a wrapper inside": (lambda model: model.module.encoder[0], lambda plain: plain.encoder[0]),
+    "through the wrapper": (
+        lambda model: lambda batch: model.module.encoder(batch),  # noqa: PLW0108 - closes over it
+        lambda plain: plain.encoder,
+    ),
+    "all of it": (lambda model: model, lambda plain: plain),
+}
+
+
+def look_at_fsdp1(model: FullyShardedDataParallel) -> list[tuple[Tensor, Tensor]]:
+    """Scores and embeddings of both processes, and those of one without FSDP1."""
+    plain, found = Headed(), []
+    plain.load_state_dict(model.state_dict())
+    options = {"method": "exact", "precision": "float64"}
+    for sharded, whole in LOOKS.values():
+        report = monitor(True, **options).evaluate(sharded(model)).probe
+        alone = monitor(False, **options).evaluate(whole(plain)).probe
+        found += [(report.scores, alone.scores), (report.embeddings, alone.embeddings)]
+    return found
+
+
+def sharded_by_fsdp1(original: bool) -> dict[str, Any]:
+    """Train under FSDP1, and look before, in the middle of and after its steps."""
+
+    def wrap(module: nn.Module) -> FullyShardedDataParallel:
+        cpu = torch.device("cpu")
+        return FullyShardedDataParallel(module, device_id=cpu, use_orig_params=original)
+
+    found: dict[str, Any] = {"reports": []}
+    for watched in (True, False):
+        torch.manual_seed(4)
+        whole = Headed()
+        whole.encoder[0] = wrap(whole.encoder[0])
+        model = wrap(whole)
+        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
+        left: list[Tensor] = []
+        for step in range(3):
+            if watched:  # at first FSDP1 has not run yet, and does not know which wrapper is inside
+                monitor(True).evaluate(model.module.encoder[0])
+            optimizer.zero_grad()
+            model(images(8, step)).square().mean().backward()
+            if watched:
+                found["reports"] += look_at_fsdp1(model)
+            left += [p.grad.clone() for p in model.parameters() if p.grad is not None]
+            optimizer.step()
+            left += [p.detach().clone() for p in model.parameters()]
+        found["watched" if watched else "plain"] = left
+        if watched:
+            found["reports"] += look_at_fsdp1(model)
+            with pytest.raises(ValueError) as caught:
+                monitor(True).evaluate(model.module.encoder)
+            found["hidden"] = str(caught.value)
+    return found
 
 
 SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
@@ -227,7 +292,8 @@ SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "float32": lambda _: both_ways(method="exact"),
     "stream": lambda _: stream(),
     "sharded": lambda _: sharded(),
-    "FSDP1": lambda _: sharded_by_fsdp1(),
+    "FSDP1": lambda _: sharded_by_fsdp1(False),
+    "FSDP1, original parameters": lambda _: sharded_by_fsdp1(True),
     "failures": lambda _: failures(),
     "plain": train,
     "fit": fit,
@@ -293,9 +359,15 @@ def test_fully_sharded_parameters(processes: list[dict[str, Any]]) -> None:
         torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
 
 
-def test_hidden_parameters_are_an_error(processes: list[dict[str, Any]]) -> None:
+@pytest.mark.parametrize("scenario", ["FSDP1", "FSDP1, original parameters"])
+def test_parameters_of_fsdp1_are_summoned(processes: list[dict[str, Any]], scenario: str) -> None:
     for process in processes:
-        assert process["FSDP1"].startswith("`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3")
+        found = process[scenario]
+        assert len(found["reports"]) == 24
+        for report, alone in found["reports"]:
+            torch.testing.assert_close(report, alone, rtol=0, atol=1e-6)
+        torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
+        assert found["hidden"].startswith("`encoder` is a part of a module that FSDP1 has sharded")
 
 
 def test_a_stream_that_is_split_gives_all_processes_the_same_images(

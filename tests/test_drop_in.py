@@ -91,6 +91,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     "16-mixed": {"precision": "16-mixed"},  # on a CPU Lightning turns it into bf16-mixed
     "64-true": {"precision": "64-true"},
     "compiled": {"module": Compiled},
+    "compiled as a whole": {"module": lambda: torch.compile(Validated(), backend="aot_eager")},
     "manual optimization": {"module": Manual},
     "no validation loop": {"module": Tiny},
     "validation in between": {"val_check_interval": 0.5},
@@ -427,8 +428,14 @@ def test_interrupted_in_an_evaluation(tmp_path: pathlib.Path, kind: str) -> None
 
         return embed
 
+    plain = ModelCheckpoint(tmp_path / "plain", "{step}", every_n_train_steps=2, save_top_k=-1)
+    pl.seed_everything(7, verbose=False)
+    trainer(tmp_path, [plain], enable_checkpointing=True).fit(
+        Validated(), loader(48, 2), loader(16, 3)
+    )
     checkpoint = ModelCheckpoint(tmp_path, every_n_train_steps=2, save_top_k=-1, save_last=True)
     callback = JepaScoreCallback(find, every_n_steps=2, max_overhead=None)
+    pl.seed_everything(7, verbose=False)
     module = Validated()
     before = signal.getsignal(signal.SIGTERM)
     runner = trainer(tmp_path, [checkpoint, callback], enable_checkpointing=True)
@@ -438,6 +445,11 @@ def test_interrupted_in_an_evaluation(tmp_path: pathlib.Path, kind: str) -> None
     assert runner.global_step < 12
     assert all(part.training for part in module.modules())
     saved = torch.load(tmp_path / "last.ckpt", weights_only=True)
+    expected = torch.load(
+        tmp_path / "plain" / f"step={saved['global_step']}.ckpt", weights_only=True
+    )
+    for part in ("state_dict", "optimizer_states", "epoch"):
+        assert_same(saved[part], expected[part], part)
     resumed = Validated()
     resumed.load_state_dict(saved["state_dict"])
     again = JepaScoreCallback(every_n_steps=2, max_overhead=None)
@@ -504,6 +516,31 @@ def test_names_must_differ(tmp_path: pathlib.Path) -> None:
     with pytest.raises(ValueError, match=r"`name` must be different.*both have ''"):
         trainer(tmp_path, [JepaScoreCallback(), CollapseCallback()]).fit(module, loader())
     assert module.losses == []
+
+
+def test_every_trial_of_a_tuner_finds_the_same_names(tmp_path: pathlib.Path) -> None:
+    """A tuner reads `trainer.callback_metrics` by name, whatever it has tuned."""
+    names = []
+    for trial, (encoder, steps, samples) in enumerate(
+        [(mlp(192, 32), 3, 4), (mlp(192, 40), 5, 9), (mlp(192, 24), None, 64)]
+    ):
+        score = JepaScoreCallback(
+            encoder,
+            every_n_steps=steps,
+            max_probe_samples=samples,
+            max_overhead=None,
+            strict=True,
+        )
+        runner = trainer(tmp_path, [score], max_epochs=1)
+        runner.fit(Validated(), loader(48, 2 + trial), loader(24, 3))
+        # α-ReQ is fitted to ranks that narrow or few embeddings do not have (docs/metrics.md).
+        others = ("train/", "val/", "collapse/alpha_req")
+        names.append({tag for tag in runner.callback_metrics if not tag.startswith(others)})
+    assert names[0] == names[1] == names[2]
+    assert {
+        "jepa_score/mean", "log_density/mean", "collapse/rankme", "collapse/state",
+        "density/calibration_error", "monitor/failures",
+    } <= names[0]  # fmt: skip
 
 
 def test_a_plain_callable_is_watched_too(tmp_path: pathlib.Path) -> None:

@@ -133,14 +133,30 @@ def test_tokens_and_dictionaries_of_features(name: str) -> None:
     images = torch.randn(2, 3, 32, 32)
     # All tokens, of which the first is the class token; as tensor and as official DINOv2 gives it.
     tokens = jepa_score(encoder.forward_features, images, pool="cls")
-    named = jepa_score(
-        lambda x: {"x_norm_clstoken": encoder.forward_features(x)[:, 0], "masks": None}, images
-    )
+
+    def official(batch: Tensor) -> dict[str, Tensor | None]:
+        found = encoder.forward_features(batch)
+        first = encoder.num_prefix_tokens
+        return {
+            "x_norm_clstoken": found[:, 0], "x_norm_regtokens": found[:, 1:first],
+            "x_norm_patchtokens": found[:, first:], "x_prenorm": found / 2, "masks": None,
+        }  # fmt: skip
+
+    named = jepa_score(official, images)
     reference = copy.deepcopy(encoder).double().eval()
     reference.forward = lambda x: reference.forward_features(x)[:, 0]
     expected = float64_score(reference, images)
     torch.testing.assert_close(tokens, expected, rtol=0, atol=0.02)
     torch.testing.assert_close(named, expected, rtol=0, atol=0.02)
+
+
+def test_tokens_without_a_class_token_are_averaged() -> None:
+    """As the official I-JEPA gives them: (B, N, K), after a last LayerNorm."""
+    encoder = _small("vit_small_patch14_dinov2", class_token=False, global_pool="")
+    images = torch.randn(2, 3, 32, 32)
+    assert encoder(images).shape == (2, 16, 24)
+    expected = float64_score(_Mean(encoder, (1,)), images)
+    torch.testing.assert_close(jepa_score(encoder, images), expected, rtol=0, atol=0.02)
 
 
 def test_token_ids_are_scored_through_their_embeddings() -> None:

@@ -28,16 +28,19 @@ def _after_layernorm() -> nn.Module:
     return nn.Sequential(*mlp(48, 16), nn.LayerNorm(16))
 
 
+def _timm(name: str) -> nn.Module:
+    if not timm.is_model(name):
+        pytest.skip(f"timm {timm.__version__} has no {name}")
+    return timm.create_model(name, num_classes=0)
+
+
 ENCODERS: dict[str, Callable[[], tuple[nn.Module, tuple[int, ...]]]] = {
     "vit": lambda: (
         timm.create_model("test_vit", num_classes=0, img_size=32, patch_size=8),
         (3, 32, 32),
     ),
-    "convnext": lambda: (timm.create_model("test_convnext", num_classes=0), (3, 32, 32)),
-    "resnet": lambda: (
-        _with_statistics(timm.create_model("test_resnet", num_classes=0)),
-        (3, 32, 32),
-    ),
+    "convnext": lambda: (_timm("test_convnext"), (3, 32, 32)),
+    "resnet": lambda: (_with_statistics(_timm("test_resnet")), (3, 32, 32)),
     "mlp, K < D": lambda: (mlp(48, 8), (3, 4, 4)),
     "mlp, K = D": lambda: (mlp(12, 12), (3, 2, 2)),
     "mlp, K > D": lambda: (mlp(12, 20), (3, 2, 2)),

@@ -113,7 +113,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "images as list": (lambda: jacobian_spectrum(mlp(), [GOOD]), TypeError, "`images` must be a torch.Tensor, got list"),
     "encoder elsewhere": (lambda: jepa_score(mlp().to("meta"), GOOD), ValueError, "`encoder` is on meta"),
     "lazy encoder": (lambda: jepa_score(nn.LazyLinear(3), GOOD), ValueError, "`encoder` has parameters without a shape"),
-    "hidden by DeepSpeed": (lambda: jepa_score(deepspeed(), GOOD), ValueError, "`encoder` is sharded by FSDP1 or DeepSpeed ZeRO-3"),
+    "hidden by DeepSpeed": (lambda: jepa_score(deepspeed(), GOOD), ValueError, "`encoder` is sharded by DeepSpeed ZeRO-3"),
     "encoder of ids": (lambda: jepa_score(nn.Embedding(9, 3), GOOD), TypeError, "`encoder` takes token ids"),
     "encoder as text": (lambda: DensityMonitor(GOOD).evaluate("vit"), TypeError, "`encoder` must be a module or a callable, got str"),
     "audit of two": (lambda: audit_precision(mlp(), GOOD[:2]), ValueError, "`images` must hold at least 3 images, got 2"),
@@ -156,6 +156,7 @@ SET_UPS: dict[str, tuple[Callable[[], Any], type[Tiny], type[Exception], str]] =
     "probe keys": (lambda: JepaScoreCallback(probe=DataLoader(Views())), Tiny, TypeError, "`batch_to_images`"),
     "integer probe": (lambda: CollapseCallback(probe=integers()), Tiny, TypeError, "`probe` must be floating point"),
     "empty probe": (lambda: CollapseCallback(probe=[]), Tiny, ValueError, "`probe` is empty"),
+    "too few to tell": (lambda: CollapseCallback(probe=images(15)), Tiny, ValueError, "`probe` must hold at least 16 images, got 15"),
     "reference shape": (lambda: JepaScoreCallback(reference=torch.rand(9, 3)), Tiny, ValueError, "`reference` must hold images of the probe's shape"),
     "ood shape": (lambda: JepaScoreCallback(ood={"x": torch.rand(9, 3)}), Tiny, ValueError, r"`ood\['x'\]` must hold images of the probe's shape"),
 }  # fmt: skip

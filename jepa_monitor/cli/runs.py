@@ -103,7 +103,9 @@ class Run:
         """
         stream = io.BytesIO()
         problems = np.frombuffer(json.dumps(part.problems).encode(), dtype=np.uint8)
-        np.savez(stream, allow_pickle=False, **part.arrays, __problems__=problems)
+        # Not allow_pickle=False: numpy before 2.1 would store it as one of the arrays.
+        arrays: dict[str, Any] = {**part.arrays, "__problems__": problems}
+        np.savez(stream, **arrays)
         write_bytes(self._place(phase, batch), stream.getvalue())
 
     def read(self, phase: str, batch: int) -> Part | None:
@@ -165,8 +167,9 @@ class Run:
         """Forget what has been done."""
         with suppress(FileNotFoundError):
             (self.folder / _MANIFEST).unlink()  # first: half a folder must not look like a run
-        for phase in self.folder.glob("*/"):
-            shutil.rmtree(phase)
+        for phase in self.folder.glob("*"):
+            if phase.is_dir():
+                shutil.rmtree(phase)
 
     def remove(self) -> None:
         """Delete the work; to be called once its result lies elsewhere."""
