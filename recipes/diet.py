@@ -49,7 +49,16 @@ DEFAULTS: dict[str, Any] = {
 # Where the methods of this package keep the encoder that they are evaluated by, EMA targets first.
 ENCODERS = ("target_encoder.", "teacher.backbone.", "network.encoder.", "backbone.")
 # What makes a backbone, beside the size and the channels of its images.
-ARCHITECTURE = ("backbone", "patch_size", "width", "depth", "heads", "layer_scale", "class_token")
+ARCHITECTURE = (
+    "backbone",
+    "patch_size",
+    "stem",
+    "width",
+    "depth",
+    "heads",
+    "layer_scale",
+    "class_token",
+)
 OLD_ROWS = (
     ("Old domain: JEPA-SCORE, mean (nats)", "old/jepa_score/mean", "{:.1f}"),
     ("Old domain: RankMe", "old/collapse/rankme", "{:.1f}"),
@@ -200,6 +209,7 @@ class Diet(ScheduledModule):
         backbone_checkpoint: Checkpoint of a recipe of this package, whose encoder to steer; it
             decides on the architecture.
         patch_size: Side of a patch in pixels; divides ``image_size``.
+        stem: How its patches become tokens, one of ``STEMS`` in ``networks.py``.
         width: Numbers per token.
         depth: Transformer blocks.
         heads: Attention heads.
@@ -229,6 +239,7 @@ class Diet(ScheduledModule):
         pretrained: bool = False,
         backbone_checkpoint: str | None = None,
         patch_size: int = 4,
+        stem: str = "patch",
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
@@ -276,6 +287,7 @@ class Diet(ScheduledModule):
                 h["heads"],
                 class_token=h["class_token"],
                 layer_scale=h["layer_scale"],
+                stem=h["stem"],
             )
         if state is not None:
             load_weights(self.backbone, state)
