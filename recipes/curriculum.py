@@ -138,7 +138,7 @@ class StagedImages(Dataset["tuple[Tensor | Views, int]"]):
 
     Args:
         first: Of the epochs before ``first_epochs``.
-        second: Of those after.
+        second: Of those after, and of those who name no epoch, such as the monitor.
         first_epochs: Epochs of the first stage.
     """
 
@@ -149,8 +149,8 @@ class StagedImages(Dataset["tuple[Tensor | Views, int]"]):
         return len(self.second)
 
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | Views, int]:
-        epoch = key[0] if isinstance(key, tuple) else 0
-        return (self.first if epoch < self.first_epochs else self.second)[key]
+        early = isinstance(key, tuple) and key[0] < self.first_epochs
+        return (self.first if early else self.second)[key]
 
 
 def check_copies(images: Labelled, copies: Labelled) -> None:
