@@ -13,7 +13,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from cli_helpers import Small, make_folder, transform
+from cli_helpers import Small, attempt, make_folder, transform
 from PIL import Image
 
 from jepa_monitor.cli import Settings, info_of, score_dataset
@@ -255,6 +255,29 @@ def test_a_file_that_vanishes_is_skipped(tmp_path: pathlib.Path) -> None:
     (tmp_path / "a" / "000.png").unlink()
     with pytest.raises(BadImage, match="cannot be opened: No such file"):
         source.load(0)
+
+
+def test_what_may_not_be_read_is_skipped(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The system is played: a superuser, as in a container, may read everything."""
+
+    def denying(function: Callable, name: str) -> Callable:
+        def denied(path: object, *rest: object) -> object:
+            if os.fspath(path).endswith(name):  # type: ignore[call-overload]
+                raise PermissionError(13, "Permission denied")
+            return function(path, *rest)
+
+        return denied
+
+    make_folder(tmp_path, 4)
+    monkeypatch.setattr(os, "open", denying(os.open, "000.png"))
+    monkeypatch.setattr(os, "scandir", denying(os.scandir, "b"))
+    source = open_source(str(tmp_path), MOST)
+    found = {source.key(i): attempt(source, i) for i in range(len(source))}
+    assert found["a/000.png"] == "cannot be opened: Permission denied"
+    assert found["b/"] == "cannot be read: Permission denied"
+    assert not isinstance(found["a/002.png"], str)
 
 
 def test_links_to_folders_outside_are_followed_once(tmp_path: pathlib.Path) -> None:

@@ -15,7 +15,7 @@ from cli_helpers import Small, attempt, make_folder, transform
 from PIL import Image
 
 from jepa_monitor import ScoreOptions
-from jepa_monitor.cli import RefusedError, Settings, info_of, score_dataset
+from jepa_monitor.cli import RefusedError, Settings, info_of, report, score_dataset
 from jepa_monitor.cli.shards import expand
 from jepa_monitor.cli.sources import Source, open_source
 
@@ -261,3 +261,10 @@ def test_an_interrupted_run_goes_on_and_a_changed_shard_is_refused(tmp_path: pat
     write(tmp_path / "s.tar", [(f"{i:02d}.png", png(i + 1)) for i in range(20)])
     with pytest.raises(RefusedError, match=r"data\.content"):
         run("t.parquet")
+
+
+def test_the_report_shows_images_of_shards(tmp_path: pathlib.Path) -> None:
+    write(tmp_path / "s.tar", [(f"{i}.png", png(i)) for i in range(6)])
+    out = tmp_path / "s.parquet"
+    score_dataset(Small(), str(tmp_path / "s.tar"), out, transform=transform, settings=QUICK)
+    assert report(str(out)).read_text().count("data:image/jpeg;base64,") == 6
