@@ -13,10 +13,10 @@ source_tree=$folder/jepa-monitor
 mkdir "$source_tree"
 git archive HEAD | tar -x -C "$source_tree"
 
-# "torch>=2.6" becomes torch==2.6; linters have no part in what is tested.
+# "torch>=2.6" becomes torch==2.6; linters have no part in what is tested, nor what integration.sh tests.
 mapfile -t lowest < <(
     sed -nE 's/^ +"([A-Za-z0-9_-]+(\[[a-z]+\])?)>=([0-9.]+)".*/\1==\3/p' pyproject.toml |
-        grep -vE '^(mypy|ruff|setuptools|transformers)=='
+        grep -vE '^(mypy|ruff|setuptools|transformers|open_clip_torch)=='
 )
 
 [ -d "$venv" ] || "${PYTHON:-python3.10}" -m venv "$venv"
