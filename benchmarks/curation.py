@@ -1,13 +1,19 @@
 """What do the scores of a data set find? Trouble is planted in handwritten digits and looked for.
 
-    python -m jepa_monitor.recipes.ijepa
-    python benchmarks/curation.py --model runs/ijepa/version_0/checkpoints/last.ckpt
+    for seed in 0 1; do python -m jepa_monitor.recipes.ijepa --seed_everything $seed; done
+    python benchmarks/curation.py --first runs/ijepa/version_0/checkpoints/last.ckpt \
+        --second runs/ijepa/version_1/checkpoints/last.ckpt
 
-Images are handwritten digits, most of which the encoder was trained on. Foreign images are CIFAR-10's
+Images are handwritten digits, most of which the encoders were trained on. Foreign images are CIFAR-10's
 in grey, from the folder JEPA_MONITOR_DATA; corrupted ones are other digits with noise, blur or shuffled
-tiles, at the highest severity of `jepa_monitor.corruptions`. Nothing is told to a score: the law of the
-embeddings, k-NN and the isolation forest see the data with the trouble in them. Exact rows; a fixed
-encoder.
+tiles, at the highest severity of `jepa_monitor.corruptions`. Near-duplicates are images of the set
+itself, moved by a pixel or darkened; wrong labels are drawn from the other nine. Nothing is told to a
+score: the law of the embeddings, k-NN and the isolation forest see the data with the trouble in them.
+
+There are two halves without a digit, a photo or an encoder in common (name several of each to average
+over them). The rule that tells outliers (a score and the width of its fence) is chosen on the first and
+measured on the second; both encoders learned from the same digits. As by default in
+`jepa-monitor score`, JEPA-SCORE is sketched where K > 32; here the sketch is whitened by the sound images.
 """
 
 from __future__ import annotations
@@ -15,7 +21,9 @@ from __future__ import annotations
 import argparse
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -24,130 +32,302 @@ from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
+from torch import Tensor
 
 from jepa_monitor import jepa_score
 from jepa_monitor.cli import load_encoder
 from jepa_monitor.corruptions import CORRUPTIONS
 from jepa_monitor.functional.neighbors import knn_distance
+from jepa_monitor.functional.outliers import robust_fence
 from jepa_monitor.gaussian import Gaussian
 
-CLEAN, PLANTED, DRAWS = 400, 60, 20
+CLEAN, PLANTED, DRAWS = 400, 60, 5
 SHARES = (0.01, 0.05, 0.10)
+FENCES = (2.0, 3.0, 4.0, 5.0, 7.0)
+DEFAULT = "mahalanobis, 3"  # of `jepa-monitor score`
+
+Values = dict[str, np.ndarray]
 
 
-def detectors(z: torch.Tensor, score: torch.Tensor) -> dict[str, np.ndarray]:
+class Scored(NamedTuple):
+    """Images as the scores see them: embeddings (N, K) and JEPA-SCOREs (N,)."""
+
+    embeddings: Tensor
+    score: Tensor
+
+    def plus(self, other: Scored, rows: np.ndarray) -> Scored:
+        """Add some of other images."""
+        pairs = zip(self, other, strict=True)
+        return Scored(*(torch.cat([mine, theirs[rows]]) for mine, theirs in pairs))
+
+
+class Half(NamedTuple):
+    """What one encoder makes of one half of the images."""
+
+    clean: Scored
+    labels: np.ndarray
+    trouble: dict[str, Scored]
+    copies: dict[str, Scored]  # of the first images of `clean`, in their order
+    test: tuple[Tensor, np.ndarray]
+
+
+def detectors(data: Scored) -> Values:
     """Score images by everything; higher is more usual."""
+    z, score = data
     law = Gaussian.fit(z)
     prior = law.log_prob(z)
     forest = IsolationForest(random_state=0).fit(z.numpy())
     return {
         "jepa_score": score.numpy(),
         "log_density": (score + prior).numpy(),
-        "mahalanobis": prior.numpy(),  # the same order
+        "mahalanobis": -law.mahalanobis_squared(z).numpy(),
         "knn": -knn_distance(z, z, 10, exclude_self=True).numpy(),
         "isolation forest": forest.score_samples(z.numpy()),
     }
 
 
-def find(clean: tuple, trouble: dict[str, tuple]) -> dict[str, dict[str, dict[str, list[float]]]]:
-    """Average precision and precision at k of each detector, over draws of what is planted."""
-    generator, results = np.random.default_rng(0), {}
-    for kind, (z, score) in trouble.items():
-        for share in SHARES:
-            count = round(share * CLEAN)
-            precisions: dict[str, list[tuple[float, float]]] = {}
-            for _ in range(DRAWS):
-                chosen = generator.choice(len(z), count, replace=False)
-                both = [
-                    torch.cat([one, other[chosen]])
-                    for one, other in zip(clean, (z, score), strict=True)
-                ]
-                truth = np.arange(CLEAN + count) >= CLEAN
-                for name, values in detectors(both[0], both[1]).items():
-                    least = np.argsort(values, kind="stable")[:count]
-                    pair = average_precision_score(truth, -values), truth[least].mean()
-                    precisions.setdefault(name, []).append(pair)
-            results[f"{kind}, {share:.0%}"] = {
-                name: {
-                    "average precision": np.mean([p for p, _ in pairs]),
-                    "standard deviation": np.std([p for p, _ in pairs]),
-                    "precision at k": np.mean([p for _, p in pairs]),
-                }
-                for name, pairs in precisions.items()
-            }
+def label_detectors(z: Tensor, labels: np.ndarray) -> Values:
+    """Score labels by embeddings: by the distance of Lee et al. (arXiv 1807.03888), and by k-NN."""
+    y = torch.from_numpy(labels)
+    means = torch.stack([z[y == c].mean(0) for c in range(10)])
+    within = Gaussian.fit(z - means[y])
+    distances = torch.stack([within.mahalanobis_squared(z - mean) for mean in means], 1)
+    own = distances.gather(1, y[:, None])[:, 0]
+    others = distances.scatter(1, y[:, None], torch.inf).min(1).values
+    apart = torch.cdist(z, z).fill_diagonal_(torch.inf)
+    neighbours = y[apart.topk(10, largest=False).indices]
+    return {
+        "own class": -own.numpy(),
+        "own against next class": (others - own).numpy(),
+        "neighbours of its label": (neighbours == y[:, None]).double().mean(1).numpy(),
+    }
+
+
+def means(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """Average dictionaries of numbers, however deep."""
+    return {
+        key: means([row[key] for row in rows])
+        if isinstance(rows[0][key], dict)
+        else float(np.mean([row[key] for row in rows]))
+        for key in rows[0]
+    }
+
+
+def found(truth: np.ndarray, values: np.ndarray) -> dict[str, float]:
+    """How well the lowest values tell the trouble."""
+    least = np.argsort(values, kind="stable")[: truth.sum()]
+    precision = float(average_precision_score(truth, -values))
+    return {"average precision": precision, "precision at k": float(truth[least].mean())}
+
+
+def under_fence(values: np.ndarray, width: float) -> np.ndarray:
+    return values < float(robust_fence(torch.from_numpy(values), width))
+
+
+def flagged(truth: np.ndarray, values: np.ndarray) -> dict[str, dict[str, float]]:
+    """What lies under each fence: precision, recall, F1, and the share of sound images."""
+    results = {}
+    for width in FENCES:
+        under = under_fence(values, width)
+        right = int((under & truth).sum())
+        results[f"{width:g}"] = {
+            "precision": right / under.sum() if under.any() else 1.0,
+            "recall": right / truth.sum(),
+            "F1": 2 * right / (under.sum() + truth.sum()),
+            "sound images flagged": float(under[~truth].mean()),
+        }
     return results
 
 
-def probe(clean: tuple, foreign: tuple, labels: np.ndarray, test: tuple) -> dict[str, list[float]]:
+def look_for_trouble(half: Half, generator: np.random.Generator) -> dict[str, Any]:
+    """Plant what does not belong to the set."""
+    results = {}
+    for kind, other in half.trouble.items():
+        for share in SHARES:
+            count, draws = round(share * CLEAN), []
+            truth = np.arange(CLEAN + count) >= CLEAN
+            for _ in range(DRAWS):
+                chosen = generator.choice(PLANTED, count, replace=False)
+                scores = detectors(half.clean.plus(other, chosen))
+                draws.append(
+                    {n: {**found(truth, v), "fence": flagged(truth, v)} for n, v in scores.items()}
+                )
+            results[f"{kind}, {share:.0%}"] = means(draws)
+    return results
+
+
+def look_for_copies(half: Half, generator: np.random.Generator) -> dict[str, Any]:
+    """Plant near-duplicates; what is to be found are the copies and their originals alike."""
+    results = {}
+    for kind, copies in half.copies.items():
+        for share in SHARES:
+            count, draws = round(share * CLEAN), []
+            for _ in range(DRAWS):
+                chosen = generator.choice(PLANTED, count, replace=False)
+                truth = np.isin(np.arange(CLEAN + count), chosen)
+                truth[CLEAN:] = True
+                data = half.clean.plus(copies, chosen)
+                nearest = knn_distance(data.embeddings, data.embeddings, 1, exclude_self=True)
+                ends = {"nearest neighbour": nearest.numpy()}
+                for name, values in detectors(data).items():
+                    ends |= {f"{name}, low end": values, f"{name}, high end": -values}
+                draws.append({name: found(truth, values) for name, values in ends.items()})
+            results[f"{kind}, {share:.0%}"] = means(draws)
+    return results
+
+
+def look_for_labels(half: Half, generator: np.random.Generator) -> dict[str, Any]:
+    """Make some labels wrong."""
+    results, blind = {}, detectors(half.clean)
+    for share in SHARES:
+        count, draws = round(share * CLEAN), []
+        for _ in range(DRAWS):
+            chosen = generator.choice(CLEAN, count, replace=False)
+            labels = half.labels.copy()
+            labels[chosen] = (labels[chosen] + generator.integers(1, 10, count)) % 10
+            truth = np.isin(np.arange(CLEAN), chosen)
+            scores = {**blind, **label_detectors(half.clean.embeddings, labels)}
+            draws.append({name: found(truth, values) for name, values in scores.items()})
+        results[f"{share:.0%}"] = means(draws)
+    return results
+
+
+def probe(half: Half, generator: np.random.Generator) -> dict[str, float]:
     """Accuracy of a linear probe after 10 % foreign images of random labels, and their dropping."""
-    generator, results = np.random.default_rng(0), {}
-    count = round(SHARES[-1] * CLEAN)
+    draws, count = [], round(SHARES[-1] * CLEAN)
+    test, truth = half.test
     for _ in range(DRAWS):
-        chosen = generator.choice(len(foreign[0]), count, replace=False)
-        z, score = (
-            torch.cat([one, other[chosen]]) for one, other in zip(clean, foreign, strict=True)
-        )
-        y = np.concatenate([labels, generator.integers(0, 10, count)])
-        orders = {name: np.argsort(values) for name, values in detectors(z, score).items()}
+        data = half.clean.plus(half.trouble["foreign"], generator.choice(PLANTED, count, False))
+        z, y = data.embeddings, np.concatenate([half.labels, generator.integers(0, 10, count)])
+        orders = {name: np.argsort(values) for name, values in detectors(data).items()}
         orders["at random"] = generator.permutation(len(z))
-        orders["nothing dropped"] = np.r_[[-1] * count, np.arange(len(z))]
+        orders["nothing"] = np.r_[[-1] * count, np.arange(len(z))]
         orders["the planted ones"] = np.arange(len(z))[::-1].copy()
+        accuracies = {}
         for name, order in orders.items():
             kept = order[count:]
             mean, std = z[kept].mean(0), z[kept].std(0).clamp_min(1e-6)
             model = LogisticRegression(max_iter=300).fit(((z[kept] - mean) / std).numpy(), y[kept])
-            accuracy = model.score(((test[0] - mean) / std).numpy(), test[1])
-            results.setdefault(name, []).append(accuracy)
-    return results
+            accuracies[name] = float(model.score(((test - mean) / std).numpy(), truth))
+        draws.append(accuracies)
+    return means(draws)
+
+
+def digit_images(prepare: Callable[[Image.Image], Tensor], pixels: np.ndarray) -> Tensor:
+    return torch.stack([prepare(Image.fromarray(one).convert("RGB")) for one in pixels])
+
+
+def look_through(model: str, number: int) -> Half:
+    """Embed and score one half of the images by an encoder."""
+    loaded = load_encoder(model)
+    prepare = loaded.transform
+    assert prepare is not None
+    digits = load_digits()
+    order = np.random.default_rng(1).permutation(len(digits.images))
+    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)[order]
+    labels = digits.target[order]
+    start = number * (CLEAN + PLANTED)
+    clean = pixels[start : start + CLEAN]
+    others = digit_images(prepare, pixels[start + CLEAN : start + CLEAN + PLANTED])
+    archive = np.load(Path(os.environ["JEPA_MONITOR_DATA"]) / "cifar10_subset.npz")
+    photos = archive["test_images"][number * PLANTED : (number + 1) * PLANTED]
+    moved = np.zeros_like(clean[:PLANTED])
+    moved[:, :, 1:] = clean[:PLANTED, :, :-1]
+    darker = np.round(clean[:PLANTED] * 0.8).astype(np.uint8)
+
+    def embed(images: Tensor) -> Tensor:
+        with torch.no_grad():
+            return loaded.encoder(images).double()
+
+    sound = digit_images(prepare, clean)
+    law = Gaussian.fit(embed(sound))
+
+    def scored(images: Tensor) -> Scored:
+        score = jepa_score(loaded.encoder, images, method="auto", reference=law)
+        return Scored(embed(images), score)
+
+    test = slice(2 * (CLEAN + PLANTED), None)
+    return Half(
+        clean=scored(sound),
+        labels=labels[start : start + CLEAN],
+        trouble={
+            "foreign": scored(torch.stack([prepare(Image.fromarray(one)) for one in photos])),
+            **{name: scored(corrupt(others, 3)) for name, corrupt in CORRUPTIONS.items()},
+        },
+        copies={
+            "moved": scored(digit_images(prepare, moved)),
+            "darker": scored(digit_images(prepare, darker)),
+        },
+        test=(embed(digit_images(prepare, pixels[test])), labels[test]),
+    )
+
+
+def measure(model: str, number: int) -> dict[str, Any]:
+    half, generator = look_through(model, number), np.random.default_rng(number)
+    return {
+        "trouble": look_for_trouble(half, generator),
+        "none planted": {
+            name: {f"{width:g}": float(under_fence(values, width).mean()) for width in FENCES}
+            for name, values in detectors(half.clean).items()
+        },
+        "near-duplicates": look_for_copies(half, generator),
+        "wrong labels": look_for_labels(half, generator),
+        "probe": probe(half, generator),
+    }
+
+
+def rules(results: dict[str, Any]) -> dict[str, dict[str, float]]:
+    """Average what is under each fence over all that was planted."""
+    average = means(list(results["trouble"].values()))
+    return {
+        f"{name}, {width}": {**row, "flagged, none planted": results["none planted"][name][width]}
+        for name in average
+        for width, row in average[name]["fence"].items()
+    }
+
+
+def table(title: str, rows: dict[str, dict[str, Any]], cell: Callable[[Any], str]) -> None:
+    names = list(next(iter(rows.values())))
+    print(f"\n| {title} | {' | '.join(names)} |\n|{'---|' * (len(names) + 1)}")
+    for name, row in rows.items():
+        print(f"| {name} | {' | '.join(cell(row[key]) for key in names)} |", flush=True)
+
+
+def pair(value: dict[str, float]) -> str:
+    return f"{value['average precision']:.2f} ({value['precision at k']:.2f})"
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument(
-        "--model", required=True, help="a checkpoint of the I-JEPA recipe, on digits"
-    )
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--first", nargs="+", required=True, help="checkpoints to choose a rule by")
+    parser.add_argument("--second", nargs="+", required=True, help="checkpoints to measure it by")
     parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
     options = parser.parse_args()
     torch.manual_seed(0)
     torch.set_num_threads(1)
-    loaded = load_encoder(options.model)
-    prepare = loaded.transform
-    assert prepare is not None
-
-    digits = load_digits()
-    pixels = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    order = np.random.default_rng(1).permutation(len(pixels))
-    images = torch.stack([prepare(Image.fromarray(pixels[i]).convert("RGB")) for i in order])
-    labels = digits.target[order]
-    archive = np.load(Path(os.environ["JEPA_MONITOR_DATA"]) / "cifar10_subset.npz")
-    photos = [Image.fromarray(one) for one in archive["test_images"][:PLANTED]]
-    others = images[CLEAN : CLEAN + PLANTED]
-    worse = {name: corrupt(others, 3) for name, corrupt in CORRUPTIONS.items()}
-    sets = {"foreign": torch.stack([prepare(photo) for photo in photos]), **worse}
-
-    def embed(batch: torch.Tensor) -> torch.Tensor:
-        with torch.no_grad():
-            return loaded.encoder(batch).double()
-
-    scored = {
-        name: (embed(batch), jepa_score(loaded.encoder, batch))
-        for name, batch in {"clean": images[:CLEAN], **sets}.items()
-    }
-    clean = scored.pop("clean")
-    results = find(clean, scored)
-    names = list(next(iter(results.values())))
-    print("average precision (precision at k)\n| planted |", " | ".join(names), "|")
-    for kind, row in results.items():
-        cells = (f"{v['average precision']:.2f} ({v['precision at k']:.2f})" for v in row.values())
-        print(f"| {kind} |", " | ".join(cells), "|")
-    test = slice(CLEAN + PLANTED, None)
-    accuracies = probe(
-        clean, scored["foreign"], labels[:CLEAN], (embed(images[test]), labels[test])
-    )
-    for name, values in accuracies.items():
-        print(f"| {name} | {np.mean(values):.3f} | {np.std(values):.3f} |")
-    means = {name: [np.mean(values), np.std(values)] for name, values in accuracies.items()}
-    options.out.write_text(json.dumps({"found": results, "probe": means}, indent=1) + "\n")
+    halves, each = [], {}
+    for number, models in enumerate((options.first, options.second)):
+        measured = [measure(model, number) for model in models]
+        halves.append(means(measured))
+        each |= {f"half {number}, encoder {i}": rules(one) for i, one in enumerate(measured)}
+    chosen, confirmed = (rules(half) for half in halves)
+    best = max(chosen, key=lambda rule: chosen[rule]["F1"])
+    results = {"first": halves[0], "second": halves[1], "rules": each, "chosen rule": best}
+    for row in (row for half in halves for row in half["trouble"].values()):
+        for detector in row.values():
+            del detector["fence"]  # the rules have their averages
+    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    for name, half in zip(("first half", "second half"), halves, strict=True):
+        average = means(list(half["trouble"].values()))
+        table(f"planted, {name}", {**half["trouble"], "mean of all": average}, pair)
+        table(f"near-duplicates, {name}", half["near-duplicates"], pair)
+        table(f"wrong labels, {name}", half["wrong labels"], pair)
+        table(f"dropped, {name}", {"accuracy": half["probe"]}, "{:.3f}".format)
+    for name, every in (("first half", chosen), ("second half", confirmed)):
+        shown = sorted(every, key=lambda rule: -every[rule]["F1"])[:5]
+        shown += [rule for rule in dict.fromkeys([best, DEFAULT]) if rule not in shown]
+        table(f"rule, {name}", {rule: every[rule] for rule in shown}, "{:.3f}".format)
+    print(f"\nThe rule chosen on the first half: {best}.")
 
 
 if __name__ == "__main__":
