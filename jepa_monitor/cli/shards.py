@@ -21,6 +21,7 @@ from jepa_monitor.cli.images import Entry
 __all__ = ["expand", "list_shards"]
 
 _BLOCK = 512  # bytes, of a tar file
+_PART = 2**20  # bytes, to be looked through at a time
 _LARGEST_LABEL = 2**20  # bytes; a label is a line, but other things can be in its file
 
 
@@ -104,6 +105,8 @@ class _Shard:
                 self._file.seek(archive.offset)
             if self._file.read(_BLOCK) != bytes(_BLOCK):
                 self._fail("is damaged or cut off: it has no end mark, images may be missing")
+            elif any(part.strip(b"\0") for part in iter(lambda: self._file.read(_PART), b"")):
+                self._fail("holds more after its end mark, which is not read")
         except tarfile.ReadError as error:
             self._fail(f"is no uncompressed tar archive, or is cut off: {error}")
         except Exception as error:  # noqa: BLE001 - its headers can hold anything

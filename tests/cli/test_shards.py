@@ -172,6 +172,7 @@ def test_damaged_shards_keep_what_can_be_read(tmp_path: pathlib.Path) -> None:
             "has no end mark",
             2,
         ),
+        "glued.tar": (2 * whole, "holds more after its end mark", 3),
         "empty.tar": (b"", "is empty", 0),
         "text.tar": (b"no archive" * 100, "is no uncompressed tar archive", 0),
         "zipped.tar": (b"\x1f\x8b" + bytes(1000), "is no uncompressed tar archive", 0),
