@@ -65,6 +65,14 @@ def _resnet() -> nn.Module:
     return torchvision.models.resnet18(num_classes=12)
 
 
+def _smooth_resnet() -> nn.Module:
+    encoder = _resnet()
+    for name, module in list(encoder.named_modules()):
+        if isinstance(module, nn.ReLU):
+            encoder.set_submodule(name, nn.GELU())
+    return encoder
+
+
 ENCODERS: dict[str, Callable[[], nn.Module]] = {
     "DINOv2": lambda: _small("vit_small_patch14_dinov2"),
     "DINOv2 with registers": lambda: _small("vit_small_patch14_reg4_dinov2"),
@@ -76,6 +84,7 @@ ENCODERS: dict[str, Callable[[], nn.Module]] = {
         "convnext_tiny", num_classes=0, depths=(1, 1, 1, 1), dims=(8, 12, 16, 24)
     ),
     "ResNet of torchvision": _resnet,
+    "ResNet of torchvision, with GELU": _smooth_resnet,
     "fused attention": _vit,
     "class token": lambda: _vit(global_pool="token"),
     "layer scale and drop path": lambda: _scaled(_vit(init_values=1e-5, drop_path_rate=0.5)),
@@ -108,7 +117,9 @@ def test_scores_without_a_warning(name: str, precision: str) -> None:
             reference.set_grad_checkpointing(False)
     tolerance = 0.02 if precision == "float32" else 1e-4
     if name == "ResNet of torchvision" and precision == "float32":
-        tolerance = 0.1  # of tens of thousands of ReLUs, float32 puts some on the other side of 0
+        tolerance = 0.1  # one of its 47 104 ReLUs, put on the other side of 0, makes 0.04 nats
+    if name == "ResNet of torchvision, with GELU":
+        tolerance = 1e-4
     torch.testing.assert_close(scores, float64_score(reference, images), rtol=0, atol=tolerance)
 
 
