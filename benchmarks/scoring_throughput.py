@@ -6,9 +6,10 @@
 Both read the same PNG files. *Plain* takes one image at a time, one `torch.autograd.grad` for each of
 the K outputs and `torch.linalg.svdvals`, and knows nothing else of an image. The command embeds the
 reference (the images themselves), scores by all five scores, keeps every batch on the disk and writes
-the table; its check of polarity, 144 images more once a run, is switched off. They take turns, the first
-of which is not counted, and the median of the ratios counts. On a CPU, seconds are those of the processor, which other work on the
-machine disturbs least. Random weights: the cost does not depend on them.
+the table; its check of polarity, 144 images more once a run, is switched off. They take turns, the
+first of which is not counted, and the median of the ratios counts. On a CPU, seconds are those of the
+processor, which other work on the machine disturbs least. Random weights: the cost does not depend on
+them.
 """
 
 from __future__ import annotations
