@@ -518,31 +518,6 @@ def test_names_must_differ(tmp_path: pathlib.Path) -> None:
     assert module.losses == []
 
 
-def test_every_trial_of_a_tuner_finds_the_same_names(tmp_path: pathlib.Path) -> None:
-    """A tuner reads `trainer.callback_metrics` by name, whatever it has tuned."""
-    names = []
-    for trial, (encoder, steps, samples) in enumerate(
-        [(mlp(192, 32), 3, 4), (mlp(192, 40), 5, 9), (mlp(192, 24), None, 64)]
-    ):
-        score = JepaScoreCallback(
-            encoder,
-            every_n_steps=steps,
-            max_probe_samples=samples,
-            max_overhead=None,
-            strict=True,
-        )
-        runner = trainer(tmp_path, [score], max_epochs=1)
-        runner.fit(Validated(), loader(48, 2 + trial), loader(24, 3))
-        # α-ReQ is fitted to ranks that narrow or few embeddings do not have (docs/metrics.md).
-        others = ("train/", "val/", "collapse/alpha_req")
-        names.append({tag for tag in runner.callback_metrics if not tag.startswith(others)})
-    assert names[0] == names[1] == names[2]
-    assert {
-        "jepa_score/mean", "log_density/mean", "collapse/rankme", "collapse/state",
-        "density/calibration_error", "monitor/failures",
-    } <= names[0]  # fmt: skip
-
-
 def test_a_plain_callable_is_watched_too(tmp_path: pathlib.Path) -> None:
     net = mlp(192)
     callback = JepaScoreCallback(lambda module: lambda batch: net(batch) / 2, max_overhead=None)
