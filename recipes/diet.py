@@ -25,7 +25,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jepa_monitor.callbacks import JepaScoreCallback
 from jepa_monitor.recipes.cli import ClosingTable, RecipeCLI, train
-from jepa_monitor.recipes.data import ImageDataModule, mixed_seed
+from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.lejepa import LeJepa
 from jepa_monitor.recipes.module import ScheduledModule, is_decayed
 from jepa_monitor.recipes.networks import build_vit
@@ -225,7 +225,7 @@ class Diet(ScheduledModule):
         warmup: Share of the steps in which a learning rate rises, in [0, 1): the head's from the
             start, the backbone's from when it may train.
         weight_decay: Weight decay; none on biases, norms, tokens and positions.
-        seed: Seed of the head and of what a backbone draws, such as stochastic depth.
+        seed: Seed of what a backbone draws, such as stochastic depth.
 
     Raises:
         ValueError: If a number is out of its range, or two backbones are asked for.
@@ -249,8 +249,8 @@ class Diet(ScheduledModule):
         images: int | None = None,
         label_smoothing: float = 0.3,
         head_only: float = 0.1,
-        learning_rate: float = 4e-3,
-        backbone_lr: float = 1.0,
+        learning_rate: float = 2e-2,
+        backbone_lr: float = 0.05,
         final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
         weight_decay: float = 0.05,
@@ -300,7 +300,10 @@ class Diet(ScheduledModule):
             self.build_head(images)
 
     def build_head(self, images: int) -> None:
-        """Make the head, the same for the same seed whatever was drawn before.
+        """Make the head, all zeros.
+
+        A random one would first pull every image towards a direction of its own, drawn by chance;
+        from zero, its rows grow along the embeddings that the backbone came with.
 
         Args:
             images: N.
@@ -316,10 +319,9 @@ class Diet(ScheduledModule):
                     "backbone_checkpoint."
                 )
             return
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self.hparams["seed"]))
-            width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
-            self.head = nn.Linear(width, images, bias=False)
+        width: int = self.backbone.head_hidden_size  # type: ignore[assignment]
+        self.head = nn.Linear(width, images, bias=False)
+        nn.init.zeros_(self.head.weight)
         self.hparams["images"] = images
 
     def setup(self, stage: str) -> None:
