@@ -213,7 +213,9 @@ class JepaScoreCallback(AlarmedCallback):
         super().write(trainer, scalars, found, x)
         if self.monitor is not None and not self._laid_out:
             self._laid_out = True
-            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor))
+            watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
+            prefixes = [callback.prefix for callback in watching]
+            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), prefixes)
         if found is not None and takes_pictures(trainer.loggers):
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
             log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)

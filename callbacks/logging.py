@@ -138,17 +138,22 @@ def log_pictures(
                 writer.log_figure(logger.run_id, figure, f"{prefix}{tag}/{step:08d}.png")
 
 
-def log_dashboard(loggers: Iterable[Any], prefix: str, settings: str) -> None:
+def log_dashboard(
+    loggers: Iterable[Any], prefix: str, settings: str, prefixes: Iterable[str]
+) -> None:
     """Write, once, how to arrange the curves and what they depend on.
 
     Args:
         loggers: Lightning's loggers.
-        prefix: Of all tags.
+        prefix: Of the callback's tags.
         settings: Shown as text.
+        prefixes: Of all callbacks of the run, in the same order in each: TensorBoard shows only one
+            arrangement a run, so each of them writes that of all.
     """
+    layout = {chart: lines for each in prefixes for chart, lines in dashboard(each).items()}
     for logger in loggers:
         writer: Any = getattr(logger, "experiment", None)
         if hasattr(writer, "add_custom_scalars"):
-            writer.add_custom_scalars(dashboard(prefix))
+            writer.add_custom_scalars(layout)
         if hasattr(writer, "add_text"):
             writer.add_text(f"{prefix}monitor/settings", settings)

@@ -14,6 +14,7 @@ from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 from torch import nn
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
@@ -213,6 +214,13 @@ def test_two_callbacks_with_names_do_not_collide(tmp_path: pathlib.Path) -> None
     runner.save_checkpoint(tmp_path / "both.ckpt")
     states = torch.load(tmp_path / "both.ckpt", weights_only=True)["callbacks"]
     assert len([key for key in states if key.startswith("JepaScoreCallback")]) == 2
+    # TensorBoard shows one arrangement a run: whichever it takes has the charts of both.
+    events = EventAccumulator(runner.logger.log_dir)
+    events.Reload()
+    for event in events.Tensors("custom_scalars__config__"):
+        layout = Layout.FromString(event.tensor_proto.string_val[0])
+        titles = [category.title for category in layout.category]
+        assert {"density", "student/density", "collapse", "student/collapse"} <= set(titles)
 
 
 def test_overhead_is_limited_and_the_last_weights_are_scored(tmp_path: pathlib.Path) -> None:
