@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import copy
 import pathlib
 import warnings
 from typing import Any
@@ -451,12 +452,12 @@ def test_validate_and_test_tell_no_story(tmp_path: pathlib.Path, stage: str) -> 
     assert callback.alarm.state_dict() == CollapseAlarm().state_dict()
 
 
-def test_too_few_images_fail_and_training_goes_on(tmp_path: pathlib.Path) -> None:
-    callback = CollapseCallback(probe=torch.rand(8, 3, 8, 8))
-    with pytest.warns(UserWarning, match="at least 16 rows"):
-        runner = fit(tmp_path, callback, Validated())
-    assert callback.failures == 1
-    assert runner.global_step == 12
+def test_too_few_images_are_refused_before_the_first_step(tmp_path: pathlib.Path) -> None:
+    module = Validated()
+    before = copy.deepcopy(module.state_dict())
+    with pytest.raises(ValueError, match="`probe` must hold at least 16 images, got 8"):
+        fit(tmp_path, CollapseCallback(probe=torch.rand(8, 3, 8, 8)), module)
+    assert all(torch.equal(before[name], value) for name, value in module.state_dict().items())
 
 
 @pytest.mark.parametrize(
