@@ -20,6 +20,7 @@ import torch
 from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
+from lightning_utilities.core.imports import RequirementCache
 from test_isolation import settings as interpreter_settings
 from torch import Tensor, nn
 from torch.utils.data import Dataset
@@ -153,6 +154,8 @@ def assert_same(found: Any, expected: Any, where: str = "") -> None:
 
 @pytest.mark.parametrize("name", SETTINGS)
 def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, name: str) -> None:
+    if name == "compiled as a whole" and torch.__version__ < "2.7":
+        pytest.skip("torch 2.6 cannot compile this module as a whole, watched or not")
     plain = run(tmp_path / "plain", [], **SETTINGS[name])
     score = JepaScoreCallback(every_n_steps=3, max_overhead=None, max_probe_samples=4)
     fast = CollapseCallback(every_n_steps=1, name="fast")
@@ -530,6 +533,8 @@ def test_a_plain_callable_is_watched_too(tmp_path: pathlib.Path) -> None:
 @pytest.mark.parametrize("package", ["lightning.pytorch", "pytorch_lightning"])
 def test_either_import_name(tmp_path: pathlib.Path, package: str) -> None:
     other = pytest.importorskip(package)
+    if package == "pytorch_lightning" and RequirementCache("pytorch-lightning<2.6"):
+        pytest.skip("its Trainer refuses callbacks of lightning before 2.6")
 
     class Module(other.LightningModule):
         def __init__(self) -> None:
