@@ -22,7 +22,7 @@ from torch.nn import functional as F
 from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
 from jepa_monitor.recipes.module import ScheduledModule, is_decayed
-from jepa_monitor.recipes.networks import blanked, build_vit
+from jepa_monitor.recipes.networks import blanked, build_vit, sees_beyond_patches
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
 if TYPE_CHECKING:
@@ -298,7 +298,7 @@ def encode_masked(
     Returns:
         Normalised class tokens (B, K) and patch tokens (B, N, K).
     """
-    if masks is not None:
+    if masks is not None and sees_beyond_patches(vit):
         images = blanked(images, masks, vit.patch_embed.patch_size[0])
     patches = vit.patch_embed(images)  # (B, rows, columns, K)
     if masks is not None:

@@ -18,9 +18,8 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.networks import STEMS, blanked, conv_stem
+from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
 if TYPE_CHECKING:
@@ -200,7 +199,6 @@ def build_encoder(
     Raises:
         ValueError: If there is no such stem.
     """
-    check_choice(stem, "stem", STEMS)
     vit = VisionTransformer(
         img_size=image_size,
         patch_size=patch_size,
@@ -214,8 +212,7 @@ def build_encoder(
         weight_init="jax",  # Xavier: timm's default of std 0.02 is far too small at this width
         fc_norm=False,  # normalise tokens, then pool: the loss needs normalised tokens
     )
-    if stem != "patch":
-        vit.patch_embed.proj = conv_stem(stem, in_channels, patch_size, width)
+    set_stem(vit, stem, in_channels)
     vit.pos_embed = sincos(vit.patch_embed.grid_size, width)
     return vit
 
@@ -231,7 +228,7 @@ def encode_tokens(vit: VisionTransformer, images: Tensor, visible: Tensor | None
     Returns:
         Normalised tokens, shape (B, n, K).
     """
-    if visible is not None:
+    if visible is not None and sees_beyond_patches(vit):
         hidden = torch.ones(len(images), vit.patch_embed.num_patches, dtype=torch.bool)
         hidden = hidden.to(images.device).scatter_(1, visible, False)
         images = blanked(images, hidden, vit.patch_embed.patch_size[0])

@@ -53,7 +53,6 @@ def build_vit(
     Raises:
         ValueError: If ``patch_size`` does not divide ``image_size``, or there is no such stem.
     """
-    check_choice(stem, "stem", STEMS)
     if image_size % patch_size:
         raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}.")
     vit = VisionTransformer(
@@ -71,8 +70,7 @@ def build_vit(
         fc_norm=False,  # normalise tokens, then pool
         dynamic_img_size=True,
     )
-    if stem != "patch":
-        vit.patch_embed.proj = conv_stem(stem, in_channels, patch_size, width)
+    set_stem(vit, stem, in_channels)
     # timm lets the rate rise with depth; DINOv2 does not.
     for block in vit.blocks if drop_path else ():
         block.drop_path1, block.drop_path2 = DropPath(drop_path), DropPath(drop_path)
@@ -114,6 +112,35 @@ def conv_stem(stem: str, in_channels: int, patch_size: int, width: int) -> nn.Se
             layers += [nn.BatchNorm2d(outputs), nn.ReLU()]
         inputs = outputs
     return nn.Sequential(*layers, nn.Conv2d(width, width, 1))
+
+
+def set_stem(vit: VisionTransformer, stem: str, in_channels: int) -> None:
+    """Choose how a ViT's patches become tokens.
+
+    Args:
+        vit: A new timm ViT, whose linear map of a patch may be replaced.
+        stem: One of :data:`STEMS`; see :func:`conv_stem`.
+        in_channels: Colour channels C.
+
+    Raises:
+        ValueError: If there is no such stem, or it does not fit the ViT.
+    """
+    check_choice(stem, "stem", STEMS)
+    if stem != "patch":
+        patch_size = vit.patch_embed.patch_size[0]
+        vit.patch_embed.proj = conv_stem(stem, in_channels, patch_size, vit.embed_dim)
+
+
+def sees_beyond_patches(vit: VisionTransformer) -> bool:
+    """Say whether a token depends on more pixels than its patch has.
+
+    Args:
+        vit: A timm ViT.
+
+    Returns:
+        Whether :func:`blanked` must hide what a mask hides; a linear map of a patch needs no such care.
+    """
+    return not isinstance(vit.patch_embed.proj, nn.Conv2d)
 
 
 def blanked(images: Tensor, hidden: Tensor, patch_size: int) -> Tensor:

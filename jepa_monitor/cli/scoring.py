@@ -571,8 +571,8 @@ def _table(source: Source, scored: Part, settings: Settings) -> pa.Table:
     if bool(finite.any()):
         quantile[finite] = midranks(ranked[finite]).double() / int(finite.sum())
     outlier = torch.zeros_like(finite)
-    if bool(torch.isfinite(told).any()):
-        outlier = told < robust_fence(told[torch.isfinite(told)], settings.fence)
+    if len(values := told[torch.isfinite(told)]):
+        outlier = told < robust_fence(values, settings.fence)
     columns = {
         "path": pa.array([source.key(index) for index in indices], pa.string()),
         "label": pa.array([source.label(index) for index in indices], pa.string()),

@@ -199,6 +199,20 @@ def test_without_masks_it_is_the_timm_model_and_hidden_patches_do_not_leak() -> 
     )
 
 
+@pytest.mark.parametrize("stem", ["conv", "conv_batchnorm"])
+def test_hidden_patches_do_not_leak_through_a_stem_that_sees_beyond_them(stem) -> None:
+    vit = build_vit(16, 4, 1, 16, 2, 2, class_token=True, stem=stem).eval()
+    x, token = normal(3, 1, 16, 16), normal(1, 1, 16, seed=1)
+    changed = x.clone()
+    changed[:, :, 4:8, 4:8] = 9.0
+    masks = torch.zeros(3, 16, dtype=torch.bool)
+    unmasked = [encode_masked(vit, images, token, masks)[1][:, 6] for images in (x, changed)]
+    assert not torch.equal(*unmasked)  # the patch to the right sees it
+    masks[:, 5] = True
+    masked = [encode_masked(vit, images, token, masks) for images in (x, changed)]
+    assert all(torch.equal(a, b) for a, b in zip(*masked, strict=True))
+
+
 # ------------------------------------------------------------------------------------------ method
 @pytest.mark.parametrize("centering", ["sinkhorn_knopp", "centering"])
 def test_loss_is_the_sum_of_its_terms(centering) -> None:

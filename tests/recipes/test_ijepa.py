@@ -160,8 +160,9 @@ def test_visible_tokens_equal_attention_masked_tokens_of_the_whole_image() -> No
     torch.testing.assert_close(encode_tokens(vit, x, visible), expected)
 
 
-def test_hidden_patches_do_not_leak() -> None:
-    vit, x = encoder(), torch.randn(1, 3, 16, 16)
+@pytest.mark.parametrize("stem", ["patch", "conv", "conv_batchnorm"])
+def test_hidden_patches_do_not_leak(stem) -> None:
+    vit, x = build_encoder(16, 4, 3, 16, 2, 2, stem=stem).eval(), torch.randn(1, 3, 16, 16)
     changed = x.clone()
     changed[:, :, :4, 4:8] = 100.0  # patch 1
     visible = torch.tensor([[0, 2, 9]])
