@@ -69,7 +69,7 @@ def main() -> None:
         optimizer.zero_grad()
         module.loss(batch, module.masks(BATCH, 0)).backward()
         optimizer.step()
-        module.update_target(0.996)
+        module.after_step({"momentum": 0.996})
 
     def draw(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32)

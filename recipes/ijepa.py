@@ -9,22 +9,18 @@ from __future__ import annotations
 
 import copy
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
-from lightning.pytorch import LightningModule
 from timm.layers.pos_embed_sincos import build_sincos2d_pos_embed
 from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.module import ScheduledModule
 from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
-
-if TYPE_CHECKING:
-    from lightning.pytorch.core.optimizer import LightningOptimizer
-    from torch.optim import Optimizer
 
 Range = tuple[float, float]
 
@@ -292,7 +288,7 @@ class Predictor(nn.Module):
 
 
 # ---------------------------------------------------------------------------------------- method
-class IJepa(LightningModule):
+class IJepa(ScheduledModule):
     """I-JEPA: context encoder, EMA target encoder and predictor.
 
     Every random choice depends on ``(seed, epoch, batch)`` and every schedule on the global step,
@@ -377,7 +373,6 @@ class IJepa(LightningModule):
         self.predictor = Predictor(
             self.grid, width, predictor_width, predictor_depth, predictor_heads
         )
-        self.total_steps = 0
 
     def forward(self, images: Tensor) -> Tensor:
         """Embed images with the target encoder, the one that the paper evaluates.
@@ -460,54 +455,6 @@ class IJepa(LightningModule):
         loss = self.loss(images, self.masks(len(images), 0, batch_idx))
         self.log("val/loss", loss, batch_size=len(images), sync_dist=True)
 
-    def configure_optimizers(self) -> Optimizer:
-        """AdamW with weight decay on matrices only; ``optimizer_step`` sets the values.
-
-        Returns:
-            The optimiser, its first group with decay and its second without.
-        """
-        trained = [p for p in self.parameters() if p.requires_grad]
-        decayed = [p for p in trained if p.ndim > 1 and p is not self.predictor.mask_token]
-        kept = [p for p in trained if p.ndim <= 1 or p is self.predictor.mask_token]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": kept, "weight_decay": 0.0}]
-        return torch.optim.AdamW(groups, lr=self.hparams["learning_rate"])
-
-    def on_train_start(self) -> None:
-        """Find the length of the schedules.
-
-        Raises:
-            ValueError: If the run has no end.
-        """
-        total = self.trainer.estimated_stepping_batches
-        if total == float("inf"):
-            raise ValueError("The schedules need an end: set trainer.max_epochs or max_steps.")
-        self.total_steps = int(total)
-
-    def optimizer_step(
-        self,
-        epoch: int,
-        batch_idx: int,
-        optimizer: Optimizer | LightningOptimizer,
-        optimizer_closure: Any = None,
-    ) -> None:
-        """Set the scheduled values, step, and let the target encoder follow.
-
-        Lightning calls this once per step, not per accumulated batch.
-
-        Args:
-            epoch: Number of the epoch.
-            batch_idx: Number of the batch.
-            optimizer: AdamW.
-            optimizer_closure: Forward and backward pass.
-        """
-        values = self.scheduled(self.global_step)
-        for group in optimizer.param_groups:
-            group["lr"] = values["lr"]
-        optimizer.param_groups[0]["weight_decay"] = values["weight_decay"]
-        super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
-        self.update_target(values["momentum"])
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
-
     def scheduled(self, step: int) -> dict[str, float]:
         """Learning rate, weight decay and momentum of one optimiser step.
 
@@ -526,15 +473,15 @@ class IJepa(LightningModule):
         }
 
     @torch.no_grad()
-    def update_target(self, momentum: float) -> None:
+    def after_step(self, values: dict[str, float]) -> None:
         """Move the target encoder towards the encoder: θ̄ ← m θ̄ + (1 − m) θ.
 
         Args:
-            momentum: m in [0, 1].
+            values: What :meth:`scheduled` said.
         """
         pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
         for target, online in pairs:
-            target.lerp_(online, 1.0 - momentum)
+            target.lerp_(online, 1.0 - values["momentum"])
 
 
 def main() -> None:

@@ -249,7 +249,7 @@ def test_ema_follows_the_closed_form() -> None:
     start = copy.deepcopy(model.target_encoder)
     nn.init.normal_(model.encoder.patch_embed.proj.weight)
     for _ in range(7):
-        model.update_target(0.9)
+        model.after_step({"momentum": 0.9})
     for name, now in model.target_encoder.named_parameters():
         before, online = start.get_parameter(name), model.encoder.get_parameter(name)
         torch.testing.assert_close(now, 0.9**7 * before + (1 - 0.9**7) * online)
@@ -264,7 +264,10 @@ def test_weight_decay_is_for_matrices_only() -> None:
     trained = {n for n, p in model.named_parameters() if p.requires_grad}
     assert with_decay | without == trained
     assert not with_decay & without
-    assert kept["weight_decay"] == 0
+    values = {"lr": 1e-3, "weight_decay": 0.3}
+    for group in (decayed, kept):
+        model.set_group(group, values)
+    assert (decayed["weight_decay"], kept["weight_decay"]) == (0.3, 0)
     assert not any(n.startswith("target_encoder") or "pos_embed" in n for n in trained)
     modules = dict(model.named_modules())
     for name in trained:
