@@ -232,17 +232,19 @@ class Head(nn.Module):
         hidden: Numbers in each of the two hidden layers.
         bottleneck: Numbers in a prototype.
         prototypes: Numbers out, P.
+        batchnorm: Whether batch normalisation follows the two hidden layers.
     """
 
-    def __init__(self, width: int, hidden: int, bottleneck: int, prototypes: int) -> None:
+    def __init__(
+        self, width: int, hidden: int, bottleneck: int, prototypes: int, batchnorm: bool = False
+    ) -> None:
         super().__init__()
-        self.mlp = nn.Sequential(
-            nn.Linear(width, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, hidden),
-            nn.GELU(),
-            nn.Linear(hidden, bottleneck),
-        )
+        layers: list[nn.Module] = []
+        for inputs in (width, hidden):
+            layers.append(nn.Linear(inputs, hidden))
+            layers += [nn.BatchNorm1d(hidden)] if batchnorm else []
+            layers.append(nn.GELU())
+        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
         self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
         for layer in (*self.mlp, self.last_layer):
             if isinstance(layer, nn.Linear):
@@ -342,6 +344,9 @@ class DinoV2(ScheduledModule):
         head_hidden: Numbers in each of the two hidden layers of a head.
         bottleneck: Numbers in a prototype.
         prototypes: Prototypes of each head, P.
+        head_batchnorm: Whether the heads normalise over the batch, an option of DINO
+            (arXiv 2104.14294): embeddings that hardly differ at first then still get different
+            prototypes, which short runs need.
         dino_weight: Weight of the loss of the class tokens.
         ibot_weight: Weight of the loss of the hidden patches.
         koleo_weight: Weight of KoLeo, summed over the global crops.
@@ -386,6 +391,7 @@ class DinoV2(ScheduledModule):
         head_hidden: int = 256,
         bottleneck: int = 64,
         prototypes: int = 64,
+        head_batchnorm: bool = False,
         dino_weight: float = 1.0,
         ibot_weight: float = 1.0,
         koleo_weight: float = 0.1,
@@ -449,8 +455,8 @@ class DinoV2(ScheduledModule):
         self.student = nn.ModuleDict(
             {
                 "backbone": backbone,
-                "dino_head": Head(width, head_hidden, bottleneck, prototypes),
-                "ibot_head": Head(width, head_hidden, bottleneck, prototypes),
+                "dino_head": Head(width, head_hidden, bottleneck, prototypes, head_batchnorm),
+                "ibot_head": Head(width, head_hidden, bottleneck, prototypes, head_batchnorm),
             }
         )
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))

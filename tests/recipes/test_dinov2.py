@@ -174,6 +174,20 @@ def test_a_head_gives_cosines_with_its_prototypes() -> None:
     np.testing.assert_allclose(head(x).detach(), expected, atol=1e-6)
 
 
+def test_heads_with_batch_normalisation_see_only_how_embeddings_differ() -> None:
+    torch.manual_seed(0)
+    model = DinoV2(**TINY, head_batchnorm=True).double()
+    width = TINY["width"]
+    differ, common = normal(9, width), 100 * normal(1, width)
+    for network in (model.student, model.teacher):
+        for kind in ("dino_head", "ibot_head"):
+            logits = network[kind](differ.double())
+            shifted = network[kind](differ.double() + common.double())
+            torch.testing.assert_close(logits, shifted, atol=1e-9, rtol=0)
+    plain = DinoV2(**TINY).double().student["dino_head"]
+    assert (plain(differ.double()) - plain(differ.double() + common.double())).abs().max() > 0.1
+
+
 def test_without_masks_it_is_the_timm_model_and_hidden_patches_do_not_leak() -> None:
     torch.manual_seed(0)
     vit = build_vit(16, 4, 1, 8, 2, 2, class_token=True).eval()
