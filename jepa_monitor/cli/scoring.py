@@ -7,21 +7,31 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
 from jepa_monitor._checks import check_choice, check_positive, check_positive_int
-from jepa_monitor.cli.decoding import BadImage
 from jepa_monitor.cli.files import write_bytes
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.models import load_encoder
+from jepa_monitor.cli.phases import (
+    Progress,
+    Task,
+    embed_reference,
+    method_used,
+    nothing_read,
+    precondition,
+    read_law,
+    read_polarity,
+    score_corrupted,
+    score_images,
+)
 from jepa_monitor.cli.runs import Part, RefusedError, Run, check_same
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import (
@@ -34,28 +44,18 @@ from jepa_monitor.cli.tables import (
     write_table,
 )
 from jepa_monitor.cli.torchvision_sets import download_torchvision
-from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.encoders import Embedder
-from jepa_monitor.engine import Spectra, spectra
 from jepa_monitor.functional._intervals import midranks
-from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import robust_fence
-from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.memory import default_budget
 from jepa_monitor.options import ScoreOptions
 from jepa_monitor.processes import Processes
-from jepa_monitor.score import density_terms, embed
-from jepa_monitor.sketch import sketch_matrix
-from jepa_monitor.summary import ScoredSet, density_scalars, polarity_scalars
 
 __all__ = ["Settings", "score_dataset"]
 
 _REFERENCE_IMAGES = 4096  # as of `log_density`
-_NEIGHBOURS = 10  # as of `DensityMonitor`
 _NOT_DECIDING = ("workers", "device", "download")
 _FORMAT = 1  # of the unfinished work; a change of what is kept must not meet older files
-
-Progress = Callable[[str, int, int], None]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -112,127 +112,6 @@ class Settings:
         check_choice(self.outlier_by, "outlier_by", SCORES)
         check_positive(self.fence, "fence")
         check_positive_int(self.max_pixels, "max_pixels")
-
-
-class _Item(NamedTuple):
-    number: int
-    image: Tensor | None
-    note: str
-    problem: str | None
-
-
-class _Prepared(Dataset[_Item]):
-    """Images of a source as the encoder takes them, or why not."""
-
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor] | None) -> None:
-        self._source, self._transform = source, transform
-
-    def __getitem__(self, index: int) -> _Item:
-        try:
-            image, note = self._source.load(index)
-        except BadImage as error:
-            return _Item(index, None, "", str(error))
-        if not isinstance(image, Tensor):
-            if self._transform is None:
-                raise TypeError(
-                    "`data` yields Pillow images, but there is no `transform` to make tensors of "
-                    "them: pass one, or a name as `encoder`."
-                )
-            image = self._transform(image)
-        if not (isinstance(image, Tensor) and image.is_floating_point()):
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(
-                f"`data` must yield floating-point images after `transform`, got {kind}."
-            )
-        problem = None if bool(torch.isfinite(image).all()) else "has NaN or infinite pixels"
-        return _Item(index, None if problem else image, note, problem)
-
-
-class _Images(NamedTuple):
-    """The images of a batch that could be read."""
-
-    items: list[_Item]
-    tensor: Tensor | None
-    problems: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class _Task:
-    """Everything that the phases of a run share."""
-
-    run: Run
-    processes: Processes
-    embedder: Embedder
-    transform: Callable[[Any], Tensor] | None
-    device: torch.device
-    options: ScoreOptions
-    settings: Settings
-    batch_size: int
-    strict: bool
-    progress: Progress | None
-
-    def batches(
-        self, phase: str, source: Source, indices: list[int]
-    ) -> Iterator[tuple[int, _Images]]:
-        """Read the batches of a phase that this process has to do."""
-        chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        missing = set(self.run.missing(phase, len(chunks)))
-        # By number, not by turns among the missing: the others may see other ones missing.
-        mine = [n for n in sorted(missing) if n % self.processes.count == self.processes.rank]
-        done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in missing)
-        self.report(phase, done, len(indices))
-        if not mine:
-            return
-        loader = DataLoader(
-            _Prepared(source, self.transform),
-            batch_sampler=[chunks[n] for n in mine],
-            collate_fn=list,
-            num_workers=self.settings.workers,
-            generator=torch.Generator().manual_seed(0),
-        )
-        shape: torch.Size | None = None
-        for n, items in zip(mine, loader, strict=True):
-            good = [item for item in items if item.image is not None]
-            images = [item.image for item in good if item.image is not None]
-            for image in images:
-                shape = shape or image.shape
-                if image.shape != shape:
-                    raise ValueError(
-                        f"`data` must yield images of one shape, got {tuple(shape)} and "
-                        f"{tuple(image.shape)}."
-                    )
-            problems = [
-                {"set": phase, "path": source.key(item.number), "reason": item.problem}
-                for item in items
-                if item.problem is not None
-            ]
-            if problems and self.strict:
-                raise BadImage(f"{problems[0]['path']!r} {problems[0]['reason']}")
-            yield n, _Images(good, torch.stack(images) if images else None, problems)
-            done += len(items)
-            self.report(phase, done, len(indices))
-
-    def count(self, indices: list[int]) -> int:
-        """Say how many batches some images make."""
-        return -(-len(indices) // self.batch_size)
-
-    def report(self, phase: str, done: int, total: int) -> None:
-        if self.progress is not None:
-            self.progress(phase, done, total)
-
-
-class _Law(NamedTuple):
-    """The embeddings that everything is compared with.
-
-    Args:
-        base: (M, K), finite, float64.
-        law: Fitted to them.
-        members: Which images of the data they are of; empty for another data set.
-    """
-
-    base: Tensor
-    law: Gaussian
-    members: frozenset[int]
 
 
 def score_dataset(
@@ -322,7 +201,7 @@ def score_dataset(
         planned = processes.agree(lambda: begin(False))  # the first one's, in every process
         if hasattr(loaded.encoder, "to"):
             loaded.encoder.to(device)
-        task = _Task(
+        task = Task(
             run,
             processes,
             Embedder(loaded.encoder, dtype=options.dtype),
@@ -397,7 +276,7 @@ def _spread(total: int, count: int | None) -> list[int]:
 
 
 def _work(
-    task: _Task,
+    task: Task,
     source: Source,
     other: Source | None,
     identity: dict[str, Any],
@@ -410,16 +289,16 @@ def _work(
     base_source = source if other is None else other
     chosen = indices if other is None else list(range(len(other)))
     chosen = [chosen[i] for i in _spread(len(chosen), _REFERENCE_IMAGES)]
-    agree(lambda: _embed_reference(task, base_source, chosen))
-    law = agree(lambda: _read_law(task, chosen, other is None))
-    agree(lambda: _score(task, source, indices, law))
+    agree(lambda: embed_reference(task, base_source, chosen))
+    law = agree(lambda: read_law(task, chosen, other is None))
+    agree(lambda: score_images(task, source, indices, law))
     scored = agree(lambda: task.run.collect("scores", task.count(indices)))
     if not scored.arrays:
-        raise ValueError(_none_of(indices, scored))
+        raise ValueError(nothing_read(indices, scored))
     finite = np.flatnonzero(np.isfinite(scored.arrays["jepa_score"]))
     rows = [finite[i] for i in _spread(len(finite), task.settings.polarity_samples)]
     probe = [int(scored.arrays["index"][row]) for row in rows]
-    agree(lambda: _score_corrupted(task, source, probe, law))
+    agree(lambda: score_corrupted(task, source, probe, law))
 
     def finish() -> pa.Table:
         table = _table(source, scored, task.settings)
@@ -429,10 +308,10 @@ def _work(
             "images": len(indices),
             "ignored": source.ignored,
             "skipped": len(indices) - len(table),
-            "method": _method(task, law),
+            "method": method_used(task, law),
             "reference": len(law.base),
-            **_precondition(law),
-            **_polarity(task, scored.arrays["jepa_score"][rows]),
+            **precondition(law),
+            **read_polarity(task, scored.arrays["jepa_score"][rows]),
         }
         table = with_info(table, info)
         if task.processes.rank == 0:
@@ -444,120 +323,6 @@ def _work(
         return table
 
     return agree(finish)
-
-
-def _embed_reference(task: _Task, source: Source, indices: list[int]) -> None:
-    for batch, (items, images, problems) in task.batches("reference", source, indices):
-        arrays = {}
-        if images is not None:
-            work = functools.partial(embed, task.embedder, images, task.device)
-            embeddings = task.embedder.run(work, task.device)
-            arrays["index"] = np.array([item.number for item in items])
-            arrays["embedding"] = embeddings.double().numpy()
-        task.run.write("reference", batch, Part(arrays, problems))
-
-
-def _read_law(task: _Task, indices: list[int], own: bool) -> _Law:
-    part = task.run.collect("reference", task.count(indices))
-    if not part.arrays:
-        raise ValueError(_none_of(indices, part))
-    embeddings = torch.from_numpy(part.arrays["embedding"])
-    finite = torch.isfinite(embeddings).all(1)
-    base = embeddings[finite]
-    if len(base) < 2:
-        raise ValueError(f"`reference` must have at least 2 finite embeddings, got {len(base)}.")
-    members = part.arrays["index"][finite.numpy()].tolist() if own else ()
-    return _Law(base, Gaussian.fit(base), frozenset(members))
-
-
-def _none_of(indices: list[int], part: Part) -> str:
-    first = f"{part.problems[0]['path']!r} {part.problems[0]['reason']}"
-    return f"`data`: none of {len(indices)} images can be read; {first}."
-
-
-def _score(task: _Task, source: Source, indices: list[int], law: _Law) -> None:
-    for batch, (items, images, problems) in task.batches("scores", source, indices):
-        arrays = {}
-        if images is not None:
-            found = spectra(task.embedder, images.to(task.device), task.options, law.law)
-            terms = density_terms(found, law.law, task.options.eps)
-            own = torch.tensor([item.number in law.members for item in items])
-            arrays = {
-                "index": np.array([item.number for item in items]),
-                "note": np.array([item.note for item in items], dtype=np.str_),
-                "jepa_score": terms.jepa_score.cpu().numpy(),
-                "log_density": terms.log_density.cpu().numpy(),
-                "log_prior": terms.log_prior.cpu().numpy(),
-                "below_noise_floor": found.under_floor.cpu().numpy(),
-                **_baselines(found, law, own),
-            }
-        task.run.write("scores", batch, Part(arrays, problems))
-
-
-def _baselines(found: Spectra, law: _Law, own: Tensor) -> dict[str, Any]:
-    """Score embeddings by distances alone, negative so that higher is denser."""
-    embeddings = found.embeddings.double().cpu()
-    finite = torch.isfinite(embeddings).all(1)
-    filled = torch.where(finite[:, None], embeddings, 0.0)
-    knn = torch.full((len(filled),), torch.nan, dtype=torch.float64)
-    for some, k in ((own, _NEIGHBOURS + 1), (~own, _NEIGHBOURS)):  # the nearest to a member: itself
-        if bool(some.any()) and k <= len(law.base):
-            knn[some] = -knn_distance(filled[some], law.base, k)
-    mahalanobis = -law.law.mahalanobis_squared(filled)
-    both = {"knn": knn, "mahalanobis": mahalanobis}
-    return {name: torch.where(finite, v, torch.nan).numpy() for name, v in both.items()}
-
-
-def _score_corrupted(task: _Task, source: Source, indices: list[int], law: _Law) -> None:
-    """Score worse versions of some images; each kind and severity is a batch of its own."""
-    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    missing = [n for n in task.run.missing("polarity", len(versions)) if indices]
-    mine = [n for n in missing if n % task.processes.count == task.processes.rank]
-    images: Tensor | None = None
-    for n in mine:
-        if images is None:
-            prepared = _Prepared(source, task.transform)
-            read = [prepared[index].image for index in indices]
-            images = torch.stack([image for image in read if image is not None])
-        if images.ndim != 4:
-            return
-        name, severity = versions[n]
-        worse = CORRUPTIONS[name](images, severity).to(task.device)
-        values = []
-        for part in torch.split(worse, task.batch_size):
-            found = spectra(task.embedder, part, task.options, law.law)
-            values.append(density_terms(found, law.law, task.options.eps).jepa_score.cpu())
-        task.run.write("polarity", n, Part({"score": torch.cat(values).numpy()}, []))
-        task.report("polarity", len(versions) - len(missing) + 1 + mine.index(n), len(versions))
-
-
-def _polarity(task: _Task, clean: Any) -> dict[str, float]:
-    corrupted: dict[str, dict[int, Tensor]] = {}
-    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    for n, (name, severity) in enumerate(versions):
-        part = task.run.read("polarity", n)
-        if part is None:
-            return {}
-        corrupted.setdefault(name, {})[severity] = torch.from_numpy(part.arrays["score"])
-    return polarity_scalars(torch.from_numpy(clean), corrupted)
-
-
-def _precondition(law: _Law) -> dict[str, float]:
-    """Ask whether embeddings are Gaussian: those of one half under the law of the other."""
-    halves = []
-    for half in (law.base[::2], law.base[1::2]):
-        nothing = half.new_zeros(0)
-        halves.append(ScoredSet(nothing, half, nothing, nothing, nothing, nothing))
-    probe, reference = halves
-    if len(reference.embeddings) < 2:
-        return {}
-    return density_scalars(probe, reference, Gaussian.fit(reference.embeddings))
-
-
-def _method(task: _Task, law: _Law) -> str:
-    rows = sketch_matrix(task.options, law.base.shape[1], law.law)
-    width = law.base.shape[1]
-    return f"exact, {width} rows" if rows is None else f"sketch, {len(rows)} of {width} rows"
 
 
 def _table(source: Source, scored: Part, settings: Settings) -> pa.Table:
