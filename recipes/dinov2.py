@@ -289,7 +289,7 @@ def patch_grid(images: Tensor, patch_size: int) -> tuple[int, int]:
 def encode_masked(
     vit: Any, images: Tensor, mask_token: Tensor, masks: Tensor | None = None
 ) -> tuple[Tensor, Tensor]:
-    """Run a timm ViT with a class token, hidden patches replaced by a learned token.
+    """Run a timm ViT, hidden patches replaced by a learned token.
 
     Args:
         vit: A timm ``VisionTransformer``.
@@ -298,7 +298,8 @@ def encode_masked(
         masks: True where a patch is hidden, shape (B, N); none if None.
 
     Returns:
-        Normalised class tokens (B, K) and patch tokens (B, N, K).
+        Embeddings of the images (B, K), which are the class tokens or, of a ViT that has none, the
+        means of the patch tokens; and the patch tokens (B, N, K). All tokens are normalised.
     """
     if masks is not None and sees_beyond_patches(vit):
         images = blanked(images, masks, vit.patch_embed.patch_size[0])
@@ -307,6 +308,8 @@ def encode_masked(
         hidden = masks.view(*patches.shape[:3], 1)
         patches = torch.where(hidden, mask_token[0, 0].to(patches.dtype), patches)
     tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
+    if vit.num_prefix_tokens == 0:
+        return tokens.mean(1), tokens
     return tokens[:, 0], tokens[:, 1:]
 
 
@@ -338,6 +341,9 @@ class DinoV2(ScheduledModule):
         width: Numbers per token of the backbone, a multiple of ``heads``.
         depth: Transformer blocks of the backbone.
         heads: Attention heads of the backbone.
+        class_token: Whether the embedding of an image is a class token, as in the paper. Otherwise it
+            is the mean of the patch tokens, which serves shallow backbones better: in a few blocks a
+            class token gathers little.
         drop_path: Share of stochastic depth in the student, the same in every block.
         layer_scale: First value of LayerScale, or None for none; 1e-5 in the paper, whose runs are
             hundreds of times longer than the default here.
@@ -347,7 +353,7 @@ class DinoV2(ScheduledModule):
         head_batchnorm: Whether the heads normalise over the batch, an option of DINO
             (arXiv 2104.14294): embeddings that hardly differ at first then still get different
             prototypes, which short runs need.
-        dino_weight: Weight of the loss of the class tokens.
+        dino_weight: Weight of the loss of whole images.
         ibot_weight: Weight of the loss of the hidden patches.
         koleo_weight: Weight of KoLeo, summed over the global crops.
         centering: ``"sinkhorn_knopp"`` or ``"centering"``: what keeps the teacher from collapsing.
@@ -386,6 +392,7 @@ class DinoV2(ScheduledModule):
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
+        class_token: bool = True,
         drop_path: float = 0.0,
         layer_scale: float | None = None,
         head_hidden: int = 256,
@@ -447,7 +454,7 @@ class DinoV2(ScheduledModule):
             width,
             depth,
             heads,
-            class_token=True,
+            class_token=class_token,
             drop_path=drop_path,
             layer_scale=layer_scale,
             stem=stem,
@@ -476,7 +483,7 @@ class DinoV2(ScheduledModule):
             images: Shape (B, C, H, W).
 
         Returns:
-            Class tokens, shape (B, K).
+            Class tokens, or means of the patch tokens, shape (B, K).
         """
         embeddings: Tensor = self.teacher["backbone"](images)
         return embeddings
@@ -510,7 +517,7 @@ class DinoV2(ScheduledModule):
             anchored: Whether the frozen backbone answers, through the teacher's present heads.
 
         Returns:
-            Probabilities of the class tokens (G · B, P) and of the asked patches (n, P).
+            Probabilities of the images (G · B, P) and of the asked patches (n, P).
         """
         backbone = self.anchor if anchored else self.teacher["backbone"]
         prefix = "anchor_" if anchored else ""

@@ -213,6 +213,28 @@ def test_without_masks_it_is_the_timm_model_and_hidden_patches_do_not_leak() -> 
     )
 
 
+def test_without_a_class_token_the_embedding_is_the_mean_of_the_patches() -> None:
+    torch.manual_seed(0)
+    model, x = DinoV2(**TINY, class_token=False, drop_path=0.0), normal(3, 1, 16, 16)
+    backbone = model.teacher["backbone"]
+    embeddings, patches = encode_masked(backbone, x, model.mask_token)
+    tokens = backbone.forward_features(x)
+    assert patches.shape == (3, 16, TINY["width"])
+    torch.testing.assert_close(patches, tokens)
+    torch.testing.assert_close(embeddings, tokens.mean(1))
+    torch.testing.assert_close(embeddings, model(x))
+    batch, masks = views(), sample_patch_masks(10, (4, 4), generator())
+    answers, asked = model.targets(torch.cat(batch.global_crops), masks, 0.05)
+    tokens = backbone.forward_features(torch.cat(batch.global_crops))
+    heads = model.teacher
+    torch.testing.assert_close(answers, sinkhorn_knopp(heads["dino_head"](tokens.mean(1)), 0.05))
+    torch.testing.assert_close(asked, sinkhorn_knopp(heads["ibot_head"](tokens[masks]), 0.05))
+    loss = model.loss(batch, masks, 0.05)["loss"]
+    loss.backward()
+    parameters = model.student.named_parameters()
+    assert not [name for name, p in parameters if p.grad is None or not p.grad.abs().sum() > 0]
+
+
 @pytest.mark.parametrize("stem", ["conv", "conv_batchnorm"])
 def test_hidden_patches_do_not_leak_through_a_stem_that_sees_beyond_them(stem) -> None:
     vit = build_vit(16, 4, 1, 16, 2, 2, class_token=True, stem=stem).eval()
