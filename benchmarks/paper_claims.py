@@ -103,10 +103,14 @@ def sheet(path: Path, images: Pixels, labels: Pixels, scores: Pixels, names: lis
     for row, (name, cells) in enumerate(zip(names, axes, strict=True)):
         members = np.flatnonzero(labels == row)
         order = members[np.argsort(scores[members])]
-        for cell, image in zip(cells, [*order[:5], *order[-5:]], strict=True):
-            cell.imshow(images[image])
+        ends = min(5, len(order) // 2)  # no image on both sides
+        for cell in cells:
             cell.set_xticks([])
             cell.set_yticks([])
+        for cell, image in zip(cells[:ends], order[:ends], strict=True):
+            cell.imshow(images[image])
+        for cell, image in zip(cells[10 - ends :], order[len(order) - ends :], strict=True):
+            cell.imshow(images[image])
         cells[0].set_ylabel(name, rotation=0, ha="right", va="center")
     figure.suptitle("least likely | most likely")
     figure.tight_layout()
