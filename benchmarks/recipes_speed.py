@@ -40,7 +40,6 @@ RECIPES: dict[str, Any] = {
 }
 CONFIGS = Path(__file__).parents[1] / "recipes" / "configs"
 WARM = 10
-GRID = (4, 4)  # 8-pixel patches of 32 pixels, as in the config of DINOv2
 
 
 class Clock(Callback):
@@ -65,7 +64,13 @@ def loss_of(name: str, module: Any) -> Callable[[Any, int], torch.Tensor]:
         )["loss"]
     if name == "vicreg":
         return lambda x, _: module.loss(x)["loss"]  # type: ignore[no-any-return]
-    return lambda x, i: module.loss(x, module.masks(2 * x.batch_size, GRID, 0, i), 0.04)["loss"]  # type: ignore[no-any-return]
+
+    def dinov2_loss(views: Any, step: int) -> torch.Tensor:
+        grid = dinov2.patch_grid(views.global_crops[0], h["patch_size"])
+        masks = module.masks(len(views.global_crops) * views.batch_size, grid, 0, step)
+        return module.loss(views, masks, 0.04)["loss"]  # type: ignore[no-any-return]
+
+    return dinov2_loss
 
 
 def bare(name: str, cli: Any, steps: int) -> list[float]:

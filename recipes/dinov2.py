@@ -21,7 +21,7 @@ from torch.nn import functional as F
 
 from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.module import ScheduledModule, is_decayed
+from jepa_monitor.recipes.module import ScheduledModule, follow, is_decayed
 from jepa_monitor.recipes.networks import blanked, build_vit, sees_beyond_patches
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
@@ -714,16 +714,13 @@ class DinoV2(ScheduledModule):
         lr = values["last_layer_lr"] if group["last_layer"] else values["lr"]
         super().set_group(group, {**values, "lr": lr})
 
-    @torch.no_grad()
     def after_step(self, values: dict[str, float]) -> None:
-        """Move the teacher towards the student: θ̄ ← m θ̄ + (1 − m) θ.
+        """Move the teacher towards the student.
 
         Args:
             values: What :meth:`scheduled` said.
         """
-        pairs = zip(self.teacher.parameters(), self.student.parameters(), strict=True)
-        for teacher, student in pairs:
-            teacher.lerp_(student, 1.0 - values["momentum"])
+        follow(self.teacher, self.student, values["momentum"])
 
 
 def main(args: list[str] | None = None) -> Trainer:

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.module import ScheduledModule
+from jepa_monitor.recipes.module import ScheduledModule, follow
 from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
@@ -301,7 +301,8 @@ class IJepa(ScheduledModule):
         in_channels: Colour channels.
         patch_size: Side of a patch in pixels; divides ``image_size``.
         stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
-            ``"conv_batchnorm"``, convolutions, which learn more from few images.
+            ``"conv_batchnorm"``, convolutions, with which this method learned nothing where it was
+            tried (docs/recipes/README.md).
         width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -472,16 +473,13 @@ class IJepa(ScheduledModule):
             "momentum": linear(step, total, *h["momentum"]),
         }
 
-    @torch.no_grad()
     def after_step(self, values: dict[str, float]) -> None:
-        """Move the target encoder towards the encoder: θ̄ ← m θ̄ + (1 − m) θ.
+        """Move the target encoder towards the encoder.
 
         Args:
             values: What :meth:`scheduled` said.
         """
-        pairs = zip(self.target_encoder.parameters(), self.encoder.parameters(), strict=True)
-        for target, online in pairs:
-            target.lerp_(online, 1.0 - values["momentum"])
+        follow(self.target_encoder, self.encoder, values["momentum"])
 
 
 def main() -> None:

@@ -31,6 +31,19 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
     return parameter.ndim > 1 and "token" not in name and "pos_embed" not in name
 
 
+@torch.no_grad()
+def follow(teacher: nn.Module, student: nn.Module, momentum: float) -> None:
+    """Move a teacher's parameters towards its student's: θ̄ ← m θ̄ + (1 − m) θ.
+
+    Args:
+        teacher: Has the student's parameters, in the same order; changed in place.
+        student: The network that is trained.
+        momentum: m in [0, 1].
+    """
+    for slow, fast in zip(teacher.parameters(), student.parameters(), strict=True):
+        slow.lerp_(fast, 1.0 - momentum)
+
+
 def gathered(embeddings: Tensor) -> Tensor:
     """Join the embeddings of all processes, so that a loss sees the whole batch.
 

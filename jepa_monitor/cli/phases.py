@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -30,10 +30,8 @@ from jepa_monitor.score import density_terms, embed
 from jepa_monitor.sketch import sketch_matrix
 from jepa_monitor.summary import ScoredSet, density_scalars, polarity_scalars
 
-if TYPE_CHECKING:
-    from jepa_monitor.cli.scoring import Settings
-
 _NEIGHBOURS = 10  # as of `DensityMonitor`
+_VERSIONS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
 
 Progress = Callable[[str, int, int], None]
 
@@ -90,7 +88,7 @@ class Task:
     transform: Callable[[Any], Tensor] | None
     device: torch.device
     options: ScoreOptions
-    settings: Settings
+    workers: int
     batch_size: int
     strict: bool
     progress: Progress | None
@@ -111,7 +109,7 @@ class Task:
             _Prepared(source, self.transform),
             batch_sampler=[chunks[n] for n in mine],
             collate_fn=list,
-            num_workers=self.settings.workers,
+            num_workers=self.workers,
             generator=torch.Generator().manual_seed(0),
         )
         shape: torch.Size | None = None
@@ -274,8 +272,7 @@ def score_corrupted(task: Task, source: Source, indices: list[int], law: Law) ->
         indices: Which ones.
         law: What they are compared with.
     """
-    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    missing = [n for n in task.run.missing("polarity", len(versions)) if indices]
+    missing = [n for n in task.run.missing("polarity", len(_VERSIONS)) if indices]
     mine = [n for n in missing if n % task.processes.count == task.processes.rank]
     images: Tensor | None = None
     for n in mine:
@@ -285,14 +282,14 @@ def score_corrupted(task: Task, source: Source, indices: list[int], law: Law) ->
             images = torch.stack([image for image in read if image is not None])
         if images.ndim != 4:
             return
-        name, severity = versions[n]
+        name, severity = _VERSIONS[n]
         worse = CORRUPTIONS[name](images, severity).to(task.device)
         values = []
         for part in torch.split(worse, task.batch_size):
             found = spectra(task.embedder, part, task.options, law.law)
             values.append(density_terms(found, law.law, task.options.eps).jepa_score.cpu())
         task.run.write("polarity", n, Part({"score": torch.cat(values).numpy()}, []))
-        task.report("polarity", len(versions) - len(missing) + 1 + mine.index(n), len(versions))
+        task.report("polarity", len(_VERSIONS) - len(missing) + 1 + mine.index(n), len(_VERSIONS))
 
 
 def read_polarity(task: Task, clean: Any) -> dict[str, float]:
@@ -306,8 +303,7 @@ def read_polarity(task: Task, clean: Any) -> dict[str, float]:
         The scalars of :func:`~jepa_monitor.summary.polarity_scalars`; nothing if some are missing.
     """
     corrupted: dict[str, dict[int, Tensor]] = {}
-    versions = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-    for n, (name, severity) in enumerate(versions):
+    for n, (name, severity) in enumerate(_VERSIONS):
         part = task.run.read("polarity", n)
         if part is None:
             return {}

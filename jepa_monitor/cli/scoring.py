@@ -208,12 +208,12 @@ def score_dataset(
             loaded.transform,
             device,
             dataclasses.replace(options, max_memory=planned["max_memory"]),
-            settings,
+            settings.workers,
             planned["batch_size"],
             strict,
             progress,
         )
-        table = _work(task, source, other, identity, loaded.assumed, place)
+        table = _work(task, source, other, settings, identity, loaded.assumed, place)
         if processes.rank == 0:
             run.remove()
         return table
@@ -279,12 +279,13 @@ def _work(
     task: Task,
     source: Source,
     other: Source | None,
+    settings: Settings,
     identity: dict[str, Any],
     assumed: tuple[str, ...],
     place: Path,
 ) -> pa.Table:
     """Go through the phases: embed the reference, score the images, score worse versions of some."""
-    indices = _spread(len(source), task.settings.limit)
+    indices = _spread(len(source), settings.limit)
     agree = task.processes.agree
     base_source = source if other is None else other
     chosen = indices if other is None else list(range(len(other)))
@@ -296,12 +297,12 @@ def _work(
     if not scored.arrays:
         raise ValueError(nothing_read(indices, scored))
     finite = np.flatnonzero(np.isfinite(scored.arrays["jepa_score"]))
-    rows = [finite[i] for i in _spread(len(finite), task.settings.polarity_samples)]
+    rows = [finite[i] for i in _spread(len(finite), settings.polarity_samples)]
     probe = [int(scored.arrays["index"][row]) for row in rows]
     agree(lambda: score_corrupted(task, source, probe, law))
 
     def finish() -> pa.Table:
-        table = _table(source, scored, task.settings)
+        table = _table(source, scored, settings)
         info = {
             "identity": identity,
             "assumed": list(assumed),
