@@ -107,6 +107,8 @@ def sheet(path: Path, images: Pixels, labels: Pixels, scores: Pixels, names: lis
         for cell in cells:
             cell.set_xticks([])
             cell.set_yticks([])
+        for cell in cells[ends : 10 - ends]:
+            cell.set_axis_off()
         for cell, image in zip(cells[:ends], order[:ends], strict=True):
             cell.imshow(images[image])
         for cell, image in zip(cells[10 - ends :], order[len(order) - ends :], strict=True):
