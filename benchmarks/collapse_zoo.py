@@ -40,16 +40,16 @@ from _zoo import RUNS, STEPS, digits, train
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
-from jepa_monitor.alarm import (
+from jepa_monitor.functional.collapse import rankme
+from jepa_monitor.functional.detection import auroc
+from jepa_monitor.functional.isotropic import isotropic_baseline
+from jepa_monitor.monitor.alarm import (
     AlarmReading,
     CollapseAlarm,
     CollapseMeasures,
     CollapseState,
     collapse_measures,
 )
-from jepa_monitor.functional.collapse import rankme
-from jepa_monitor.functional.detection import auroc
-from jepa_monitor.functional.isotropic import isotropic_baseline
 from jepa_monitor.recipes.evaluation import knn_predict
 
 HERE = pathlib.Path(__file__).parent

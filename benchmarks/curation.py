@@ -6,7 +6,7 @@
 
 Images are handwritten digits, most of which the encoders were trained on. Foreign images are CIFAR-10's
 in grey, from the folder JEPA_MONITOR_DATA; corrupted ones are other digits with noise, blur or shuffled
-tiles, at the highest severity of `jepa_monitor.corruptions`. Near-duplicates are images of the set
+tiles, at the highest severity of `jepa_monitor.probes.corruptions`. Near-duplicates are images of the set
 itself, moved by a pixel or darkened; wrong labels are drawn from the other nine. Nothing is told to a
 score: the law of the embeddings, k-NN and the isolation forest see the data with the trouble in them.
 
@@ -36,10 +36,10 @@ from torch import Tensor
 
 from jepa_monitor import jepa_score
 from jepa_monitor.cli import load_encoder
-from jepa_monitor.corruptions import CORRUPTIONS
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import robust_fence
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.probes.corruptions import CORRUPTIONS
 
 CLEAN, PLANTED, DRAWS = 400, 60, 5
 SHARES = (0.01, 0.05, 0.10)

@@ -17,8 +17,8 @@ import timm
 import torch
 from torch import nn
 
-from jepa_monitor.encoders import Embedder
-from jepa_monitor.jacobian import jacobian_rows
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.jacobian.rows import jacobian_rows
 
 EPS = torch.finfo(torch.float32).eps
 

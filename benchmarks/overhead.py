@@ -24,7 +24,7 @@ from score_speed import processor
 from torch import Tensor
 
 from jepa_monitor import DensityMonitor, ScoreOptions
-from jepa_monitor.alarm import CollapseAlarm
+from jepa_monitor.monitor.alarm import CollapseAlarm
 from jepa_monitor.recipes.ijepa import IJepa
 
 BATCH, STEPS = 256, 195

@@ -35,7 +35,7 @@ from torchvision import datasets
 
 from jepa_monitor import DensityMonitor, Report, ScoreOptions
 from jepa_monitor.cli import ModelSettings, load_encoder
-from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
+from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 
 DETECTORS = ("jepa_score", "log_density", "mahalanobis", "knn")
 KNOWN_CLASSES = 8  # of ten; the law is fitted to these, the others are held out

@@ -15,7 +15,7 @@ import argparse
 import torch
 
 from jepa_monitor.functional import calibration_error, hdr_pit
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.ijepa import IJepa
 

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa_monitor import jepa_score
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.ijepa import IJepa
 

@@ -30,7 +30,7 @@ from _encoders import (
 )
 from torch import Tensor, nn
 
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 IN, OUT, REFERENCES = 100, 20, 2000  # images: held-out, of each set of outliers, to fit laws on
 NUDGED, SIZE = 1000, 1e-2  # images that are nudged, and by what noise

@@ -11,8 +11,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from jepa_monitor._checks import check_choice, check_positive_int
-from jepa_monitor.alarm import AlarmReading, CollapseAlarm, default_patience
 from jepa_monitor.callbacks.base import EncoderCallback
+from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm, default_patience
 
 __all__ = ["AlarmedCallback", "OnCollapse"]
 
@@ -26,9 +26,9 @@ class AlarmedCallback(EncoderCallback):
         *args: See :class:`~jepa_monitor.callbacks.base.EncoderCallback`.
         on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
             ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
+            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
+            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         **kwargs: See :class:`~jepa_monitor.callbacks.base.EncoderCallback`.
 
     Raises:

@@ -20,8 +20,8 @@ from jepa_monitor.callbacks.discovery import (
     find_validation_data,
 )
 from jepa_monitor.callbacks.logging import current_step
-from jepa_monitor.encoders import Pool, check_pool, check_whole
-from jepa_monitor.processes import Processes
+from jepa_monitor.encoders.embedder import Pool, check_pool, check_whole
+from jepa_monitor.encoders.processes import Processes
 
 __all__ = ["EncoderCallback"]
 

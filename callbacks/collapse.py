@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading, collapse_scalars
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec
-from jepa_monitor.encoders import Embedder, Pool
-from jepa_monitor.probes import collect_images
-from jepa_monitor.processes import Processes
-from jepa_monitor.score import embed
+from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.jacobian.score import embed
+from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading, collapse_scalars
+from jepa_monitor.probes.images import collect_images
 
 __all__ = ["CollapseCallback"]
 
@@ -41,7 +41,7 @@ class CollapseCallback(AlarmedCallback):
 
     - ``collapse/state``: 0 healthy, 1 dimensional, 2 complete; ``collapse/steps_in_state`` since
       when; ``collapse/alarm``: 1 while somebody should look. See
-      :class:`~jepa_monitor.alarm.CollapseAlarm`;
+      :class:`~jepa_monitor.monitor.alarm.CollapseAlarm`;
     - ``collapse/rankme``, ``/effective_rank``, ``/participation_ratio``, each also relative to
       isotropic embeddings (``..._relative``); ``collapse/normalized_std``, ``/mean_cosine``,
       ``/uniformity``, ``/alpha_req``, ``/alpha_req_r2``;
@@ -57,13 +57,13 @@ class CollapseCallback(AlarmedCallback):
         every_n_steps: Look after every so many optimizer steps.
         on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
             ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
+            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
+            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         max_samples: How many images to embed.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
-            :func:`~jepa_monitor.probes.batch_images`.
+            :func:`~jepa_monitor.probes.images.batch_images`.
         max_overhead: Largest share of the wall time to spend; ``None`` for no limit.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when a look fails, instead of warning once.

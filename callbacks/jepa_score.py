@@ -12,16 +12,16 @@ import torch
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
-from jepa_monitor.encoders import Pool
+from jepa_monitor.encoders.embedder import Pool
 from jepa_monitor.insights import check_insights
-from jepa_monitor.monitor import DensityMonitor, check_settings
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.plotting import plot_spectra
-from jepa_monitor.report import Report
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
+from jepa_monitor.monitor.monitor import DensityMonitor, check_settings
+from jepa_monitor.monitor.pictures import plot_spectra
+from jepa_monitor.monitor.report import Report
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -90,14 +90,14 @@ class JepaScoreCallback(AlarmedCallback):
             ``None`` for no limit.
         on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
             ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.alarm.AlarmReading`, in every process.
+            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.alarm.default_patience`).
+            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when an evaluation fails, instead of warning once.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
-            :func:`~jepa_monitor.probes.batch_images`.
+            :func:`~jepa_monitor.probes.images.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``.
 
     Raises:

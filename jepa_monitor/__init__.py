@@ -3,12 +3,12 @@
 from importlib.metadata import version as _version
 from typing import TYPE_CHECKING, Any
 
-from jepa_monitor.monitor import DensityMonitor
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.precision import PrecisionAudit, audit_precision
-from jepa_monitor.report import Report
-from jepa_monitor.score import LogDensity, jacobian_spectrum, jepa_score, log_density
-from jepa_monitor.spectrum import log_volume
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
+from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
+from jepa_monitor.jacobian.spectrum import log_volume
+from jepa_monitor.monitor.monitor import DensityMonitor
+from jepa_monitor.monitor.report import Report
 
 if TYPE_CHECKING:
     from jepa_monitor.callbacks import JepaScoreCallback

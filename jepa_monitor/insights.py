@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.functional import (
     centroid_alignment,
     jacobian_alignment,
@@ -19,9 +19,9 @@ from jepa_monitor.functional import (
     separation,
     task_prior_performance,
 )
-from jepa_monitor.jacobian import embed_with_graph, row_passes
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.sketch import sketch_matrix
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.rows import embed_with_graph, row_passes
+from jepa_monitor.jacobian.sketch import sketch_matrix
 
 __all__ = [
     "INSIGHTS",

@@ -20,12 +20,12 @@ from jepa_monitor.functional.calibration import (
     rank_pit,
 )
 from jepa_monitor.functional.detection import auroc, average_precision, fpr_at_tpr
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley
 from jepa_monitor.functional.jacobian_alignment import rank_one_share
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import outlier_fraction, robust_fence
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.spectrum import clipped_count
+from jepa_monitor.jacobian.spectrum import clipped_count
 
 __all__ = [
     "ScoredSet",

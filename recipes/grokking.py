@@ -20,14 +20,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.functional import (
     centroid_alignment,
     jacobian_alignment,
     jacobian_frobenius_norm,
     rank_one_share,
 )
-from jepa_monitor.jacobian import jacobian_rows
+from jepa_monitor.jacobian.rows import jacobian_rows
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from jepa_monitor import DensityMonitor, log_density
 from jepa_monitor.functional import density_agreement, knn_distance
-from jepa_monitor.gaussian import Gaussian, Shrinkage
+from jepa_monitor.functional.gaussian import Gaussian, Shrinkage
 from jepa_monitor.recipes.densities import NAMES, Density, make_density
 from jepa_monitor.recipes.lejepa import sigreg
 from jepa_monitor.recipes.vicreg import vicreg_loss
@@ -213,7 +213,7 @@ def compare(
         encoder: Trained.
         density: What it was trained on.
         seed: Of the points; their stream is another one than that of the training.
-        shrinkage: Of the law of the embeddings; see :class:`~jepa_monitor.gaussian.Gaussian`.
+        shrinkage: Of the law of the embeddings; see :class:`~jepa_monitor.functional.gaussian.Gaussian`.
 
     Returns:
         The scores and the truth.

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from jepa_monitor import log_density
 from jepa_monitor.functional import density_agreement
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.recipes import known_density
 from jepa_monitor.recipes.densities import make_density
 

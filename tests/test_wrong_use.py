@@ -23,7 +23,7 @@ from jepa_monitor import (
     log_density,
 )
 from jepa_monitor.callbacks import CollapseCallback
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 GOOD = torch.rand(4, 48)
 LAW = Gaussian(torch.zeros(3).double(), torch.eye(3).double(), 9, 0.0)

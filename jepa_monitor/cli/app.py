@@ -27,7 +27,7 @@ from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.page import report
 from jepa_monitor.cli.scoring import Settings, score_dataset
 from jepa_monitor.cli.tables import info_of
-from jepa_monitor.options import ScoreOptions
+from jepa_monitor.jacobian.options import ScoreOptions
 
 __all__ = ["main", "score"]
 

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torchvision.transforms import v2
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
 
 __all__ = ["LoadedEncoder", "ModelSettings", "channels_of", "import_from", "plain_transform"]
 

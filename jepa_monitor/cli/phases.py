@@ -19,15 +19,15 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_monitor.cli.decoding import BadImage
 from jepa_monitor.cli.runs import Part, Run
 from jepa_monitor.cli.sources import Source
-from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
-from jepa_monitor.encoders import Embedder
-from jepa_monitor.engine import Spectra, spectra
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.processes import Processes
-from jepa_monitor.score import density_terms, embed
-from jepa_monitor.sketch import sketch_matrix
+from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.sketch import sketch_matrix
+from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.summary import ScoredSet, density_scalars, polarity_scalars
 
 _NEIGHBOURS = 10  # as of `DensityMonitor`

@@ -44,12 +44,12 @@ from jepa_monitor.cli.tables import (
     write_table,
 )
 from jepa_monitor.cli.torchvision_sets import download_torchvision
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional._intervals import midranks
 from jepa_monitor.functional.outliers import robust_fence
-from jepa_monitor.memory import default_budget
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.processes import Processes
+from jepa_monitor.jacobian.memory import default_budget
+from jepa_monitor.jacobian.options import ScoreOptions
 
 __all__ = ["Settings", "score_dataset"]
 

@@ -22,7 +22,7 @@ from jepa_monitor.functional._checks import as_unit_interval, as_vector, require
 from jepa_monitor.functional._intervals import kolmogorov_tail, midranks, wilson_interval
 
 if TYPE_CHECKING:
-    from jepa_monitor.gaussian import Gaussian
+    from jepa_monitor.functional.gaussian import Gaussian
 
 
 class CoverageCurve(NamedTuple):
@@ -72,7 +72,7 @@ def hdr_pit(embeddings: Tensor, gaussian: Gaussian) -> Tensor:
 
     Example:
         >>> import torch
-        >>> from jepa_monitor.gaussian import Gaussian
+        >>> from jepa_monitor.functional.gaussian import Gaussian
         >>> law = Gaussian(torch.zeros(2).double(), torch.eye(2).double(), 100, 0.0)
         >>> hdr_pit(torch.tensor([[0.0, 0.0], [1.0, 1.0]]), law)
         tensor([0.0000, 0.6321], dtype=torch.float64)

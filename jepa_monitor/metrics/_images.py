@@ -11,12 +11,12 @@ from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from jepa_monitor._checks import check_choice, check_images
-from jepa_monitor.encoders import Embedder, Pool, check_pool
-from jepa_monitor.engine import Spectra, spectra
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.plotting import plot_histogram
-from jepa_monitor.score import fit_reference
+from jepa_monitor.encoders.embedder import Embedder, Pool, check_pool
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.score import fit_reference
+from jepa_monitor.monitor.pictures import plot_histogram
 
 __all__ = ["ImageScores"]
 
@@ -41,9 +41,9 @@ class ImageScores(Metric):
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         reduction: ``"mean"`` or ``"none"``.
         reference: Images of the training distribution or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`; images are embedded once, at the first update
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`; images are embedded once, at the first update
             after construction or reset.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 

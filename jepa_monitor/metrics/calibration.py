@@ -13,7 +13,7 @@ from jepa_monitor.functional.calibration import (
     hdr_pit,
     kolmogorov_smirnov,
 )
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics._base import MonitorMetric, joined
 
 
@@ -41,11 +41,11 @@ class DensityCalibration(MonitorMetric):
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        TypeError: If ``gaussian`` is no :class:`~jepa_monitor.gaussian.Gaussian`.
+        TypeError: If ``gaussian`` is no :class:`~jepa_monitor.functional.gaussian.Gaussian`.
 
     Example:
         >>> import torch
-        >>> from jepa_monitor.gaussian import Gaussian
+        >>> from jepa_monitor.functional.gaussian import Gaussian
         >>> z = torch.randn(2000, 8, generator=torch.Generator().manual_seed(0))
         >>> metric = DensityCalibration(Gaussian.fit(z[:1000]))
         >>> metric.update(z[1000:])

@@ -7,13 +7,13 @@ from typing import Any
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.gaussianity import (
     characteristic_sums,
     slice_directions,
     statistic_from_sums,
     summarize_slices,
 )
-from jepa_monitor.gaussian import Gaussian
 from jepa_monitor.metrics._base import MonitorMetric, checked_embeddings
 
 

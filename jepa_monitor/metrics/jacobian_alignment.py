@@ -13,8 +13,8 @@ from jepa_monitor.functional.jacobian_alignment import (
     jacobian_alignment,
     rank_one_share,
 )
+from jepa_monitor.jacobian.spectrum import decompose
 from jepa_monitor.metrics._base import MonitorMetric
-from jepa_monitor.spectrum import decompose
 
 
 class JacobianAlignment(MonitorMetric):

@@ -6,13 +6,13 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_monitor.encoders import Pool
-from jepa_monitor.engine import Spectra
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.encoders.embedder import Pool
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.engine import Spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.score import density_terms
+from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.metrics._images import ImageScores
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.score import density_terms
-from jepa_monitor.spectrum import log_volume
 
 __all__ = ["JepaScore", "LogDensity"]
 
@@ -39,9 +39,9 @@ class JepaScore(ImageScores):
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         reduction: ``"mean"`` or ``"none"``.
         reference: Images of the training distribution or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens a sketch; images are embedded
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens a sketch; images are embedded
             once, at the first update after construction or reset.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 
@@ -94,10 +94,10 @@ class LogDensity(ImageScores):
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`; images are embedded once, at the first update
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`; images are embedded once, at the first update
             after construction or reset.
         reduction: ``"mean"`` or ``"none"``.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 
@@ -107,7 +107,7 @@ class LogDensity(ImageScores):
 
     Example:
         >>> import torch
-        >>> from jepa_monitor.gaussian import Gaussian
+        >>> from jepa_monitor.functional.gaussian import Gaussian
         >>> from jepa_monitor.metrics import LogDensity
         >>> law = Gaussian(torch.zeros(2).double(), 4 * torch.eye(2).double(), 2, 0.0)
         >>> metric = LogDensity(lambda x: 2 * x, law)

@@ -20,7 +20,7 @@ from torch.utils.data import TensorDataset
 from jepa_monitor import ScoreOptions
 from jepa_monitor.cli import Settings, info_of, read_table, score_dataset
 from jepa_monitor.cli.sources import open_source
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 EXACT = ScoreOptions(method="exact")
 QUICK = Settings(batch_size=4, polarity_samples=0)

@@ -13,7 +13,7 @@ from jepa_monitor.functional import (
     rank_pit,
     wilson_interval,
 )
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 
 def uniform(n, seed=0):

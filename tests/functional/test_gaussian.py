@@ -7,7 +7,7 @@ from helpers import leave_one_out_law
 from scipy import stats
 from sklearn.covariance import LedoitWolf, ShrunkCovariance
 
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 
 def mixed(n, k, seed=0):

@@ -14,7 +14,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from jepa_monitor.cli import LoadedEncoder, ModelSettings, app, load_encoder, read_table
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
 
 transformers = pytest.importorskip("transformers")
 open_clip = pytest.importorskip("open_clip")

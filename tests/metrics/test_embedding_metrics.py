@@ -3,7 +3,7 @@ import torch
 from torchmetrics import MetricCollection
 
 from jepa_monitor import functional
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics import (
     Alignment,
     AlphaReQ,

@@ -14,7 +14,7 @@ from scipy.stats import multivariate_normal
 from torch import multiprocessing, nn
 
 from jepa_monitor import ScoreOptions
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics import JepaScore, LogDensity
 
 

@@ -12,7 +12,7 @@ from torch import distributed, multiprocessing
 from torchmetrics.utilities.checks import check_forward_full_state_property
 
 from jepa_monitor import functional
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics import (
     Alignment,
     AlphaReQ,

@@ -15,7 +15,7 @@ from helpers import mlp
 from torch import nn
 
 from jepa_monitor import jepa_score
-from jepa_monitor.isolation import undisturbed
+from jepa_monitor.encoders.isolation import undisturbed
 
 
 def settings() -> dict[str, Any]:
@@ -93,7 +93,7 @@ def test_buffers_written_in_the_forward_pass_are_kept() -> None:
 def test_newer_precision_switches_are_restored(backend: str) -> None:
     code = f"""if True:
         import torch
-        from jepa_monitor.isolation import full_float32
+        from jepa_monitor.encoders.isolation import full_float32
         torch.backends.{backend}.fp32_precision = "tf32"
         with full_float32():
             assert torch.backends.{backend}.fp32_precision in ("ieee", "none")

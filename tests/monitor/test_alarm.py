@@ -16,7 +16,9 @@ from lightning.pytorch.callbacks import EarlyStopping
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 
-from jepa_monitor.alarm import (
+from jepa_monitor.callbacks import CollapseCallback
+from jepa_monitor.functional import collapse, hypersphere
+from jepa_monitor.monitor.alarm import (
     AlarmReading,
     CollapseAlarm,
     CollapseMeasures,
@@ -26,8 +28,6 @@ from jepa_monitor.alarm import (
     collapse_state,
     default_patience,
 )
-from jepa_monitor.callbacks import CollapseCallback
-from jepa_monitor.functional import collapse, hypersphere
 
 HEALTHY, DIMENSIONAL, COMPLETE = CollapseState
 _NAN = float("nan")

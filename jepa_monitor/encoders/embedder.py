@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from jepa_monitor._checks import check_choice
-from jepa_monitor.isolation import is_fsdp1, undisturbed
-from jepa_monitor.processes import Processes
+from jepa_monitor.encoders.isolation import is_fsdp1, undisturbed
+from jepa_monitor.encoders.processes import Processes
 
 __all__ = ["Embedder", "Pool", "check_pool", "check_whole", "pool_output"]
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.summary import ScoredSet
 
 if TYPE_CHECKING:
@@ -66,12 +66,12 @@ class Report:
             Figures by tag: the sheet of images where the inputs are images, and with a reference
             the reliability diagram and score against Mahalanobis distance.
         """
-        from jepa_monitor import plotting
+        from jepa_monitor.monitor import pictures
 
         drawn = {}
-        if plotting.is_drawable(self.probe.images) and len(self.extremes()[0]):
-            drawn["jepa_score/least_and_most_likely"] = plotting.plot_extremes(self)
+        if pictures.is_drawable(self.probe.images) and len(self.extremes()[0]):
+            drawn["jepa_score/least_and_most_likely"] = pictures.plot_extremes(self)
         if self.law is not None:
-            drawn["density/reliability"] = plotting.plot_reliability(self)
-            drawn["density/score_and_distance"] = plotting.plot_score_and_distance(self)
+            drawn["density/reliability"] = pictures.plot_reliability(self)
+            drawn["density/score_and_distance"] = pictures.plot_score_and_distance(self)
         return drawn

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_images
-from jepa_monitor.encoders import Embedder, Pool
-from jepa_monitor.engine import Spectra, spectra
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.probes import visit_images
-from jepa_monitor.spectrum import log_volume
+from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.spectrum import log_volume
+from jepa_monitor.probes.images import visit_images
 
 __all__ = [
     "LogDensity",
@@ -71,7 +71,7 @@ def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> G
         device: Where the encoder is.
 
     Returns:
-        The law, on the CPU; see :meth:`~jepa_monitor.gaussian.Gaussian.fit` for its shrinkage.
+        The law, on the CPU; see :meth:`~jepa_monitor.functional.gaussian.Gaussian.fit` for its shrinkage.
 
     Raises:
         ValueError: If there are fewer than two images, or an embedding is not finite.
@@ -166,11 +166,11 @@ def jacobian_spectrum(
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
         rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
 
     Returns:
         (B, min(K, D)), descending, float64; NaN where the Jacobian is not finite. Of a sketch, the
@@ -220,12 +220,12 @@ def jepa_score(
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
         rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`, which whitens the sketch.
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
         eps: Singular values below it count as it.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
 
     Returns:
         (B,), float64, in nats; NaN where the Jacobian is not finite.
@@ -277,14 +277,14 @@ def log_density(
         images: (B, ...), floating point, as the encoder takes them.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader), whose
             first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
-            :class:`~jepa_monitor.gaussian.Gaussian`.
+            :class:`~jepa_monitor.functional.gaussian.Gaussian`.
         method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
         rows: Of a sketch; default K/16, at least 16.
         eps: Singular values below it count as it.
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
 
     Returns:
         ``(log_density, jepa_score, log_prior)``, each (B,), float64, in nats.
@@ -297,7 +297,7 @@ def log_density(
     Example:
         >>> import torch
         >>> from jepa_monitor import log_density
-        >>> from jepa_monitor.gaussian import Gaussian
+        >>> from jepa_monitor.functional.gaussian import Gaussian
         >>> law = Gaussian(torch.zeros(2).double(), 4 * torch.eye(2).double(), 2, 0.0)
         >>> log_density(lambda x: 2 * x, torch.zeros(1, 2), law).log_density  # of N(0, I) at 0
         tensor([-1.8379], dtype=torch.float64)

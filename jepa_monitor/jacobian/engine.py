@@ -8,13 +8,18 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jepa_monitor.encoders import Embedder
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.jacobian import check_samples_apart, embed_with_graph, jacobian_rows, row_passes
-from jepa_monitor.memory import adaptive_chunks, default_budget, graph_bytes
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.sketch import sketch_matrix
-from jepa_monitor.spectrum import (
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget, graph_bytes
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.rows import (
+    check_samples_apart,
+    embed_with_graph,
+    jacobian_rows,
+    row_passes,
+)
+from jepa_monitor.jacobian.sketch import sketch_matrix
+from jepa_monitor.jacobian.spectrum import (
     Spectrum,
     cross_gram,
     decompose,

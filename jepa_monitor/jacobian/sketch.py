@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from jepa_monitor.gaussian import Gaussian
-from jepa_monitor.options import ScoreOptions
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.options import ScoreOptions
 
 __all__ = ["sketch_matrix"]
 

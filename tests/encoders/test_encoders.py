@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from jepa_monitor import DensityMonitor, ScoreOptions, jacobian_spectrum, jepa_score
-from jepa_monitor.memory import adaptive_chunks
+from jepa_monitor.jacobian.memory import adaptive_chunks
 
 
 def _vit(**kwargs: object) -> nn.Module:

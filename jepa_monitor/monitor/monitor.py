@@ -10,11 +10,9 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.alarm import collapse_scalars
-from jepa_monitor.corruptions import CORRUPTIONS, SEVERITIES
-from jepa_monitor.encoders import Embedder, Pool, check_pool
-from jepa_monitor.engine import Spectra, spectra
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.encoders.embedder import Embedder, Pool, check_pool
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import (
     alignment_of,
     alignment_scalars,
@@ -23,13 +21,15 @@ from jepa_monitor.insights import (
     label_scalars,
     neighbour_agreement,
 )
-from jepa_monitor.options import ScoreOptions
-from jepa_monitor.plotting import is_drawable
-from jepa_monitor.probes import collect_images
-from jepa_monitor.processes import Processes
-from jepa_monitor.report import Report
-from jepa_monitor.score import density_terms, embed
-from jepa_monitor.spectrum import log_volume
+from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.spectrum import log_volume
+from jepa_monitor.monitor.alarm import collapse_scalars
+from jepa_monitor.monitor.pictures import is_drawable
+from jepa_monitor.monitor.report import Report
+from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
+from jepa_monitor.probes.images import collect_images
 from jepa_monitor.summary import (
     ScoredSet,
     density_scalars,
@@ -109,9 +109,9 @@ class DensityMonitor:
         max_embedding_samples: How many images of each set to embed.
         polarity_samples: How many probe images to score again in corrupted versions (three kinds,
             three severities), which tells whether the score is inverted; 0 for none.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch; default
-            :func:`~jepa_monitor.probes.batch_images`.
+            :func:`~jepa_monitor.probes.images.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 import torch
 from torch import Tensor
 
-from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.embedder import Embedder
 
 __all__ = ["check_samples_apart", "embed_with_graph", "jacobian_rows", "row_passes"]
 
@@ -16,7 +16,7 @@ def embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor
     """Embed images so that gradients with respect to them can be taken.
 
     Args:
-        embedder: Inside its :meth:`~jepa_monitor.encoders.Embedder.run`.
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...).
 
     Returns:
@@ -40,7 +40,7 @@ def check_samples_apart(embedder: Embedder, images: Tensor) -> None:
     """Refuse an encoder whose embedding of one image depends on another image of the batch.
 
     Args:
-        embedder: Inside its :meth:`~jepa_monitor.encoders.Embedder.run`.
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: Two of them.
 
     Raises:
@@ -93,7 +93,7 @@ def jacobian_rows(
     """Compute rows of the Jacobians of a chunk of images.
 
     Args:
-        embedder: Inside its :meth:`~jepa_monitor.encoders.Embedder.run`.
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...).
         cotangents: See :func:`row_passes`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from jepa_monitor._checks import check_images
-from jepa_monitor.isolation import undisturbed
+from jepa_monitor.encoders.isolation import undisturbed
 
 __all__ = ["batch_images", "collect_images", "visit_images"]
 

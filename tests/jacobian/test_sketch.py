@@ -19,7 +19,7 @@ from jepa_monitor import (
     jepa_score,
     log_density,
 )
-from jepa_monitor.gaussian import Gaussian
+from jepa_monitor.functional.gaussian import Gaussian
 
 
 def _law(width: int, seed: int = 0) -> Gaussian:

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from jepa_monitor.report import Report
+    from jepa_monitor.monitor.report import Report
 
 __all__ = [
     "is_drawable",
