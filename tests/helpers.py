@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import copy
 import pathlib
+import random
 from collections.abc import Callable
+from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
@@ -47,6 +49,24 @@ def leave_one_out_law(embeddings: np.ndarray) -> multivariate_normal_frozen:
     best = max(10 ** -np.arange(0, 8.5, 0.5), key=likelihood)
     law = ShrunkCovariance(shrinkage=best).fit(embeddings)
     return multivariate_normal(law.location_, law.covariance_)
+
+
+def interpreter_settings() -> dict[str, Any]:
+    """Every global setting and random state that an evaluation could leave behind."""
+    return {
+        "python": random.getstate(),
+        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
+        "torch": torch.get_rng_state().tolist(),
+        "gradients": torch.is_grad_enabled(),
+        "inference": torch.is_inference_mode_enabled(),
+        "autocast": torch.is_autocast_enabled("cpu"),
+        "precision": torch.get_float32_matmul_precision(),
+        "tf32": torch.backends.cudnn.allow_tf32,
+        "reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
+        "anomaly": torch.is_anomaly_enabled(),
+        "dtype": torch.get_default_dtype(),
+        "deterministic": torch.are_deterministic_algorithms_enabled(),
+    }
 
 
 def mlp(inputs: int = 48, outputs: int = 8, width: int = 24) -> nn.Sequential:

@@ -17,11 +17,19 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
+from helpers import (
+    Tiny,
+    Validated,
+    float64_score,
+    images,
+    interpreter_settings,
+    loader,
+    mlp,
+    trainer,
+)
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger
 from lightning_utilities.core.imports import RequirementCache
-from test_isolation import settings as interpreter_settings
 from torch import Tensor, nn
 from torch.utils.data import Dataset
 

@@ -11,29 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import mlp
+from helpers import interpreter_settings, mlp
 from torch import nn
 
 from jepa_monitor import jepa_score
 from jepa_monitor.encoders.isolation import undisturbed
-
-
-def settings() -> dict[str, Any]:
-    """Every global setting and random state that an evaluation could leave behind."""
-    return {
-        "python": random.getstate(),
-        "numpy": np.random.get_state()[1].tolist(),  # noqa: NPY002
-        "torch": torch.get_rng_state().tolist(),
-        "gradients": torch.is_grad_enabled(),
-        "inference": torch.is_inference_mode_enabled(),
-        "autocast": torch.is_autocast_enabled("cpu"),
-        "precision": torch.get_float32_matmul_precision(),
-        "tf32": torch.backends.cudnn.allow_tf32,
-        "reduction": torch.backends.cuda.matmul.allow_bf16_reduced_precision_reduction,
-        "anomaly": torch.is_anomaly_enabled(),
-        "dtype": torch.get_default_dtype(),
-        "deterministic": torch.are_deterministic_algorithms_enabled(),
-    }
 
 
 def _disturb() -> None:
@@ -47,17 +29,17 @@ def test_settings_and_modes_are_restored(raises: bool) -> None:
     module = nn.Sequential(nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.Dropout())).train()
     module[1][0].eval()
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16):
-        before = settings()
+        before = interpreter_settings()
         try:
             with undisturbed([module], torch.device("cpu")):
                 _disturb()
                 assert not any(part.training for part in module.modules())
-                inside = settings()
+                inside = interpreter_settings()
                 if raises:
                     raise KeyboardInterrupt
         except KeyboardInterrupt:
             assert raises
-        assert settings() == before
+        assert interpreter_settings() == before
     assert inside["gradients"]
     assert not inside["inference"]
     assert not inside["autocast"]
@@ -120,10 +102,10 @@ def test_an_encoder_that_raises_leaves_nothing_behind() -> None:
 
     module = Raising().train()
     parameters = dict(module.named_parameters())
-    before = settings()
+    before = interpreter_settings()
     with pytest.raises(RuntimeError, match="no luck"):
         jepa_score(module, torch.rand(3, 48, generator=torch.Generator().manual_seed(0)))
-    assert settings() == before
+    assert interpreter_settings() == before
     assert module.training
     assert module.passes.item() == 0
     assert all(parameter is parameters[name] for name, parameter in module.named_parameters())
