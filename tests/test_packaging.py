@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -16,17 +17,14 @@ ROOT = pathlib.Path(__file__).parents[1]
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     if not (ROOT / "pyproject.toml").exists():
         pytest.skip("the tests do not run from a checkout")
-    folder = tmp_path_factory.mktemp("wheel")
-    command = [
-        sys.executable,
-        "-m",
-        "build",
-        "--wheel",
-        "--no-isolation",
-        "-o",
-        str(folder),
-        str(ROOT),
-    ]
+    # Of a copy: setuptools writes beside its sources, where other processes may build as well.
+    folder, copy = tmp_path_factory.mktemp("wheel"), tmp_path_factory.mktemp("sources")
+    for name in ("pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, copy)
+    for name in ("jepa_monitor", "callbacks", "recipes"):
+        ignored = shutil.ignore_patterns("__pycache__")
+        shutil.copytree(ROOT / name, copy / name, symlinks=True, ignore=ignored)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation", "-o", folder, copy]
     subprocess.run(command, check=True, capture_output=True)
     return next(folder.glob("*.whl"))
 
