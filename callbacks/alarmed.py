@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.callbacks.base import EncoderCallback
+from jepa_monitor.callbacks.discovery import is_fitting
 from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm, default_patience
 
 __all__ = ["AlarmedCallback", "OnCollapse"]
@@ -64,7 +65,7 @@ class AlarmedCallback(EncoderCallback):
             What it says.
         """
         # A look outside of a run, or at a model of another run, is none of this alarm's story.
-        alarm = self.alarm if trainer.training else CollapseAlarm(self.alarm.patience_steps)
+        alarm = self.alarm if is_fitting(trainer) else CollapseAlarm(self.alarm.patience_steps)
         return alarm.update(trainer.global_step, embeddings)
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -89,7 +90,7 @@ class AlarmedCallback(EncoderCallback):
         reading = None if found is None else found.reading
         rings = reading is not None and reading.alarm
         begins, self._told = rings and not self._told, rings or (self._told and found is None)
-        if self.on_collapse == "stop" and trainer.training:
+        if self.on_collapse == "stop" and is_fitting(trainer):
             # Processes that look at different images may disagree.
             stop = trainer.strategy.reduce_boolean_decision(begins, all=False)
             trainer.should_stop = trainer.should_stop or stop

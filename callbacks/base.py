@@ -18,6 +18,7 @@ from jepa_monitor.callbacks.discovery import (
     find_encoder,
     find_training_data,
     find_validation_data,
+    is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step
 from jepa_monitor.encoders.embedder import Pool, check_pool, check_whole
@@ -239,7 +240,7 @@ class EncoderCallback(pl.Callback):
         """
         if trainer.sanity_checking:
             return
-        if trainer.state.fn == "validate":
+        if not is_fitting(trainer):
             self._prepare_if_readable(trainer)
             self._look(trainer, pl_module)
         elif self._epoch_is_due(trainer) and trainer.is_last_batch and self._may_look(trainer):

@@ -8,7 +8,13 @@ from typing import Any
 import lightning.pytorch as pl
 from torch import nn
 
-__all__ = ["EncoderSpec", "find_encoder", "find_training_data", "find_validation_data"]
+__all__ = [
+    "EncoderSpec",
+    "find_encoder",
+    "find_training_data",
+    "find_validation_data",
+    "is_fitting",
+]
 
 EncoderSpec = str | nn.Module | Callable[[pl.LightningModule], Any] | None
 
@@ -32,6 +38,21 @@ _USUAL_NAMES = (
     "net",
 )
 _PARTS = ("backbone", "encoder")
+
+
+def is_fitting(trainer: pl.Trainer) -> bool:
+    """Say whether the Trainer is in ``fit``, whatever it does there at the moment.
+
+    Its stage (``trainer.training``, ``trainer.validating``) does not tell: in the validation loop of
+    ``fit`` the Trainer is validating.
+
+    Args:
+        trainer: The Trainer.
+
+    Returns:
+        Whether ``fit`` was called, and not ``validate``, ``test`` or ``predict``.
+    """
+    return bool(trainer.state.fn == "fit")
 
 
 def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
@@ -137,7 +158,7 @@ def find_validation_data(trainer: pl.Trainer) -> Any:
     Returns:
         The first loader of the validation data (test data while testing), or ``None``.
     """
-    if trainer.testing:
+    if trainer.state.fn == "test":
         return _first(trainer.test_dataloaders)
     if trainer.val_dataloaders is not None:
         return _first(trainer.val_dataloaders)

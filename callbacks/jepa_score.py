@@ -13,7 +13,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
-from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data
+from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.encoders.embedder import Pool
 from jepa_monitor.insights import check_insights
@@ -285,7 +285,7 @@ class JepaScoreCallback(AlarmedCallback):
         )
         if self.reference is not None:
             return build(reference=self.reference)
-        training = find_training_data(trainer) if trainer.training else None
+        training = find_training_data(trainer) if is_fitting(trainer) else None
         if training is None:
             return build()
         try:
