@@ -1,17 +1,18 @@
 """Watch the density that a self-supervised encoder learns while it trains."""
 
 from importlib.metadata import version as _version
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
-from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
-from jepa_monitor.jacobian.spectrum import log_volume
-from jepa_monitor.monitor.monitor import DensityMonitor
-from jepa_monitor.monitor.report import Report
+from jepa_monitor._lazy import imported_on_use
 
 if TYPE_CHECKING:
     from jepa_monitor.callbacks import JepaScoreCallback
+    from jepa_monitor.jacobian.options import ScoreOptions
+    from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
+    from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
+    from jepa_monitor.jacobian.spectrum import log_volume
+    from jepa_monitor.monitor.monitor import DensityMonitor
+    from jepa_monitor.monitor.report import Report
 
 __version__ = _version("jepa-monitor")
 __all__ = [
@@ -28,11 +29,21 @@ __all__ = [
     "log_volume",
 ]
 
-
-def __getattr__(name: str) -> Any:
-    # A plain training loop has no use for Lightning, whose import takes seconds.
-    if name == "JepaScoreCallback":
-        from jepa_monitor.callbacks import JepaScoreCallback
-
-        return JepaScoreCallback
-    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+# A plain training loop has no use for Lightning, nor `jepa-monitor --help` for torch: their imports
+# take seconds.
+__getattr__ = imported_on_use(
+    __name__,
+    {
+        "DensityMonitor": "jepa_monitor.monitor.monitor",
+        "JepaScoreCallback": "jepa_monitor.callbacks",
+        "LogDensity": "jepa_monitor.jacobian.score",
+        "PrecisionAudit": "jepa_monitor.jacobian.precision",
+        "Report": "jepa_monitor.monitor.report",
+        "ScoreOptions": "jepa_monitor.jacobian.options",
+        "audit_precision": "jepa_monitor.jacobian.precision",
+        "jacobian_spectrum": "jepa_monitor.jacobian.score",
+        "jepa_score": "jepa_monitor.jacobian.score",
+        "log_density": "jepa_monitor.jacobian.score",
+        "log_volume": "jepa_monitor.jacobian.spectrum",
+    },
+)

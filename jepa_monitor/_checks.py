@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
-from torch import Tensor
+if TYPE_CHECKING:
+    from torch import Tensor
 
 __all__ = ["check_choice", "check_images", "check_positive", "check_positive_int"]
 
@@ -86,7 +86,9 @@ def check_images(images: Any, name: str = "images") -> Tensor:
         TypeError: If it is no tensor of floating-point numbers.
         ValueError: If it is empty, has no batch dimension or holds NaN or infinity.
     """
-    if not isinstance(images, Tensor):
+    import torch  # the other checks serve `jepa-monitor --help`, which has no use for it
+
+    if not isinstance(images, torch.Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(images).__name__}.")
     if not images.is_floating_point():
         raise TypeError(

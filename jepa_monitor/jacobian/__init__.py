@@ -1,9 +1,14 @@
 """Images → rows of the encoder's Jacobian → spectra → scores, within a budget."""
 
-from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
-from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
-from jepa_monitor.jacobian.spectrum import log_volume
+from typing import TYPE_CHECKING
+
+from jepa_monitor._lazy import imported_on_use
+
+if TYPE_CHECKING:
+    from jepa_monitor.jacobian.options import ScoreOptions
+    from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
+    from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
+    from jepa_monitor.jacobian.spectrum import log_volume
 
 __all__ = [
     "LogDensity",
@@ -15,3 +20,17 @@ __all__ = [
     "log_density",
     "log_volume",
 ]
+
+__getattr__ = imported_on_use(
+    __name__,
+    {
+        "LogDensity": "jepa_monitor.jacobian.score",
+        "PrecisionAudit": "jepa_monitor.jacobian.precision",
+        "ScoreOptions": "jepa_monitor.jacobian.options",
+        "audit_precision": "jepa_monitor.jacobian.precision",
+        "jacobian_spectrum": "jepa_monitor.jacobian.score",
+        "jepa_score": "jepa_monitor.jacobian.score",
+        "log_density": "jepa_monitor.jacobian.score",
+        "log_volume": "jepa_monitor.jacobian.spectrum",
+    },
+)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-
-import torch
+from typing import TYPE_CHECKING
 
 from jepa_monitor._checks import check_choice, check_positive, check_positive_int
+
+if TYPE_CHECKING:
+    import torch
 
 __all__ = ["ScoreOptions"]
 
@@ -56,4 +58,6 @@ class ScoreOptions:
     @property
     def dtype(self) -> torch.dtype | None:
         """The type to run the encoder in; ``None`` leaves it to the encoder's parameters."""
+        import torch
+
         return torch.float64 if self.precision == "float64" else None
