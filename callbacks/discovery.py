@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import lightning.pytorch as pl
@@ -137,10 +137,20 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
 
 
 def _first(loaders: Any) -> Any:
-    """Take the first of several loaders."""
-    while isinstance(loaders, list | tuple | dict) and loaders:
-        loaders = next(iter(loaders.values())) if isinstance(loaders, dict) else loaders[0]
-    return loaders or None
+    """Take the first of several loaders, however they are nested.
+
+    A loader is never asked for its truth value, which calls ``len``: a stream has none.
+    """
+    while True:
+        if isinstance(loaders, Mapping):
+            loaders = list(loaders.values())
+        elif type(loaders).__name__ == "CombinedLoader":  # of either package of Lightning
+            loaders = [loaders.iterables]
+        elif not isinstance(loaders, list | tuple):
+            return loaders
+        if not loaders:
+            return None
+        loaders = loaders[0]
 
 
 def _requested(loop: Any) -> Any:
