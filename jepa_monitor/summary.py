@@ -14,7 +14,6 @@ from torch import Tensor
 from jepa_monitor.functional.calibration import (
     calibration_error,
     coverage_gap,
-    density_agreement,
     hdr_pit,
     kolmogorov_smirnov,
     rank_pit,
@@ -25,6 +24,7 @@ from jepa_monitor.functional.gaussianity import sliced_epps_pulley
 from jepa_monitor.functional.jacobian_alignment import rank_one_share
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import outlier_fraction, robust_fence
+from jepa_monitor.functional.polarity import paired_polarity, severity_order
 from jepa_monitor.jacobian.spectrum import clipped_count
 
 __all__ = [
@@ -246,25 +246,32 @@ def polarity_scalars(scores: Tensor, corrupted: dict[str, dict[int, Tensor]]) ->
         corrupted: Scores of the same images by corruption and severity.
 
     Returns:
-        ``density/polarity``, the AUROC of the images against their worst versions, averaged over
-        the corruptions (below 0.5: inverted), each corruption's own, and ``density/order``, minus
-        the rank correlation of severity and score.
+        ``density/polarity``, the share of pairs of an image and its worst versions in which the
+        image scores higher, with ``_low`` and ``_high``, the ends of its 95 % interval (inverted
+        where ``_high`` is below 0.5), each corruption's own share, and ``density/order``, minus the
+        rank correlation of severity and score within an image.
     """
     scalars: dict[str, float] = {}
-    order: list[float] = []
-    clean = _finite(scores)
+    order: list[Tensor] = []
+    worst: list[Tensor] = []
     for name, versions in corrupted.items():
-        worst = _finite(versions[max(versions)])
-        if not (len(clean) and len(worst)):
-            continue
-        scalars[f"density/polarity_{name}"] = auroc(clean, worst).item()
-        values = torch.cat([scores, *versions.values()])
-        levels = torch.cat([torch.full_like(scores, float(level)) for level in (0, *versions)])
-        finite = torch.isfinite(values)
-        if int(finite.sum()) > 2 and float(values[finite].std()) > 0:
-            order.append(-density_agreement(values[finite], levels[finite]).spearman.item())
-    if scalars:
-        scalars["density/polarity"] = sum(scalars.values()) / len(scalars)
+        levels = torch.stack([scores, *(versions[severity] for severity in sorted(versions))])
+        pairs = torch.isfinite(levels[[0, -1]]).all(0)
+        if pairs.any():
+            share = paired_polarity(levels[0, pairs], levels[-1:, pairs]).polarity
+            scalars[f"density/polarity_{name}"] = share.item()
+        finite = torch.isfinite(levels).all(0)
+        if finite.any():
+            order.append(severity_order(levels[:, finite]))
+        worst.append(levels[-1])
+    if worst:
+        everything = torch.stack([scores, *worst])
+        finite = torch.isfinite(everything).all(0)
+        if finite.any():
+            found = paired_polarity(everything[0, finite], everything[1:, finite])
+            scalars["density/polarity"] = found.polarity.item()
+            scalars["density/polarity_low"] = found.lower.item()
+            scalars["density/polarity_high"] = found.upper.item()
     if order:
-        scalars["density/order"] = sum(order) / len(order)
+        scalars["density/order"] = torch.stack(order).mean().item()
     return scalars
