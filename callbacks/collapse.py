@@ -63,7 +63,7 @@ class CollapseCallback(AlarmedCallback):
         max_samples: How many images to embed.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
-            :func:`~jepa_monitor.probes.images.batch_images`.
+            :func:`~jepa_monitor.probes.batch_images`.
         max_overhead: Largest share of the wall time to spend; ``None`` for no limit.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when a look fails, instead of warning once.

@@ -19,23 +19,33 @@ __all__ = [
 EncoderSpec = str | nn.Module | Callable[[pl.LightningModule], Any] | None
 
 # EMA targets first: they are what is evaluated and kept in the end.
+_BODIES = ("encoder", "backbone", "embedding_model", "network", "net", "model")
+_AVERAGED = ("target", "teacher", "ema", "momentum", "averaged")
+_EMA_NAMES = (
+    *(f"{kind}_{body}" for body in _BODIES for kind in _AVERAGED),
+    *(f"{body}_{kind}" for body in _BODIES for kind in _AVERAGED),
+    "encoder_k",
+    "key_encoder",
+    *_AVERAGED,
+)
+_TRAINED = ("context", "student", "online")
 _USUAL_NAMES = (
-    "target_encoder",
-    "teacher_encoder",
-    "teacher_backbone",
-    "ema_encoder",
-    "momentum_encoder",
-    "backbone_momentum",
-    "teacher",
-    "encoder",
-    "context_encoder",
-    "student_encoder",
-    "backbone",
-    "student_backbone",
-    "student",
+    *_EMA_NAMES,
+    *(f"{kind}{body}" for body in _BODIES[:4] for kind in ("", *(f"{k}_" for k in _TRAINED))),
+    "encoder_q",
+    "query_encoder",
+    "image_encoder",
+    "vision_encoder",
+    *_TRAINED,
     "feature_extractor",
     "model",
+    "student_model",
+    "online_model",
     "net",
+    "student_net",
+    "online_net",
+    "vit",
+    "module",
 )
 _PARTS = ("backbone", "encoder")
 
@@ -55,27 +65,55 @@ def is_fitting(trainer: pl.Trainer) -> bool:
     return bool(trainer.state.fn == "fit")
 
 
-def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
-    for name in _USUAL_NAMES:
-        candidate = getattr(pl_module, name, None)
-        if not isinstance(candidate, nn.Module):
+def _child(module: nn.Module, name: str) -> nn.Module | None:
+    found = module._modules.get(name)
+    if found is None:
+        try:
+            found = getattr(module, name, None)
+        except Exception:  # noqa: BLE001 - a property of the user's that is not ready
+            return None
+    return found if isinstance(found, nn.Module) else None
+
+
+def _is_opened(module: nn.Module) -> bool:
+    """Say whether the encoder is rather a part of this module than the module itself."""
+    # It cannot be called, is a whole method (a LightningModule in another one), or holds an EMA
+    # target beside what that averages.
+    without_forward = type(module).forward is nn.Module.forward
+    nested = any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
+    return without_forward or nested or any(_child(module, name) for name in _EMA_NAMES)
+
+
+def _usual_part(module: nn.Module, names: tuple[str, ...], depth: int) -> tuple[str, Any] | None:
+    for name in names:
+        candidate = _child(module, name)
+        if candidate is None or isinstance(candidate, nn.ModuleList):
             continue
         if isinstance(candidate, nn.ModuleDict):  # a container, such as DINOv2's teacher
             part = next((part for part in _PARTS if part in candidate), None)
             if part is not None:
                 return f"{name}.{part}", candidate[part]
-        elif isinstance(teacher := getattr(candidate, "teacher", None), nn.Module):
-            # A wrapper of student and EMA teacher, such as stable-pretraining's, whose own forward
-            # pass takes no gradients.
-            return f"{name}.teacher", teacher
-        elif not isinstance(candidate, nn.ModuleList):
+            continue
+        inside = depth > 0 and _is_opened(candidate)
+        part_of = _usual_part(candidate, _USUAL_NAMES, depth - 1) if inside else None
+        if part_of is not None:
+            return f"{name}.{part_of[0]}", part_of[1]
+        if type(candidate).forward is not nn.Module.forward:
             return name, candidate
+    return None
+
+
+def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
+    found = _usual_part(pl_module, _USUAL_NAMES, 2)
+    if found is not None:
+        return found
     seen = [f"{name} ({type(child).__name__})" for name, child in pl_module.named_children()]
     raise ValueError(
         f"`encoder` was not given, and {type(pl_module).__name__} has no submodule of a usual name "
-        f"({', '.join(_USUAL_NAMES)}). Its submodules are: {', '.join(seen) or 'none'}. Pass "
-        "`encoder`: a dotted path such as 'teacher.backbone', a module, or a function of the "
-        "LightningModule."
+        "(target_encoder, teacher, momentum_backbone, encoder_ema and the like, or encoder, "
+        "context_encoder, backbone, student, online_network, feature_extractor, model, net). Its "
+        f"submodules are: {', '.join(seen) or 'none'}. Pass `encoder`: a dotted path such as "
+        "'teacher.backbone', a module, or a function of the LightningModule."
     )
 
 
@@ -137,10 +175,8 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
 
 
 def _first(loaders: Any) -> Any:
-    """Take the first of several loaders, however they are nested.
-
-    A loader is never asked for its truth value, which calls ``len``: a stream has none.
-    """
+    """Take the first of several loaders, however they are nested."""
+    # A loader is never asked for its truth value, which calls `len`: a stream has none.
     while True:
         if isinstance(loaders, Mapping):
             loaders = list(loaders.values())

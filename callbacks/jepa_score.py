@@ -97,7 +97,7 @@ class JepaScoreCallback(AlarmedCallback):
         strict: Raise when an evaluation fails, instead of warning once.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
-            :func:`~jepa_monitor.probes.images.batch_images`.
+            :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``.
 
     Raises:

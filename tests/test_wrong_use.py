@@ -34,7 +34,7 @@ class Views(torch.utils.data.Dataset):  # type: ignore[type-arg]
         return 8
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
-        return {"views": torch.rand(3, 8, 8), "label": torch.tensor(0)}
+        return {"left": torch.rand(3, 8, 8), "right": torch.rand(3, 8, 8), "label": torch.tensor(0)}
 
 
 def deepspeed() -> nn.Module:
@@ -95,7 +95,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "nan probe": (lambda: DensityMonitor(torch.full((2, 3), torch.nan)), ValueError, "`probe` must be finite, but 2 of 2"),
     "infinite probe": (lambda: DensityMonitor(torch.full((2, 3), torch.inf)), ValueError, "`probe` must be finite, but 2 of 2"),
     "ragged probe": (lambda: DensityMonitor(ragged()), ValueError, "`probe` must hold images of one shape"),
-    "missing key": (lambda: DensityMonitor(DataLoader(Views())), TypeError, r"keys \['label', 'views'\].*`batch_to_images`"),
+    "missing key": (lambda: DensityMonitor(DataLoader(Views())), TypeError, r"\{left: float32 \(1, 3, 8, 8\), right: .*`batch_to_images`"),
     "wrong key": (lambda: DensityMonitor(DataLoader(Views()), batch_to_images=lambda b: b["image"]), ValueError, "`batch_to_images` failed on a batch of type dict: KeyError: 'image'"),
     "no tensor from batch": (lambda: DensityMonitor([GOOD], batch_to_images=lambda b: 3), TypeError, "`probe` must be a torch.Tensor, got int"),
     "method": (lambda: ScoreOptions("fast"), ValueError, "`method` must be one of exact, sketch, auto, got 'fast'"),

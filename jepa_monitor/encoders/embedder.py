@@ -22,7 +22,8 @@ _T = TypeVar("_T")
 Pool = str | Callable[[Any], Tensor]
 _POOLS = ("auto", "mean", "cls", "flatten")
 
-# The whole image's embedding before token sequences; names of Hugging Face, DINOv2 and torchvision.
+# The whole image's embedding before token sequences; names of Hugging Face, DINOv2,
+# stable-pretraining and torchvision.
 _OUTPUT_KEYS = (
     "image_embeds",
     "x_norm_clstoken",
@@ -30,6 +31,7 @@ _OUTPUT_KEYS = (
     "embedding",
     "embeddings",
     "last_hidden_state",
+    "encoded",
     "x_norm_patchtokens",
     "features",
 )
@@ -82,7 +84,8 @@ def pool_output(output: Any, pool: Pool = "auto") -> Tensor:
 
     Structures are searched first: of a dict or Hugging Face output the first of ``image_embeds``,
     ``x_norm_clstoken``, ``pooler_output``, ``embedding``, ``embeddings``, ``last_hidden_state``,
-    ``x_norm_patchtokens``, ``features``, or its only tensor; of a tuple or list the first element.
+    ``encoded``, ``x_norm_patchtokens``, ``features``, or its only tensor; of a tuple or list the
+    first element.
 
     Args:
         output: What the encoder returned.

@@ -111,7 +111,7 @@ class DensityMonitor:
             three severities), which tells whether the score is inverted; 0 for none.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         batch_to_images: Finds the images in a batch; default
-            :func:`~jepa_monitor.probes.images.batch_images`.
+            :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import numpy as np
@@ -13,40 +13,9 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset
 
 from jepa_monitor._checks import check_images
 from jepa_monitor.encoders.isolation import undisturbed
+from jepa_monitor.probes.finding import batch_images
 
-__all__ = ["batch_images", "collect_images", "visit_images"]
-
-_KEYS = ("image", "images", "pixel_values", "input", "inputs", "x", "img", "video", "audio")
-
-
-def batch_images(batch: Any) -> Tensor:
-    """Find the images in a batch.
-
-    Args:
-        batch: A tensor; a tuple or list, whose first element counts (the image of a pair, the first
-            global view of a multi-crop list); or a dict with one of the keys ``image``, ``images``,
-            ``pixel_values``, ``input``, ``inputs``, ``x``, ``img``, ``video``, ``audio``.
-
-    Returns:
-        The images, (B, ...).
-
-    Raises:
-        TypeError: If no images are found.
-    """
-    found = batch
-    while not isinstance(found, Tensor):
-        if isinstance(found, tuple | list) and found:
-            found = found[0]
-        elif isinstance(found, Mapping) and (key := next((k for k in _KEYS if k in found), None)):
-            found = found[key]
-        else:
-            keys = f" with the keys {sorted(map(str, found))}" if isinstance(found, Mapping) else ""
-            raise TypeError(
-                f"no images found in a batch of type {type(batch).__name__}, looking at a "
-                f"{type(found).__name__}{keys}. Pass `batch_to_images`, a function that takes a "
-                "batch and returns the images, (B, ...)."
-            )
-    return found
+__all__ = ["collect_images", "visit_images"]
 
 
 def _own_loader(data: Any, count: int, shuffle_seed: int | None) -> Iterable[Any]:

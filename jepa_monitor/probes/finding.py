@@ -1,0 +1,187 @@
+"""What is what in a batch: in goes whatever a loader yields, out come its images or its labels."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["batch_images", "batch_labels"]
+
+# In the order of preference: the whole image before a view of it, large crops before small ones.
+_IMAGE_KEYS = (
+    "image", "images", "pixel_values", "pixel_values_videos", "input", "inputs", "x", "img", "imgs",
+    "video", "videos", "audio", "views", "view", "global_views", "global_crops",
+    "collated_global_crops", "crops", "data",
+)  # fmt: skip
+_LABEL_KEYS = (
+    "label", "labels", "target", "targets", "y", "class", "classes", "class_id", "cls",
+    "fine_label", "category",
+)  # fmt: skip
+
+
+def _fields(batch: Any) -> Mapping[Any, Any] | None:
+    """Give what has names in a batch, or ``None`` if nothing has."""
+    if isinstance(batch, Mapping):
+        return batch
+    if dataclasses.is_dataclass(batch) and not isinstance(batch, type):
+        return {field.name: getattr(batch, field.name) for field in dataclasses.fields(batch)}
+    return None
+
+
+def _tensor(batch: Any) -> Tensor | None:
+    """Give a tensor or an array of numbers as a tensor."""
+    if isinstance(batch, Tensor):
+        return batch
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        return torch.from_numpy(batch)
+    return None
+
+
+def _first(
+    batch: Any, keys: tuple[str, ...], fits: Callable[[Tensor], bool], *, named: bool = False
+) -> Tensor | None:
+    """Find the first fitting tensor, under known names before others."""
+    tensor = _tensor(batch)
+    if tensor is not None:
+        return tensor if fits(tensor) else None
+    fields = _fields(batch)
+    if fields is None:
+        parts = batch if isinstance(batch, list | tuple) else ()
+        return next(_found(parts, keys, fits, named=named), None)
+    known = (fields[key] for key in keys if key in fields)
+    for found in _found(known, keys, fits, named=True):
+        return found
+    others = list(_found(fields.values(), keys, fits, named=named))
+    # Inside of "views" whatever comes first will do. Elsewhere, which of two is meant is a guess.
+    return others[0] if len(others) == 1 or (others and named) else None
+
+
+def _found(
+    parts: Iterable[Any],
+    keys: tuple[str, ...],
+    fits: Callable[[Tensor], bool],
+    *,
+    named: bool = False,
+) -> Iterator[Tensor]:
+    for part in parts:
+        found = _first(part, keys, fits, named=named)
+        if found is not None:
+            yield found
+
+
+def _describe(batch: Any, depth: int = 3) -> str:
+    """Say what a batch is made of, for errors."""
+    tensor = _tensor(batch)
+    if tensor is not None:
+        return f"{str(tensor.dtype).removeprefix('torch.')} {tuple(tensor.shape)}"
+    fields = _fields(batch)
+    if fields is not None:
+        inside = [f"{key}: {_describe(value, depth - 1)}" for key, value in fields.items()]
+        brackets = "{}"
+    elif isinstance(batch, list | tuple):
+        inside = [_describe(part, depth - 1) for part in batch]
+        brackets = "[]" if isinstance(batch, list) else "()"
+    else:
+        return type(batch).__name__
+    if depth <= 0 and inside:
+        return type(batch).__name__
+    return f"{brackets[0]}{', '.join(inside[:6])}{', …' if len(inside) > 6 else ''}{brackets[1]}"
+
+
+def batch_images(batch: Any) -> Tensor:
+    """Find the images in a batch.
+
+    They are the first floating-point tensor of two or more dimensions: the batch itself, the image
+    of a pair, the first view of a list of them, what follows an index. In a dict or dataclass the
+    names ``image``, ``images``, ``pixel_values``, ``input``, ``x``, ``img``, ``video``, ``audio``,
+    ``views``, ``global_crops`` and the like come first; under other names there must be only one
+    candidate.
+
+    Args:
+        batch: A tensor, or tuples, lists, dicts and dataclasses of them, however nested.
+
+    Returns:
+        The images, (B, ...). Where there are only tensors of integers, the first of three or more
+        dimensions, which is most likely images before their conversion.
+
+    Raises:
+        TypeError: If no images are found, or more than one candidate under unknown names.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor.probes import batch_images
+        >>> views = [torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8)]
+        >>> batch_images([torch.arange(4), views, torch.zeros(4)]).shape
+        torch.Size([4, 3, 8, 8])
+    """
+    if isinstance(batch, Tensor):
+        return batch
+    for fits in (
+        lambda tensor: tensor.is_floating_point() and tensor.ndim >= 2,
+        lambda tensor: tensor.ndim >= 3 and tensor.dtype != torch.bool,
+    ):
+        found = _first(batch, _IMAGE_KEYS, fits)
+        if found is not None:
+            return found
+    raise TypeError(
+        f"no images found in a batch of type {type(batch).__name__}, {_describe(batch)}: neither "
+        "a usual name nor a single floating-point tensor of two or more dimensions. Pass "
+        "`batch_to_images`, a function that takes a batch and returns the images, (B, ...)."
+    )
+
+
+def batch_labels(batch: Any) -> Tensor | None:
+    """Find the classes of the images in a batch.
+
+    They are the first tensor of B integers, or (B, 1): in a dict or dataclass under ``label``,
+    ``labels``, ``target``, ``targets``, ``y``, ``class`` and the like; in a tuple or list after the
+    images, since what stands before them is an index.
+
+    Args:
+        batch: As for :func:`batch_images`.
+
+    Returns:
+        (B,), int64, or ``None`` where there are none.
+    """
+    try:
+        count = len(batch_images(batch))
+    except TypeError:
+        return None
+    found = _labels(batch, count)
+    return None if found is None else found.reshape(-1).long()
+
+
+def _labels(batch: Any, count: int) -> Tensor | None:
+    def fits(tensor: Tensor) -> bool:
+        whole = not tensor.is_floating_point() and not tensor.is_complex()
+        return whole and tuple(tensor.shape) in ((count,), (count, 1))
+
+    if isinstance(batch, list | tuple):
+        held = [_holds_images(part) for part in batch]
+        start = held.index(True) if True in held else 0
+        after = next(_found(batch[start + 1 :], _LABEL_KEYS, fits), None)
+        # Views with labels of their own, and pairs within a batch of several parts.
+        return _labels(batch[start], count) if after is None and batch else after
+    fields = _fields(batch)
+    if fields is None:
+        return None
+    known = next(_found((fields[key] for key in _LABEL_KEYS if key in fields), (), fits), None)
+    if known is not None:
+        return known
+    nested = [value for key, value in fields.items() if key in _IMAGE_KEYS]
+    return next((found for value in nested if (found := _labels(value, count)) is not None), None)
+
+
+def _holds_images(part: Any) -> bool:
+    if _tensor(part) is None and not isinstance(part, list | tuple) and _fields(part) is None:
+        return False
+    try:
+        images = batch_images(part)
+    except TypeError:
+        return False
+    return images.ndim >= 2 and (images.is_floating_point() or images.ndim >= 3)
