@@ -20,7 +20,7 @@ from jepa_monitor.callbacks.discovery import (
     find_validation_data,
     is_fitting,
 )
-from jepa_monitor.callbacks.logging import current_step
+from jepa_monitor.callbacks.logging import current_step, log_scalars
 from jepa_monitor.encoders.embedder import Pool, check_pool, check_whole
 from jepa_monitor.encoders.processes import Processes
 
@@ -146,8 +146,7 @@ class EncoderCallback(pl.Callback):
             found: From :meth:`measure`; ``None`` if it failed.
             x: The x-coordinate.
         """
-        for logger in trainer.loggers:
-            logger.log_metrics(scalars, step=x)
+        log_scalars(trainer.loggers, scalars, x)
 
     def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Any | None) -> None:
         """React to a look; called in every process, also after a look that failed.

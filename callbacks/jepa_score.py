@@ -210,7 +210,12 @@ class JepaScoreCallback(AlarmedCallback):
             found: The look; ``None`` if it failed.
             x: The x-coordinate.
         """
-        super().write(trainer, scalars, found, x)
+        try:
+            super().write(trainer, scalars, found, x)
+        finally:  # one logger's failure is no reason to keep pictures from the others
+            self._write_pictures(trainer, found, x)
+
+    def _write_pictures(self, trainer: pl.Trainer, found: _Look | None, x: int) -> None:
         if self.monitor is not None and not self._laid_out:
             self._laid_out = True
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from typing import Any
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import ExitStack
+from importlib import import_module
+from io import BytesIO
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
 
-__all__ = ["current_step", "log_dashboard", "log_pictures", "takes_pictures"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from PIL.Image import Image
+
+__all__ = ["current_step", "log_dashboard", "log_pictures", "log_scalars", "takes_pictures"]
 
 _BINS = 64
 
@@ -89,6 +97,79 @@ def dashboard(prefix: str) -> dict[str, dict[str, list[Any]]]:
     }
 
 
+def _takes(thing: Any, method: str, *arguments: str) -> bool:
+    """Say whether a method has arguments of these names."""
+    # The name of a method says little: Comet's `log_figure` is not MLflow's, and a `log_image` of
+    # somebody's own need not be that of Weights & Biases.
+    try:
+        parameters = inspect.signature(getattr(thing, method)).parameters
+    except (AttributeError, TypeError, ValueError):
+        return False
+    return set(arguments) <= set(parameters)
+
+
+def _writer(logger: Any) -> Any:
+    """What writes for a logger; one of somebody's own may have no such thing."""
+    return getattr(logger, "experiment", None)
+
+
+def _named(logger: Any, tag: str) -> str:
+    """Put a logger's own prefix before a tag, as Lightning does with scalars."""
+    own = getattr(logger, "_prefix", "")
+    return f"{own}{logger.LOGGER_JOIN_CHAR}{tag}" if own else tag
+
+
+def _image(figure: Figure) -> Image:
+    """Draw a figure as pixels, which every logger understands."""
+    from PIL.Image import open as read
+
+    with BytesIO() as file:
+        figure.savefig(file, format="png")
+        return read(file).convert("RGB")
+
+
+def _figure_writer(logger: Any) -> Callable[[str, Figure, int], Any] | None:
+    """Find out how a logger takes a figure under a tag and a step; ``None`` if it takes none."""
+    writer = _writer(logger)
+    if _takes(writer, "add_figure", "tag", "figure", "global_step", "close"):  # TensorBoard
+        return lambda tag, figure, step: writer.add_figure(
+            _named(logger, tag), figure, step, close=False
+        )
+    # Weights & Biases, and who follows it: SwanLab, stable-pretraining's registry.
+    if _takes(logger, "log_image", "key", "images", "step"):
+        return lambda tag, figure, step: logger.log_image(tag, [_image(figure)], step=step)
+    if _takes(writer, "log_figure", "run_id", "figure", "artifact_file"):  # MLflow
+        return lambda tag, figure, step: writer.log_figure(
+            logger.run_id, figure, f"{tag}/{step:08d}.png"
+        )
+    if type(writer).__module__ == "trackio.run":
+        picture = import_module("trackio").Image
+        return lambda tag, figure, step: writer.log({tag: picture(_image(figure))}, step=step)
+    return None
+
+
+def _takes_histograms(logger: Any) -> bool:
+    return _takes(_writer(logger), "add_histogram", "tag", "values", "global_step", "bins")
+
+
+def _for_each(loggers: Iterable[Any], write: Callable[[Any], Any]) -> None:
+    """Write to every logger, also when one of them fails; its error is raised at the end."""
+    with ExitStack() as every:  # which calls all, whatever one of them raises
+        for logger in reversed(list(loggers)):
+            every.callback(write, logger)
+
+
+def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int) -> None:
+    """Write numbers to all loggers, also when one of them fails, and raise its error then.
+
+    Args:
+        loggers: Lightning's loggers.
+        scalars: Finite numbers by tag.
+        step: The x-coordinate.
+    """
+    _for_each(loggers, lambda logger: logger.log_metrics(dict(scalars), step=step))
+
+
 def takes_pictures(loggers: Iterable[Any]) -> bool:
     """Say whether any logger has a place for histograms or figures, which are dear to draw.
 
@@ -98,24 +179,22 @@ def takes_pictures(loggers: Iterable[Any]) -> bool:
     Returns:
         Whether :func:`log_pictures` would write anything.
     """
-    return any(
-        hasattr(logger, "log_image")
-        or hasattr(logger.experiment, "add_figure")
-        or hasattr(logger.experiment, "log_figure")
-        for logger in loggers
-    )
+    return any(_takes_histograms(logger) or _figure_writer(logger) for logger in loggers)
 
 
 def log_pictures(
     loggers: Iterable[Any],
     histograms: Mapping[str, Tensor],
-    figures: Mapping[str, Any],
+    figures: Mapping[str, Figure],
     step: int,
     prefix: str,
 ) -> None:
     """Write histograms and figures to the loggers that take them.
 
-    TensorBoard gets both; Weights & Biases (``log_image``) and MLflow (``log_figure``) the figures.
+    TensorBoard gets both; Weights & Biases, SwanLab, stable-pretraining's registry, MLflow and
+    Trackio the figures. A logger is known by the arguments that its methods take, so that one which
+    follows the interface of these gets pictures too, and any other is left alone. One that fails
+    does not keep the others from theirs; its error is raised at the end.
 
     Args:
         loggers: Lightning's loggers.
@@ -124,18 +203,17 @@ def log_pictures(
         step: The x-coordinate.
         prefix: Of all tags.
     """
-    for logger in loggers:
-        writer: Any = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_histogram"):
+
+    def write(logger: Any) -> None:
+        if _takes_histograms(logger):
             for tag, values in histograms.items():
-                _add_histogram(writer, prefix + tag, values, step)
-        for tag, figure in figures.items():
-            if hasattr(writer, "add_figure"):
-                writer.add_figure(prefix + tag, figure, step, close=False)
-            elif hasattr(logger, "log_image"):
-                logger.log_image(prefix + tag, [figure], step=step)
-            elif hasattr(writer, "log_figure"):
-                writer.log_figure(logger.run_id, figure, f"{prefix}{tag}/{step:08d}.png")
+                _add_histogram(_writer(logger), _named(logger, prefix + tag), values, step)
+        write_figure = _figure_writer(logger)
+        if write_figure is not None:
+            for tag, figure in figures.items():
+                write_figure(prefix + tag, figure, step)
+
+    _for_each(loggers, write)
 
 
 def log_dashboard(
@@ -150,10 +228,16 @@ def log_dashboard(
         prefixes: Of all callbacks of the run, in the same order in each: TensorBoard shows only one
             arrangement a run, so each of them writes that of all.
     """
-    layout = {chart: lines for each in prefixes for chart, lines in dashboard(each).items()}
-    for logger in loggers:
-        writer: Any = getattr(logger, "experiment", None)
-        if hasattr(writer, "add_custom_scalars"):
+    prefixes = list(prefixes)
+
+    def write(logger: Any) -> None:
+        writer = _writer(logger)
+        if _takes(writer, "add_custom_scalars", "layout"):
+            layout: dict[str, Any] = {}
+            for each in prefixes:
+                layout |= dashboard(_named(logger, each))
             writer.add_custom_scalars(layout)
-        if hasattr(writer, "add_text"):
-            writer.add_text(f"{prefix}monitor/settings", settings)
+        if _takes(writer, "add_text", "tag", "text_string"):
+            writer.add_text(_named(logger, f"{prefix}monitor/settings"), settings)
+
+    _for_each(loggers, write)
