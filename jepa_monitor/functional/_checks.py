@@ -21,12 +21,7 @@ def as_matrix(value: Tensor, name: str, min_rows: int = 1) -> Tensor:
     Raises:
         ValueError: If the shape is wrong, rows are too few, or any row is not finite.
     """
-    _require_floating(value, name)
-    if value.ndim != 2 or value.shape[1] == 0:
-        raise ValueError(f"`{name}` must have shape (N, K) with K ≥ 1, got {tuple(value.shape)}.")
-    _require_rows(value, name, min_rows)
-    _require_finite(value.isfinite().all(dim=1), name, "rows")
-    return value.double()
+    return _as_double(value, name, "(N, K) with K ≥ 1", min_rows, (1,))
 
 
 def as_views(value: Tensor, name: str, min_samples: int, min_views: int) -> Tensor:
@@ -44,15 +39,8 @@ def as_views(value: Tensor, name: str, min_samples: int, min_views: int) -> Tens
     Raises:
         ValueError: If the shape is wrong, views are too few, or any sample is not finite.
     """
-    _require_floating(value, name)
-    if value.ndim != 3 or value.shape[1] < min_views or value.shape[2] == 0:
-        raise ValueError(
-            f"`{name}` must have shape (N, V, K) with V ≥ {min_views} and K ≥ 1, "
-            f"got {tuple(value.shape)}."
-        )
-    _require_rows(value, name, min_samples)
-    _require_finite(value.isfinite().flatten(1).all(dim=1), name, "rows")
-    return value.double()
+    shape = f"(N, V, K) with V ≥ {min_views} and K ≥ 1"
+    return _as_double(value, name, shape, min_samples, (min_views, 1))
 
 
 def as_vector(value: Tensor, name: str, min_size: int = 1) -> Tensor:
@@ -69,12 +57,7 @@ def as_vector(value: Tensor, name: str, min_size: int = 1) -> Tensor:
     Raises:
         ValueError: If the shape is wrong, values are too few, or any value is not finite.
     """
-    _require_floating(value, name)
-    if value.ndim != 1:
-        raise ValueError(f"`{name}` must have shape (N,), got {tuple(value.shape)}.")
-    _require_rows(value, name, min_size)
-    _require_finite(value.isfinite(), name, "values")
-    return value.double()
+    return _as_double(value, name, "(N,)", min_size, ())
 
 
 def as_unit_interval(value: Tensor, name: str, min_size: int = 1) -> Tensor:
@@ -105,33 +88,31 @@ def require_same_shape(first: Tensor, second: Tensor, names: tuple[str, str]) ->
         first: One tensor.
         second: The other tensor.
         names: The names of both in the caller's signature.
-
-    Raises:
-        ValueError: If the shapes differ.
     """
-    if first.shape != second.shape:
-        raise ValueError(
-            f"`{names[0]}` and `{names[1]}` must have the same shape, "
-            f"got {tuple(first.shape)} and {tuple(second.shape)}."
-        )
+    _require_equal(first.shape == second.shape, first, second, names, "shape")
 
 
 def require_same_width(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
-    """Raise unless two matrices have the same number of columns.
+    """Raise unless two tensors have one last dimension.
 
     Args:
         first: One tensor.
         second: The other tensor.
         names: The names of both in the caller's signature.
-
-    Raises:
-        ValueError: If the last dimensions differ.
     """
-    if first.shape[-1] != second.shape[-1]:
-        raise ValueError(
-            f"`{names[0]}` and `{names[1]}` must have the same last dimension, "
-            f"got {tuple(first.shape)} and {tuple(second.shape)}."
-        )
+    same = first.shape[-1] == second.shape[-1]
+    _require_equal(same, first, second, names, "last dimension")
+
+
+def require_same_rows(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
+    """Raise unless two tensors have one number of rows.
+
+    Args:
+        first: One tensor.
+        second: The other tensor.
+        names: The names of both in the caller's signature.
+    """
+    _require_equal(len(first) == len(second), first, second, names, "number of rows")
 
 
 def require_number(
@@ -163,25 +144,38 @@ def require_number(
     return float(value)
 
 
-def _require_floating(value: Tensor, name: str) -> None:
+def _as_double(
+    value: Tensor, name: str, shape: str, min_rows: int, least: tuple[int, ...]
+) -> Tensor:
+    """Check dtype, shape, number of rows and finiteness; ``least`` bounds the other dimensions."""
     if not isinstance(value, Tensor):
         raise TypeError(f"`{name}` must be a torch.Tensor, got {type(value).__name__}.")
     if not value.is_floating_point():
         raise TypeError(f"`{name}` must be a floating-point tensor, got {value.dtype}.")
-
-
-def _require_rows(value: Tensor, name: str, min_rows: int) -> None:
-    if value.shape[0] < min_rows:
+    sizes = value.shape[1:]
+    if value.ndim != 1 + len(least) or any(s < m for s, m in zip(sizes, least, strict=True)):
+        raise ValueError(f"`{name}` must have shape {shape}, got {tuple(value.shape)}.")
+    if len(value) < min_rows:
         plural = "s" if min_rows > 1 else ""
-        raise ValueError(
-            f"`{name}` must have at least {min_rows} row{plural}, got {value.shape[0]}."
-        )
-
-
-def _require_finite(finite: Tensor, name: str, unit: str) -> None:
+        raise ValueError(f"`{name}` must have at least {min_rows} row{plural}, got {len(value)}.")
+    finite = value.isfinite()
+    while finite.ndim > 1:
+        finite = finite.all(dim=-1)
     broken = int((~finite).sum())
     if broken:
+        unit = "rows" if least else "values"
         raise ValueError(
-            f"`{name}` has {broken} non-finite {unit} of {finite.numel()}; "
+            f"`{name}` has {broken} non-finite {unit} of {len(value)}; "
             "count them and filter them out first."
+        )
+    return value.double()
+
+
+def _require_equal(
+    same: bool, first: Tensor, second: Tensor, names: tuple[str, str], what: str
+) -> None:
+    if not same:
+        raise ValueError(
+            f"`{names[0]}` and `{names[1]}` must have the same {what}, "
+            f"got {tuple(first.shape)} and {tuple(second.shape)}."
         )

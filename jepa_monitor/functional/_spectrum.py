@@ -20,7 +20,10 @@ class PowerLawFit(NamedTuple):
 
 
 def covariance_eigenvalues(z: Tensor, resolution: float) -> Tensor:
-    """Eigenvalues of the covariance (divided by N − 1), largest first, min(N − 1, K) of them.
+    """Eigenvalues of the covariance up to a common factor, largest first, min(N − 1, K) of them.
+
+    The factor is the square of the largest number, so that neither tiny nor huge embeddings under-
+    or overflow when squared; all that is read off the spectrum is free of it.
 
     Args:
         z: Embeddings in float64, shape (N, K), N ≥ 2.
@@ -30,6 +33,7 @@ def covariance_eigenvalues(z: Tensor, resolution: float) -> Tensor:
         Eigenvalues; all zero if the embeddings are constant up to rounding.
     """
     count, width = z.shape
+    z = z / z.abs().amax().clamp(min=torch.finfo(z.dtype).tiny)
     centred = z - z.mean(dim=0)
     gram = centred.T @ centred if width <= count else centred @ centred.T
     power = float(z.square().sum()) / count
@@ -107,7 +111,7 @@ def participation(eigenvalues: Tensor, bias_corrected: bool, count: int, width: 
     Args:
         eigenvalues: Eigenvalues of the covariance.
         bias_corrected: Whether to remove what N samples add to the spread of eigenvalues.
-        count: Number N of embeddings.
+        count: Number N of embeddings; of two, the only eigenvalue cannot be corrected.
         width: Dimension K.
 
     Returns:

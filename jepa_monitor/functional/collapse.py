@@ -16,9 +16,9 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor.functional._checks import as_matrix, require_number
+from jepa_monitor.functional._directions import unit_rows
 from jepa_monitor.functional._spectrum import (
     PowerLawFit,
     covariance_eigenvalues,
@@ -26,6 +26,8 @@ from jepa_monitor.functional._spectrum import (
     fit_power_law,
     participation,
 )
+
+_TINY = torch.finfo(torch.float64).tiny
 
 
 def rankme(embeddings: Tensor, eps: float = 1e-7) -> Tensor:
@@ -102,10 +104,11 @@ def participation_ratio(embeddings: Tensor, bias_corrected: bool = False) -> Ten
 
     Range 1 to min(N − 1, K); higher is healthier. A few large eigenvalues lower it more than they
     lower the entropies. Isotropic embeddings read K/(1 + K/N); the bias-corrected value
-    1/(1/PR − 1/(N − 1)), cut at K, reads about K there and suits a comparison across N.
+    1/(1/PR − 1/(N − 1)), cut at K, reads about K there and suits a comparison across N. With few
+    samples it is noisy, and of two it says nothing: they differ in one direction, whatever the law.
 
     Args:
-        embeddings: Embeddings, shape (N, K), N ≥ 2.
+        embeddings: Embeddings, shape (N, K), N ≥ 2; N ≥ 3 for the bias-corrected value.
         bias_corrected: Whether to correct for the number of samples.
 
     Returns:
@@ -122,8 +125,8 @@ def participation_ratio(embeddings: Tensor, bias_corrected: bool = False) -> Ten
         >>> participation_ratio(z * torch.tensor([1.0, 0, 0, 0]))
         tensor(1., dtype=torch.float64)
     """
-    count, width = embeddings.shape[0], embeddings.shape[-1]
-    return participation(_eigenvalues(embeddings), bias_corrected, count, width)
+    z = as_matrix(embeddings, "embeddings", min_rows=3 if bias_corrected else 2)
+    return participation(_eigenvalues(embeddings), bias_corrected, *z.shape)
 
 
 def stable_rank(embeddings: Tensor, centred: bool = True) -> Tensor:
@@ -154,7 +157,8 @@ def stable_rank(embeddings: Tensor, centred: bool = True) -> Tensor:
     if centred:
         values = _eigenvalues(embeddings)
     else:
-        values = torch.linalg.svdvals(as_matrix(embeddings, "embeddings")).square()
+        singular_values = torch.linalg.svdvals(as_matrix(embeddings, "embeddings"))
+        values = (singular_values / singular_values[0].clamp(min=_TINY)).square()
     return values.sum() / values[0] if values[0] > 0 else torch.zeros_like(values[0])
 
 
@@ -221,7 +225,7 @@ def normalized_std(embeddings: Tensor) -> Tensor:
         tensor(0., dtype=torch.float64)
     """
     z = as_matrix(embeddings, "embeddings", min_rows=2)
-    return F.normalize(z, dim=1).std(dim=0).mean() * math.sqrt(z.shape[1])
+    return unit_rows(z).std(dim=0).mean() * math.sqrt(z.shape[1])
 
 
 def collapse_level(embeddings: Tensor) -> Tensor:

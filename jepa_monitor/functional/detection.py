@@ -9,7 +9,7 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_auroc, binary_average_precision
+from torchmetrics.functional.classification import binary_average_precision
 
 from jepa_monitor.functional._checks import as_vector, require_number
 from jepa_monitor.functional._intervals import midranks
@@ -29,14 +29,17 @@ def auroc(scores: Tensor, ood_scores: Tensor) -> Tensor:
         0-dimensional float64 tensor.
 
     Source:
-        Hanley & McNeil (Radiology 143, 1982); computed by torchmetrics on ranks.
+        Hanley & McNeil (Radiology 143, 1982): the Mann-Whitney statistic over the pairs.
 
     Example:
         >>> import torch
         >>> auroc(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
         tensor(0.7500, dtype=torch.float64)
     """
-    return binary_auroc(*_ranks_and_labels(scores, ood_scores)).double()
+    inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
+    count = len(inside)
+    above = midranks(torch.cat([inside, outside]))[:count].sum() - count * (count + 1) / 2
+    return above / (count * len(outside))
 
 
 def average_precision(scores: Tensor, ood_scores: Tensor) -> Tensor:
@@ -60,7 +63,12 @@ def average_precision(scores: Tensor, ood_scores: Tensor) -> Tensor:
         >>> average_precision(torch.tensor([1.0, 2.0, 3.0]), torch.tensor([0.0, 2.0]))
         tensor(0.8056, dtype=torch.float64)
     """
-    return binary_average_precision(*_ranks_and_labels(scores, ood_scores)).double()
+    # torchmetrics passes scores outside [0, 1] through a sigmoid, which rounds scores of some
+    # hundred nats to ties; their ranks carry the same order within [0, 1].
+    inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
+    joined = torch.cat([inside, outside])
+    labels = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()
+    return binary_average_precision(midranks(joined) / len(joined), labels).double()
 
 
 def fpr_at_tpr(scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> Tensor:
@@ -91,12 +99,3 @@ def fpr_at_tpr(scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> Tensor:
     passing = max(1, math.ceil(tpr * len(inside) - 1e-9))
     threshold = inside.sort(descending=True).values[passing - 1]
     return (outside >= threshold).double().mean()
-
-
-def _ranks_and_labels(scores: Tensor, ood_scores: Tensor) -> tuple[Tensor, Tensor]:
-    # torchmetrics passes scores outside [0, 1] through a sigmoid, which rounds scores of some
-    # hundred nats to ties; their ranks carry the same order within [0, 1].
-    inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
-    joined = torch.cat([inside, outside])
-    labels = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()
-    return midranks(joined) / len(joined), labels

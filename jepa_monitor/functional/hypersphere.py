@@ -10,13 +10,13 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor.functional._checks import (
     as_matrix,
     require_number,
     require_same_shape,
 )
+from jepa_monitor.functional._directions import unit_rows
 
 _BLOCK = 1024  # rows of the pairwise matrix held at a time
 
@@ -46,7 +46,7 @@ def uniformity(embeddings: Tensor, t: float = 2.0) -> Tensor:
         >>> uniformity(torch.tensor([[1.0, 0.0], [-3.0, 0.0]]))
         tensor(-8., dtype=torch.float64)
     """
-    z = F.normalize(as_matrix(embeddings, "embeddings", min_rows=2), dim=1)
+    z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
     require_number(t, "t", 0, closed=False)
     return pair_potential(z, t)
 
@@ -98,6 +98,7 @@ def alignment(first: Tensor, second: Tensor, exponent: float = 2.0) -> Tensor:
         >>> alignment(torch.tensor([[2.0, 0.0]]), torch.tensor([[0.0, 1.0]]))
         tensor(2.0000, dtype=torch.float64)
     """
+    as_matrix(first, "first")
     return alignment_terms(first, second, exponent).mean()
 
 
@@ -105,17 +106,17 @@ def alignment_terms(first: Tensor, second: Tensor, exponent: float) -> Tensor:
     """Terms of :func:`alignment`, one for each sample.
 
     Args:
-        first: Embeddings of one view, shape (N, K).
+        first: Embeddings of one view, shape (N, K), of which there may be none.
         second: Embeddings of the other view, same shape.
         exponent: The exponent a.
 
     Returns:
         Float64 tensor, shape (N,).
     """
-    x, y = as_matrix(first, "first"), as_matrix(second, "second")
+    x, y = as_matrix(first, "first", min_rows=0), as_matrix(second, "second", min_rows=0)
     require_same_shape(x, y, ("first", "second"))
     require_number(exponent, "exponent", 0, closed=False)
-    difference = F.normalize(x, dim=1) - F.normalize(y, dim=1)
+    difference = unit_rows(x) - unit_rows(y)
     distances: Tensor = torch.linalg.vector_norm(difference, dim=1)
     return distances.pow(exponent)
 
@@ -144,7 +145,7 @@ def mean_cosine(embeddings: Tensor) -> Tensor:
         >>> mean_cosine(torch.eye(4)), mean_cosine(torch.ones(8, 4))
         (tensor(0., dtype=torch.float64), tensor(1.0000, dtype=torch.float64))
     """
-    z = F.normalize(as_matrix(embeddings, "embeddings", min_rows=2), dim=1)
+    z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
     return _mean_over_pairs(z, z.sum(dim=0).square().sum())
 
 
@@ -172,7 +173,7 @@ def mean_squared_cosine(embeddings: Tensor) -> Tensor:
         >>> mean_squared_cosine(torch.ones(8, 4))
         tensor(4.0000, dtype=torch.float64)
     """
-    z = F.normalize(as_matrix(embeddings, "embeddings", min_rows=2), dim=1)
+    z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
     return z.shape[1] * _mean_over_pairs(z, (z.T @ z).square().sum())
 
 

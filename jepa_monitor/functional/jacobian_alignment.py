@@ -14,7 +14,13 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa_monitor._checks import check_images, check_positive_int
-from jepa_monitor.functional._checks import as_matrix, as_views, require_same_width
+from jepa_monitor.functional._checks import (
+    as_matrix,
+    as_views,
+    require_same_rows,
+    require_same_width,
+)
+from jepa_monitor.functional._directions import unit_rows
 
 
 class Alignment(NamedTuple):
@@ -57,7 +63,7 @@ def centroid_alignment(
                   shuffled=tensor([0., 0.], dtype=torch.float64))
     """
     x, y = _directions(inputs, others)
-    mu = _unit_rows(centroids, "centroids")
+    mu = _directions_of(centroids, "centroids")
     _require_same_samples(mu, x, ("centroids", "inputs"))
     value = (mu * x).sum(1)
     if y is None:
@@ -218,33 +224,25 @@ def jacobian_frobenius_norm(
 
 def _gains(jacobian: Tensor, own: Tensor, others: Tensor) -> tuple[Tensor, Tensor]:
     """‖Jx‖/‖J‖ of one's own direction, and the sum of it over other directions."""
-    size = torch.linalg.vector_norm(jacobian)
-    unit = jacobian / torch.where(size > 0, size, 1.0)
+    unit = unit_rows(jacobian.flatten()[None]).view_as(jacobian)
     value = torch.linalg.vector_norm(unit @ own)
     return value, torch.linalg.vector_norm(unit @ others.T, dim=0).sum()
 
 
 def _directions(inputs: Tensor, others: Tensor | None) -> tuple[Tensor, Tensor | None]:
-    x = _unit_rows(inputs, "inputs", min_rows=2 if others is None else 1)
+    x = _directions_of(inputs, "inputs", min_rows=2 if others is None else 1)
     if others is None:
         return x, None
-    y = _unit_rows(others, "others")
+    y = _directions_of(others, "others")
     require_same_width(x, y, ("inputs", "others"))
     return x, y
 
 
-def _unit_rows(value: Tensor, name: str, min_rows: int = 1) -> Tensor:
-    """Flatten, check and scale to unit length; unlike ``F.normalize`` also what is under 1e-12."""
+def _directions_of(value: Tensor, name: str, min_rows: int = 1) -> Tensor:
     flat = value.flatten(1) if isinstance(value, Tensor) and value.ndim > 2 else value
-    vectors = as_matrix(flat, name, min_rows)
-    lengths = torch.linalg.vector_norm(vectors, dim=1, keepdim=True)
-    return vectors / torch.where(lengths > 0, lengths, 1.0)
+    return unit_rows(as_matrix(flat, name, min_rows))
 
 
 def _require_same_samples(first: Tensor, second: Tensor, names: tuple[str, str]) -> None:
     require_same_width(first, second, names)
-    if len(first) != len(second):
-        raise ValueError(
-            f"`{names[0]}` and `{names[1]}` must have the same number of samples, "
-            f"got {len(first)} and {len(second)}."
-        )
+    require_same_rows(first, second, names)

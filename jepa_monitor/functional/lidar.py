@@ -33,7 +33,9 @@ def lidar(
     that pure noise produces (99 % quantile, Tracy–Widom) are left out and 1/q is subtracted from
     the others. That quantile rises as n(q − 1) approaches K, so take n(q − 1) well above K. With
     ``correct_noise=False`` the literal formula is evaluated, and 0 returned where the sample means
-    do not differ beyond the rounding of the input's dtype.
+    do not differ beyond the rounding of the input's dtype: that is the number of the paper and of
+    stable-pretraining, and it is the higher one (last example). δ and ε have the units of the
+    embeddings, squared: literally, embeddings of which the means spread by no more than √(δε) read K.
 
     Args:
         embeddings: q views of each of n samples, shape (n, q, K), n ≥ 2, q ≥ 2.
@@ -59,6 +61,10 @@ def lidar(
         tensor(7.9, dtype=torch.float64)
         >>> lidar(noise)
         tensor(0., dtype=torch.float64)
+        >>> few = torch.randn(1000, 1, 10, generator=generator) @ torch.eye(10, 32)
+        >>> z = few + torch.randn(1000, 4, 32, generator=generator)  # 10 directions in noise
+        >>> lidar(z), lidar(z, correct_noise=False)
+        (tensor(9.9, dtype=torch.float64), tensor(22.9, dtype=torch.float64))
     """
     z = as_views(embeddings, "embeddings", min_samples=2, min_views=2)
     samples, views, _ = z.shape

@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.functional._checks import as_matrix
+from jepa_monitor.functional._checks import as_matrix, require_same_rows
+from jepa_monitor.functional._directions import unit_rows
 
 _BLOCK = 1024  # rows of the similarity matrices held at a time
 _TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
@@ -53,13 +53,10 @@ def mutual_knn(first: Tensor, second: Tensor, k: int = 10, chance_corrected: boo
         (tensor(1.0000, dtype=torch.float64), tensor(0.0000, dtype=torch.float64))
     """
     a, b = as_matrix(first, "first"), as_matrix(second, "second")
-    if len(a) != len(b):
-        raise ValueError(
-            f"`first` and `second` must have the same number of rows, got {len(a)} and {len(b)}."
-        )
+    require_same_rows(a, b, ("first", "second"))
     if check_positive_int(k, "k") > len(a) - 2:
         raise ValueError(f"`k` must be at most N - 2 = {len(a) - 2}, got {k}.")
-    a, b = F.normalize(a, dim=1), F.normalize(b, dim=1)
+    a, b = unit_rows(a), unit_rows(b)
     total = a.new_zeros(())
     for start in range(0, len(a), _BLOCK):
         total = total + (_membership(a, start, k) * _membership(b, start, k)).sum()

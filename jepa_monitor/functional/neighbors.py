@@ -6,10 +6,10 @@ import math
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import as_matrix, require_same_width
+from jepa_monitor.functional._directions import unit_rows
 
 _BLOCK = 1024  # rows of the distance matrix held at a time
 
@@ -90,4 +90,4 @@ def knn_score(
         tensor([-1.4142], dtype=torch.float64)
     """
     z, base = as_matrix(embeddings, "embeddings"), as_matrix(reference, "reference")
-    return -knn_distance(F.normalize(z, dim=1), F.normalize(base, dim=1), k, exclude_self)
+    return -knn_distance(unit_rows(z), unit_rows(base), k, exclude_self)

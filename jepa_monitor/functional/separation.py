@@ -141,7 +141,8 @@ def _class_index(classes: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 def _without_rounding(z: Tensor, eps: float) -> Tensor:
-    """Centre, and make embeddings that differ by rounding only equal."""
+    """Scale, centre, and make embeddings that differ by rounding only equal."""
+    z = z / z.abs().amax().clamp(min=torch.finfo(z.dtype).tiny)
     centred = z - z.mean(0)
     size = z.square().sum(1).mean().sqrt()
     spread = centred.square().sum(1).mean().sqrt()

@@ -16,6 +16,7 @@ from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import as_matrix, require_number
+from jepa_monitor.functional._directions import unit_rows
 
 MIN_SAMPLES = 4  # of fewer, U-centring leaves nothing
 _ROUNDING = 64 * torch.finfo(torch.float64).eps
@@ -165,7 +166,7 @@ def feature_kernel(features: Tensor, resolution: float) -> Tensor:
         Shape (N, N), of root mean square 1 over pairs; zeros if all directions are equal up to
         rounding.
     """
-    directions = F.normalize(features, dim=1)
+    directions = unit_rows(features)
     spread = (directions - directions.mean(0)).square().sum(1).mean().sqrt()
     if float(spread) <= 4 * resolution:
         return torch.zeros(len(features), len(features), dtype=spread.dtype, device=spread.device)

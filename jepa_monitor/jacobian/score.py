@@ -18,6 +18,7 @@ from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.probes.images import visit_images
 
 __all__ = [
+    "REFERENCE_IMAGES",
     "LogDensity",
     "density_terms",
     "embed",
@@ -27,7 +28,7 @@ __all__ = [
     "log_density",
 ]
 
-_REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
+REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
 _EMBEDDING_BATCH = 64
 
 
@@ -83,7 +84,7 @@ def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> G
     def work() -> None:
         visit_images(
             reference,
-            _REFERENCE_IMAGES,
+            REFERENCE_IMAGES,
             lambda images: parts.append(embed(embedder, images, device)),
             name="reference",
         )

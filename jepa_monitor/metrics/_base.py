@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import functools
+import uuid
+import warnings
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -14,13 +17,29 @@ from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._spectrum import moment_eigenvalues
 
 
+class NotComputableError(RuntimeError):
+    """The samples seen so far do not determine the value."""
+
+
 class MonitorMetric(Metric):
     """A metric that counts its samples in :attr:`count` and refuses to compute from too few.
 
+    Of a single batch it does not refuse: what ``forward`` cannot compute of its batch is NaN, with
+    one warning, and the samples count all the same.
+
+    States keep their dtype whatever is cast (``module.to(torch.bfloat16)``, as Lightning's
+    ``bf16-true`` does; ``set_dtype`` too): counts and sums of thousands do not fit into 8 bits, and
+    processes that sync must agree.
+
     Subclasses write all states out of place, so that a reset in inference mode does no harm, and
     keep list states flat and in float64, so that a process without data can take part in a sync.
+    They raise :class:`NotComputableError` for want of samples.
 
     Args:
+        own_update: Whether ``update`` depends on more than its arguments: on an encoder, a law, a
+            threshold. A :class:`torchmetrics.MetricCollection` takes metrics whose states agree after
+            one batch for the same ever after; such a metric has a state of a name of its own and is
+            never taken for another.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
     """
 
@@ -29,11 +48,32 @@ class MonitorMetric(Metric):
     full_state_update = False
 
     count: Tensor
+    value_names: tuple[str, ...] = ()  # of what `compute` returns; none for a single number
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, *, own_update: bool = False, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.set_dtype(torch.float64)
+        self._in_forward = self._warned = False
+        self._dtype = torch.float64
         self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+        if own_update:
+            name = f"own_{uuid.uuid4().hex}"
+            self.add_state(name, torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Add a batch, and compute of it alone.
+
+        Args:
+            args: As for ``update``.
+            kwargs: As for ``update``.
+
+        Returns:
+            As ``compute``, of the batch; NaN where the batch does not determine the value.
+        """
+        self._in_forward = True
+        try:
+            return super().forward(*args, **kwargs)
+        finally:
+            self._in_forward = False
 
     def plot(self, val: Any = None, ax: Any = None) -> Any:
         """Plot a value, or several over time.
@@ -47,13 +87,43 @@ class MonitorMetric(Metric):
         """
         return self._plot(val, ax)
 
+    def _wrap_compute(self, compute: Callable[..., Any]) -> Callable[..., Any]:
+        @functools.wraps(compute)
+        def of_a_batch_too(*args: Any, **kwargs: Any) -> Any:
+            try:
+                return compute(*args, **kwargs)
+            except NotComputableError as error:
+                if not self._in_forward:
+                    raise
+                if not self._warned:
+                    self._warned = True
+                    warnings.warn(
+                        f"{error} The value of this batch is NaN; its samples count. This is said "
+                        "once.",
+                        stacklevel=2,
+                    )
+                nan = torch.full((), torch.nan, dtype=torch.float64, device=self.device)
+                return dict.fromkeys(self.value_names, nan) if self.value_names else nan
+
+        return super()._wrap_compute(of_a_batch_too)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], exclude_state: Sequence[str] = "") -> Any:
+        def keeping_dtype(tensor: Tensor) -> Tensor:
+            moved = fn(tensor)
+            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
+
+        dtype = self._dtype
+        found = super()._apply(keeping_dtype, exclude_state)
+        self._dtype = dtype  # of the empty state that a process without data sends
+        return found
+
     def _add_sum(self, name: str, *shape: int) -> None:
         self.add_state(name, torch.zeros(shape, dtype=torch.float64), dist_reduce_fx="sum")
 
     def _samples(self, minimum: int = 1) -> int:
         count = int(self.count)
         if count < minimum:
-            raise RuntimeError(
+            raise NotComputableError(
                 f"`{type(self).__name__}` needs at least {minimum} sample{'s' * (minimum > 1)} "
                 f"to compute, got {count}; call `update` first."
             )

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor
-from torchmetrics import Metric
 from torchmetrics.utilities import dim_zero_cat
 
 from jepa_monitor._checks import check_choice, check_images
@@ -15,8 +15,10 @@ from jepa_monitor.encoders.embedder import Embedder, Pool, check_pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.score import fit_reference
+from jepa_monitor.jacobian.score import REFERENCE_IMAGES, fit_reference
+from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, joined
 from jepa_monitor.monitor.pictures import plot_histogram
+from jepa_monitor.probes.images import collect_images
 
 __all__ = ["ImageScores"]
 
@@ -31,7 +33,7 @@ class _Reference:
         return self
 
 
-class ImageScores(Metric):
+class ImageScores(MonitorMetric):
     """Score images by the Jacobian of an encoder; a subclass says how.
 
     The encoder is differentiated, not owned: it is no submodule of the metric, not in its
@@ -42,7 +44,8 @@ class ImageScores(Metric):
         reduction: ``"mean"`` or ``"none"``.
         reference: Images of the training distribution or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`; images are embedded once, at the first update
-            after construction or reset.
+            after construction or reset. Of an iterator, which can be read once, up to 4096 images
+            are kept for the next.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
@@ -52,13 +55,10 @@ class ImageScores(Metric):
         ValueError: If an argument is out of range.
     """
 
-    is_differentiable: bool = False
     # Neither: the score of held-out images rises and falls while a model improves.
     higher_is_better: bool | None = None
-    full_state_update: bool = False
 
     total: Tensor
-    count: Tensor
     nonfinite: Tensor
     scores: list[Tensor]
 
@@ -72,7 +72,7 @@ class ImageScores(Metric):
         options: ScoreOptions | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         Embedder(encoder, pool)  # an encoder that cannot work is an error here, not in update
         self._reference = _Reference((encoder, reference))
         self._law: Gaussian | None = None
@@ -83,8 +83,7 @@ class ImageScores(Metric):
         if self.reduction == "none":
             self.add_state("scores", [], dist_reduce_fx="cat")
         else:
-            self.add_state("total", torch.zeros((), dtype=torch.float64), dist_reduce_fx="sum")
-            self.add_state("count", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
+            self._add_sum("total")
 
     def update(self, images: Tensor) -> None:
         """Score images.
@@ -96,17 +95,20 @@ class ImageScores(Metric):
         embedder = Embedder(encoder, self.pool, self.options.dtype)
         images = check_images(images)
         if reference is not None and self._law is None:
+            if isinstance(reference, Iterator):  # it can be read once; each reset needs it again
+                reference = collect_images(reference, REFERENCE_IMAGES, name="reference")
+                self._reference.target = (encoder, reference)
             self._law = fit_reference(embedder, reference, images.device)
         found = spectra(embedder, images, self.options, self._law)
         scores = self.values(found, self._law)
         finite = torch.isfinite(scores)
         # Out of place: a reset in inference mode makes the states inference tensors.
         self.nonfinite = self.nonfinite + (~finite).sum()
+        self.count = self.count + finite.sum()
         if self.reduction == "none":
             self.scores.append(scores)
         else:
             self.total = self.total + scores[finite].sum()
-            self.count = self.count + finite.sum()
 
     @abstractmethod
     def values(self, found: Spectra, law: Gaussian | None) -> Tensor:
@@ -123,7 +125,8 @@ class ImageScores(Metric):
     def reset(self) -> None:
         """Forget all scores, and the law of the reference, which is another once the encoder is."""
         super().reset()
-        self._law = None
+        if not self._in_forward:  # which resets in order to see its batch alone
+            self._law = None
 
     def compute(self) -> Tensor:
         """Reduce the scores.
@@ -132,16 +135,17 @@ class ImageScores(Metric):
             Their mean, or all of them.
 
         Raises:
-            RuntimeError: If there are none to reduce.
+            NotComputableError: If there are none to reduce.
         """
         if self.reduction == "none":
-            if not len(self.scores):
-                raise RuntimeError(
+            scores = joined(self.scores)
+            if not len(scores):
+                raise NotComputableError(
                     f"{type(self).__name__} has seen no images: call `update` first."
                 )
-            return dim_zero_cat(self.scores)
+            return scores
         if not self.count:
-            raise RuntimeError(
+            raise NotComputableError(
                 f"{type(self).__name__} has no finite score to average: "
                 f"{int(self.nonfinite)} of the images that it has seen have none."
             )
@@ -160,4 +164,4 @@ class ImageScores(Metric):
         if self.reduction == "none":
             scores = self.compute() if val is None else dim_zero_cat(val)
             return plot_histogram(scores[torch.isfinite(scores)], ax)
-        return self._plot(val, ax)
+        return super().plot(val, ax)

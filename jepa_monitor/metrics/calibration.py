@@ -14,7 +14,7 @@ from jepa_monitor.functional.calibration import (
     kolmogorov_smirnov,
 )
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.metrics._base import MonitorMetric, joined
+from jepa_monitor.metrics._base import MonitorMetric, checked_embeddings, joined
 
 
 class DensityCalibration(MonitorMetric):
@@ -54,10 +54,12 @@ class DensityCalibration(MonitorMetric):
         (tensor(True), tensor(True))
     """
 
+    value_names = ("calibration_error", "coverage_gap", "ks_distance", "ks_p_value")
+
     levels: list[Tensor]
 
     def __init__(self, gaussian: Gaussian, num_levels: int = 19, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         if not isinstance(gaussian, Gaussian):
             raise TypeError(f"`gaussian` must be a Gaussian, got {type(gaussian).__name__}.")
         self.gaussian = gaussian
@@ -72,7 +74,10 @@ class DensityCalibration(MonitorMetric):
         """
         if self.gaussian.mean.device != embeddings.device:
             self.gaussian = self.gaussian.to(embeddings.device)
-        u = hdr_pit(embeddings, self.gaussian).detach()
+        z = checked_embeddings(embeddings, self.gaussian.width)
+        if not len(z):
+            return
+        u = hdr_pit(z, self.gaussian)
         self.count = self.count + len(u)
         self.levels.append(u)
 
@@ -85,9 +90,5 @@ class DensityCalibration(MonitorMetric):
         self._samples()
         u = joined(self.levels)
         test = kolmogorov_smirnov(u)
-        return {
-            "calibration_error": calibration_error(u, self.num_levels),
-            "coverage_gap": coverage_gap(u),
-            "ks_distance": test.distance,
-            "ks_p_value": test.p_value,
-        }
+        found = (calibration_error(u, self.num_levels), coverage_gap(u), *test)
+        return dict(zip(self.value_names, found, strict=True))

@@ -9,6 +9,7 @@ from torch import Tensor
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.gaussianity import (
+    SlicedEppsPulley,
     characteristic_sums,
     slice_directions,
     statistic_from_sums,
@@ -58,6 +59,8 @@ class Gaussianity(MonitorMetric):
         tensor(True)
     """
 
+    value_names = SlicedEppsPulley._fields
+
     sums: Tensor
 
     def __init__(
@@ -68,7 +71,7 @@ class Gaussianity(MonitorMetric):
         gaussian: Gaussian | None = None,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         self.num_features = check_positive_int(num_features, "num_features")
         if gaussian is not None and gaussian.width != num_features:
             raise ValueError(

@@ -6,10 +6,10 @@ import math
 from typing import Any
 
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import require_number
+from jepa_monitor.functional._directions import unit_rows
 from jepa_monitor.functional.hypersphere import alignment_terms, pair_potential
 from jepa_monitor.metrics._base import MonitorMetric, checked_embeddings, joined
 
@@ -59,7 +59,7 @@ class Uniformity(MonitorMetric):
         Args:
             embeddings: Embeddings, shape (B, K).
         """
-        z = F.normalize(checked_embeddings(embeddings, self.num_features), dim=1)
+        z = unit_rows(checked_embeddings(embeddings, self.num_features))
         self.count = self.count + len(z)
         self.directions.append(z.flatten())
 
@@ -107,7 +107,7 @@ class Alignment(MonitorMetric):
     total: Tensor
 
     def __init__(self, exponent: float = 2.0, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         self.exponent = require_number(exponent, "exponent", 0, closed=False)
         self._add_sum("total")
 
@@ -177,7 +177,7 @@ class CollapseLevel(MonitorMetric):
         Args:
             embeddings: Embeddings, shape (B, K).
         """
-        z = F.normalize(checked_embeddings(embeddings, self.num_features), dim=1)
+        z = unit_rows(checked_embeddings(embeddings, self.num_features))
         self.count = self.count + len(z)
         self.total = self.total + z.sum(dim=0)
         self.squares = self.squares + z.square().sum(dim=0)

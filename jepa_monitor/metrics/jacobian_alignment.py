@@ -55,7 +55,7 @@ class JacobianAlignment(MonitorMetric):
     others: Tensor
     sums: Tensor
 
-    _names = (
+    value_names = (
         "centroid",
         "centroid_shuffled",
         "jacobian",
@@ -64,10 +64,10 @@ class JacobianAlignment(MonitorMetric):
     )
 
     def __init__(self, others: Tensor, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         flat = others.flatten(1) if isinstance(others, Tensor) and others.ndim > 2 else others
         self.register_buffer("others", as_matrix(flat, "others").detach(), persistent=False)
-        self._add_sum("sums", len(self._names))
+        self._add_sum("sums", len(self.value_names))
 
     def update(self, jacobians: Tensor, inputs: Tensor) -> None:
         """Add a batch.
@@ -92,4 +92,4 @@ class JacobianAlignment(MonitorMetric):
         Returns:
             The five means, by name.
         """
-        return dict(zip(self._names, self.sums / self._samples(), strict=True))
+        return dict(zip(self.value_names, self.sums / self._samples(), strict=True))

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.functional._checks import as_views
+from jepa_monitor.functional._checks import as_views, require_number
 from jepa_monitor.functional._spectrum import lost_share
 from jepa_monitor.functional.lidar import scatter_rank
 from jepa_monitor.metrics._base import EmbeddingMoments
@@ -18,7 +18,8 @@ class LiDAR(EmbeddingMoments):
     r"""LiDAR, the rank of what separates samples beyond what separates views of one sample.
 
     See :func:`jepa_monitor.functional.lidar`, in particular for the false healthy readings of the
-    literal formula, which the default corrects.
+    literal formula, which the default corrects: for numbers to compare with stable-pretraining's or
+    the paper's, give ``correct_noise=False``.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 
@@ -69,7 +70,9 @@ class LiDAR(EmbeddingMoments):
         if check_positive_int(num_views, "num_views") < 2:
             raise ValueError(f"`num_views` must be at least 2, got {num_views}.")
         self.num_views = num_views
-        self.delta, self.eps, self.correct_noise = delta, eps, correct_noise
+        self.delta = require_number(delta, "delta", 0, closed=False)
+        self.eps = require_number(eps, "eps", 0)
+        self.correct_noise = correct_noise
         self._add_sum("within", num_features, num_features)
 
     def update(self, embeddings: Tensor) -> None:
@@ -98,7 +101,9 @@ class LiDAR(EmbeddingMoments):
         Returns:
             0-dimensional float64 tensor.
         """
-        samples = self._samples(minimum=2)
+        # n·(q − 1) must be above K to know the noise.
+        known = self.num_features // (self.num_views - 1) + 1 if self.correct_noise else 2
+        samples = self._samples(minimum=max(2, known))
         between = self.second - torch.outer(self.total, self.total) / samples
         negligible = lost_share(samples, float(self.resolution)) * float(self.second.trace())
         if float(between.trace()) <= negligible:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jepa_monitor.functional._checks import as_vector, require_number
 from jepa_monitor.functional.detection import auroc, average_precision, fpr_at_tpr
+from jepa_monitor.functional.outliers import OutlierFraction as OutlierShare
 from jepa_monitor.functional.outliers import reference_threshold, summarize_outliers
-from jepa_monitor.metrics._base import MonitorMetric, joined
+from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, joined
 
 
 class OutlierFraction(MonitorMetric):
@@ -42,6 +44,7 @@ class OutlierFraction(MonitorMetric):
     """
 
     below: Tensor
+    value_names = OutlierShare._fields
 
     def __init__(
         self,
@@ -50,11 +53,11 @@ class OutlierFraction(MonitorMetric):
         confidence: float = 0.95,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
+        super().__init__(own_update=True, **kwargs)
         threshold, self.expected = reference_threshold(reference_scores, alpha)
         self.threshold = float(threshold)
         self.confidence = require_number(confidence, "confidence", 0, 1, closed=False)
-        self._add_sum("below")
+        self.add_state("below", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
     def update(self, scores: Tensor) -> None:
         """Add a batch.
@@ -73,7 +76,7 @@ class OutlierFraction(MonitorMetric):
             The fields of :class:`jepa_monitor.functional.outliers.OutlierFraction`.
         """
         count = self._samples()
-        threshold = self.below.new_tensor(self.threshold)
+        threshold = torch.tensor(self.threshold, dtype=torch.float64, device=self.below.device)
         below = int(self.below)
         result = summarize_outliers(below, count, threshold, self.expected, self.confidence)
         return result._asdict()
@@ -111,6 +114,8 @@ class OODDetection(MonitorMetric):
 
     plot_lower_bound = 0.0
     plot_upper_bound = 1.0
+
+    value_names = ("auroc", "fpr_at_tpr", "average_precision")
 
     inside: list[Tensor]
     outside: list[Tensor]
@@ -151,17 +156,18 @@ class OODDetection(MonitorMetric):
             AUROC, false-positive rate and average precision.
 
         Raises:
-            RuntimeError: If either kind of sample is missing.
+            NotComputableError: If either kind of sample is missing.
         """
         self._samples()
         inside, outside = joined(self.inside), joined(self.outside)
         if len(inside) == 0 or len(outside) == 0:
-            raise RuntimeError(
+            raise NotComputableError(
                 "`OODDetection` needs samples of both kinds to compute, got "
                 f"{len(inside)} in-distribution and {len(outside)} out-of-distribution ones."
             )
-        return {
-            "auroc": auroc(inside, outside),
-            "fpr_at_tpr": fpr_at_tpr(inside, outside, self.tpr),
-            "average_precision": average_precision(inside, outside),
-        }
+        found = (
+            auroc(inside, outside),
+            fpr_at_tpr(inside, outside, self.tpr),
+            average_precision(inside, outside),
+        )
+        return dict(zip(self.value_names, found, strict=True))

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from typing import Any
 
 from torch import Tensor
 
 from jepa_monitor.functional._checks import require_number
 from jepa_monitor.functional._spectrum import (
+    PowerLawFit,
     entropy_rank,
     fit_power_law,
     gram_singular_values,
@@ -16,7 +18,25 @@ from jepa_monitor.functional._spectrum import (
 from jepa_monitor.metrics._base import EmbeddingMoments
 
 
-class RankMe(EmbeddingMoments):
+class _Rank(EmbeddingMoments):
+    """A number of directions, read off the moments."""
+
+    higher_is_better = True
+    plot_lower_bound = 0.0
+
+    def compute(self) -> Tensor:
+        """Rank of all embeddings so far.
+
+        Returns:
+            0-dimensional float64 tensor.
+        """
+        return self._rank()
+
+    @abstractmethod
+    def _rank(self) -> Tensor: ...
+
+
+class RankMe(_Rank):
     r"""RankMe, the exponential of the entropy of the embeddings' singular values.
 
     See :func:`jepa_monitor.functional.rankme`. The singular values come from the K×K matrix of
@@ -48,23 +68,15 @@ class RankMe(EmbeddingMoments):
         tensor(4.0000, dtype=torch.float64)
     """
 
-    higher_is_better = True
-    plot_lower_bound = 0.0
-
     def __init__(self, num_features: int, eps: float = 1e-7, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)
         self.eps = require_number(eps, "eps", 0, 1)
 
-    def compute(self) -> Tensor:
-        """RankMe of all embeddings so far.
-
-        Returns:
-            0-dimensional float64 tensor.
-        """
+    def _rank(self) -> Tensor:
         return entropy_rank(gram_singular_values(self._samples(), self.second), self.eps)
 
 
-class EffectiveRank(EmbeddingMoments):
+class EffectiveRank(_Rank):
     r"""Effective rank, the exponential of the entropy of the covariance's eigenvalues.
 
     See :func:`jepa_monitor.functional.effective_rank`. The mean is subtracted from running sums,
@@ -92,19 +104,11 @@ class EffectiveRank(EmbeddingMoments):
         tensor(4.0000, dtype=torch.float64)
     """
 
-    higher_is_better = True
-    plot_lower_bound = 0.0
-
-    def compute(self) -> Tensor:
-        """Effective rank of all embeddings so far.
-
-        Returns:
-            0-dimensional float64 tensor.
-        """
+    def _rank(self) -> Tensor:
         return entropy_rank(self._eigenvalues())
 
 
-class ParticipationRatio(EmbeddingMoments):
+class ParticipationRatio(_Rank):
     r"""Participation ratio (Σλ)² / Σλ² of the covariance's eigenvalues.
 
     See :func:`jepa_monitor.functional.participation_ratio`.
@@ -120,7 +124,7 @@ class ParticipationRatio(EmbeddingMoments):
 
     Args:
         num_features: Dimension K of the embeddings.
-        bias_corrected: Whether to correct for the number of samples.
+        bias_corrected: Whether to correct for the number of samples, of which it then takes 3.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Example:
@@ -131,21 +135,13 @@ class ParticipationRatio(EmbeddingMoments):
         tensor(4.0000, dtype=torch.float64)
     """
 
-    higher_is_better = True
-    plot_lower_bound = 0.0
-
     def __init__(self, num_features: int, bias_corrected: bool = False, **kwargs: Any) -> None:
         super().__init__(num_features, **kwargs)
         self.bias_corrected = bias_corrected
 
-    def compute(self) -> Tensor:
-        """Participation ratio of all embeddings so far.
-
-        Returns:
-            0-dimensional float64 tensor.
-        """
-        eigenvalues = self._eigenvalues()
-        return participation(eigenvalues, self.bias_corrected, int(self.count), self.num_features)
+    def _rank(self) -> Tensor:
+        count = self._samples(minimum=3 if self.bias_corrected else 2)
+        return participation(self._eigenvalues(), self.bias_corrected, count, self.num_features)
 
 
 class AlphaReQ(EmbeddingMoments):
@@ -167,6 +163,9 @@ class AlphaReQ(EmbeddingMoments):
         fit_ranks: First and last rank of the fit, counted from 1.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
+    Raises:
+        ValueError: If the window holds fewer than 5 eigenvalues.
+
     Example:
         >>> import torch
         >>> metric = AlphaReQ(num_features=120)
@@ -176,10 +175,18 @@ class AlphaReQ(EmbeddingMoments):
         {'alpha': tensor(1.0000, dtype=torch.float64), 'r2': tensor(1.0000, dtype=torch.float64)}
     """
 
+    value_names = PowerLawFit._fields
+
     def __init__(
         self, num_features: int, fit_ranks: tuple[int, int] = (11, 100), **kwargs: Any
     ) -> None:
         super().__init__(num_features, **kwargs)
+        first, last = fit_ranks
+        if not 1 <= first <= min(last, num_features) - 4:
+            raise ValueError(
+                f"`fit_ranks` {fit_ranks} must hold at least 5 of the `num_features` {num_features} "
+                "eigenvalues."
+            )
         self.fit_ranks = fit_ranks
 
     def compute(self) -> dict[str, Tensor]:
@@ -188,4 +195,5 @@ class AlphaReQ(EmbeddingMoments):
         Returns:
             ``alpha`` and ``r2``.
         """
+        self._samples(minimum=self.fit_ranks[0] + 5)
         return fit_power_law(self._eigenvalues(), self.fit_ranks)._asdict()

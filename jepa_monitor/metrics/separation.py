@@ -9,8 +9,9 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import require_number
+from jepa_monitor.functional.separation import Separation as Separations
 from jepa_monitor.functional.separation import separate
-from jepa_monitor.metrics._base import MonitorMetric, checked_embeddings, joined
+from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, checked_embeddings, joined
 
 
 class Separation(MonitorMetric):
@@ -41,6 +42,8 @@ class Separation(MonitorMetric):
         >>> metric.compute()["gap_ratio"]
         tensor(10., dtype=torch.float64)
     """
+
+    value_names = Separations._fields
 
     embeddings: list[Tensor]
     classes: list[Tensor]
@@ -80,8 +83,17 @@ class Separation(MonitorMetric):
 
         Returns:
             The fields of :class:`jepa_monitor.functional.separation.Separation`.
+
+        Raises:
+            NotComputableError: If there are too few classes, or samples of one.
         """
         count = self._samples(minimum=4)
         z = joined(self.embeddings).view(count, self.num_features)
         classes = joined(self.classes).long()
+        sizes = torch.unique(classes, return_counts=True)[1]
+        if len(sizes) < 2 or int(sizes.min()) < 2:
+            raise NotComputableError(
+                "`Separation` needs at least 2 classes, each of at least 2 samples, to compute, got "
+                f"{len(sizes)} classes, the smallest of {int(sizes.min())}."
+            )
         return separate(z, classes, self.merge_below, float(self.resolution))._asdict()

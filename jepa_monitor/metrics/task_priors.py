@@ -11,6 +11,7 @@ from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import as_matrix, require_number
 from jepa_monitor.functional.task_priors import (
     MIN_SAMPLES,
+    TaskPriorPerformance,
     feature_kernel,
     performance,
     prior_kernel,
@@ -54,6 +55,8 @@ class TaskPriors(MonitorMetric):
 
     higher_is_better = True
     plot_upper_bound = 1.0
+
+    value_names = TaskPriorPerformance._fields
 
     embeddings: list[Tensor]
     features: list[Tensor]

@@ -27,9 +27,9 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.functional._directions import unit_rows
 from jepa_monitor.functional._spectrum import (
     covariance_eigenvalues,
     entropy_rank,
@@ -131,7 +131,7 @@ def collapse_measures(embeddings: Tensor) -> CollapseMeasures:
     enough = count >= MIN_SAMPLES and count >= nonfinite
     if not enough or effective_rank(finite) == 0:
         return CollapseMeasures(0.0, 0.0, possible, count, nonfinite)
-    unit = F.normalize(finite.double(), dim=1)
+    unit = unit_rows(finite.double())
     return CollapseMeasures(
         spread=normalized_std(unit).item(),
         directions=effective_rank(unit).item(),

@@ -119,6 +119,21 @@ def test_baseline_is_what_a_simulation_reads(n, k):
     assert corrected == pytest.approx(k, rel=0.04)
 
 
+@pytest.mark.parametrize("z", [normal(2, 9), torch.eye(2), torch.ones(2, 3)])
+def test_two_embeddings_cannot_be_corrected_for_their_number(z):
+    with pytest.raises(ValueError, match=r"`embeddings` must have at least 3 rows, got 2\."):
+        participation_ratio(z, bias_corrected=True)
+    assert participation_ratio(z) <= 1 + 1e-12
+
+
+def test_correction_of_three_embeddings_by_hand():
+    z = torch.tensor([[3.0, 0, 0], [-3, 0, 0], [0, 1, 0]]).double()  # eigenvalues 9 and 1/3
+    ratio = (9 + 1 / 3) ** 2 / (81 + 1 / 9)
+    assert participation_ratio(z).item() == pytest.approx(ratio)
+    corrected = participation_ratio(z, bias_corrected=True).item()
+    assert corrected == pytest.approx(1 / (1 / ratio - 1 / 2))
+
+
 def test_baseline_checks_its_arguments():
     with pytest.raises(ValueError, match="`n` must be at least 1, got 0"):
         isotropic_baseline(0, 3)

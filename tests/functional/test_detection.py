@@ -21,7 +21,7 @@ def test_detection_against_sklearn(scale, ties):
     labels = np.r_[np.ones(80), np.zeros(50)]
     scores = np.r_[inside.numpy(), outside.numpy()]
     expected = metrics.roc_auc_score(labels, scores)
-    assert auroc(inside, outside).item() == pytest.approx(expected, abs=1e-6)
+    assert auroc(inside, outside).item() == pytest.approx(expected, abs=1e-12)
     expected = metrics.average_precision_score(labels, scores)
     assert average_precision(inside, outside).item() == pytest.approx(expected, abs=1e-6)
     fpr, tpr, _ = metrics.roc_curve(labels, scores, drop_intermediate=False)

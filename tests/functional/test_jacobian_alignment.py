@@ -165,7 +165,7 @@ def test_zero_jacobian_has_norm_and_gradient_zero():
         (
             lambda: centroid_alignment(normal(3, 3), normal(2, 3)),
             ValueError,
-            "`centroids` and `inputs` must have the same number of samples, got 3 and 2",
+            r"`centroids` and `inputs` must have the same number of rows, got \(3, 3\) and \(2, 3\)",
         ),
         (
             lambda: centroid_alignment(normal(2, 3), normal(2, 4)),

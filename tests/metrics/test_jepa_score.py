@@ -1,9 +1,9 @@
-"""The metric: batches, processes and reductions give the mean of the float64 scores."""
+"""The metric: batches and reductions give the mean of the float64 scores."""
 
 from __future__ import annotations
 
+import math
 import pickle
-import socket
 
 import numpy as np
 import pytest
@@ -11,9 +11,11 @@ import torch
 from helpers import float64_score, images, leave_one_out_law, mlp
 from matplotlib.figure import Figure
 from scipy.stats import multivariate_normal
-from torch import multiprocessing, nn
+from torch import nn
+from torch.utils.data import Dataset
+from torchmetrics import MetricCollection
 
-from jepa_monitor import ScoreOptions
+from jepa_monitor import ScoreOptions, log_density
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics import JepaScore, LogDensity
 
@@ -167,34 +169,67 @@ def test_log_density_takes_a_law_and_follows_the_encoder_after_a_reset() -> None
         LogDensity(encoder, None)
 
 
-def _work(rank: int, port: int, results: multiprocessing.Queue) -> None:  # type: ignore[type-arg]
-    torch.set_num_threads(1)
-    torch.distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
-    metric, scores = JepaScore(_encoder()), JepaScore(_encoder(), reduction="none")
-    shard = images(7)[rank::2]  # 4 and 3 images
-    metric.update(shard)
-    scores.update(shard)
-    results.put((metric.compute().item(), sorted(scores.compute().tolist())))
-    torch.distributed.barrier()
-    torch.distributed.destroy_process_group()
+class Counted(Dataset):  # type: ignore[type-arg]
+    """Images that count how often they are read."""
+
+    def __init__(self) -> None:
+        self.images, self.reads = images(40, seed=9), 0
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        self.reads += 1
+        return self.images[index]
 
 
-def test_two_processes_equal_one() -> None:
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    results = context.Queue()
-    processes = [context.Process(target=_work, args=(rank, port, results)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    found = [results.get(timeout=120) for _ in processes]
-    for process in processes:
-        process.join(60)
-    expected = float64_score(_encoder(), images(7))
-    for mean, scores in found:
-        assert mean == pytest.approx(expected.mean().item(), abs=0.02)
-        assert scores == pytest.approx(sorted(expected.tolist()), abs=0.02)
-    assert found[0] == found[1]
+def test_forward_reads_the_reference_once_and_a_reset_again() -> None:
+    encoder, reference = _encoder(), Counted()
+    metric = LogDensity(encoder, reference)
+    for batch in images(8).split(2):
+        value = metric(batch)
+        expected = log_density(encoder, batch, reference.images).log_density.mean()
+        assert value.item() == pytest.approx(expected.item(), abs=1e-3)
+    assert reference.reads == 40
+    encoder[-1].weight.data.mul_(2)
+    metric.reset()
+    expected = log_density(encoder, images(4), reference.images).log_density.mean()
+    assert metric(images(4)).item() == pytest.approx(expected.item(), abs=1e-3)
+    assert reference.reads == 80
+
+
+def test_a_reference_that_can_be_read_once_serves_every_epoch_and_every_copy() -> None:
+    encoder = _encoder()
+    metric = LogDensity(encoder, iter(images(40, seed=9).split(8)))
+    copy_of_it = metric.clone()
+    for scale in (1.0, 2.0):
+        encoder[-1].weight.data.mul_(scale)
+        expected = log_density(encoder, images(4), images(40, seed=9)).log_density.mean()
+        for each in (metric, copy_of_it):
+            assert each(images(4)).item() == pytest.approx(expected.item(), abs=1e-3)
+            assert each(images(4)).item() == pytest.approx(expected.item(), abs=1e-3)
+            each.reset()
+
+
+def test_student_and_teacher_that_start_equal_stay_two() -> None:
+    student, teacher = _encoder(), _encoder()
+    both = MetricCollection({"student": JepaScore(student), "teacher": JepaScore(teacher)})
+    both.update(images(4))
+    both.compute()
+    both.reset()
+    student[-1].weight.data.mul_(2)
+    both.update(images(4))
+    found = both.compute()
+    for name, encoder in (("student", student), ("teacher", teacher)):
+        expected = float64_score(encoder, images(4)).mean().item()
+        assert found[name].item() == pytest.approx(expected, abs=0.02)
+
+
+def test_a_batch_without_a_finite_score_is_nan_and_counted() -> None:
+    metric = JepaScore(lambda batch: batch.sqrt())
+    assert torch.isfinite(metric(torch.tensor([[0.25, 1.0]])))
+    with pytest.warns(UserWarning, match="no finite score to average.*value of this batch is NaN"):
+        value = metric(torch.tensor([[0.0, 1.0], [0.0, 0.0]]))
+    assert value.isnan()
+    assert metric.nonfinite == 2
+    assert metric.compute().item() == pytest.approx(math.log(0.5), abs=1e-5)
