@@ -16,8 +16,9 @@ from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.encoders.embedder import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.jacobian.score import embed
-from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading, collapse_scalars
+from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.probes.images import collect_images
 
 __all__ = ["CollapseCallback"]

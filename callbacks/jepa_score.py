@@ -15,12 +15,13 @@ from torch import Tensor
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
+from jepa_monitor.detectors import Detector, choose_detectors
 from jepa_monitor.encoders.embedder import Pool
-from jepa_monitor.insights import check_insights
+from jepa_monitor.insights import choose_insights, default_insights
+from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.monitor.monitor import DensityMonitor, check_settings
-from jepa_monitor.monitor.pictures import plot_spectra
 from jepa_monitor.monitor.report import Report
 
 if TYPE_CHECKING:
@@ -57,7 +58,8 @@ class JepaScoreCallback(AlarmedCallback):
     - ``collapse/*``: ranks, spread, and their verdict, ``collapse/state`` (0 healthy, 1 dimensional,
       2 complete) and ``collapse/alarm``;
     - ``outliers/*``, ``ood/<name>/*``: the share of outliers, and how well other data are told apart;
-    - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``.
+    - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``,
+      ``/failed_insights``.
 
     TensorBoard also gets histograms of the scores, a custom-scalars page, the sheet of the least and
     most likely images, the reliability diagram, score against Mahalanobis distance, and the fan of
@@ -80,8 +82,11 @@ class JepaScoreCallback(AlarmedCallback):
         max_probe_samples: How many images of each set to score.
         max_embedding_samples: How many images of each set to embed.
         polarity_samples: How many probe images to score again in corrupted versions.
-        insights: What else to measure, of ``"alignment"``, ``"tasks"``, ``"separation"`` and
-            ``"neighbors"``; see :class:`~jepa_monitor.DensityMonitor`.
+        insights: What else to measure: ``"alignment"``, ``"tasks"``, ``"separation"``,
+            ``"neighbors"``, insights of your own, and metrics of torchmetrics over embeddings; see
+            :class:`~jepa_monitor.DensityMonitor`.
+        detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
+            detectors of your own; default: all that have a name.
         labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
             of the probe, (B,).
         compare_with: Another encoder, whose neighbourhoods to compare with.
@@ -122,7 +127,8 @@ class JepaScoreCallback(AlarmedCallback):
         max_probe_samples: int = 64,
         max_embedding_samples: int = 512,
         polarity_samples: int = 8,
-        insights: Iterable[str] = (),
+        insights: Iterable[Any] = (),
+        detectors: Iterable[str | Detector] | None = None,
         labels: Tensor | Callable[[Any], Tensor] | None = None,
         compare_with: Any = None,
         max_overhead: float | None = 0.05,
@@ -160,7 +166,8 @@ class JepaScoreCallback(AlarmedCallback):
         self.max_probe_samples = max_probe_samples
         self.max_embedding_samples = max_embedding_samples
         self.polarity_samples = polarity_samples
-        self.insights = check_insights(insights, labels)
+        self.insights = choose_insights(insights, labels)
+        self.detectors = choose_detectors(detectors)
         self.labels = labels
         self.compare_with = compare_with
         self.options = options or ScoreOptions(method="auto")
@@ -219,8 +226,11 @@ class JepaScoreCallback(AlarmedCallback):
         if self.monitor is not None and not self._laid_out:
             self._laid_out = True
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
-            prefixes = [callback.prefix for callback in watching]
-            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), prefixes)
+            watched = {
+                callback.prefix: (*default_insights(callback.polarity_samples), *callback.insights)
+                for callback in watching
+            }
+            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), watched)
         if found is not None and takes_pictures(trainer.loggers):
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
             log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
@@ -280,6 +290,7 @@ class JepaScoreCallback(AlarmedCallback):
             max_embedding_samples=self.max_embedding_samples,
             polarity_samples=self.polarity_samples,
             insights=self.insights,
+            detectors=self.detectors,
             labels=self.labels,
             compare_with=self.compare_with,
             pool=self.pool,

@@ -13,6 +13,9 @@ import lightning.pytorch as pl
 import numpy as np
 from torch import Tensor
 
+from jepa_monitor.insights import Insight
+from jepa_monitor.insights.dashboard import dashboard
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
@@ -44,57 +47,6 @@ def _add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:
         low, high = numbers.min(), numbers.max()
         width = max(high - low, 1e-6 * max(1.0, abs(high)))
         writer.add_histogram(tag, numbers, step, bins=np.linspace(low, low + width, _BINS + 1))
-
-
-def dashboard(prefix: str) -> dict[str, dict[str, list[Any]]]:
-    """Lay out TensorBoard's custom-scalars page.
-
-    Args:
-        prefix: Of all tags.
-
-    Returns:
-        What ``SummaryWriter.add_custom_scalars`` takes.
-    """
-
-    def lines(*tags: str) -> list[Any]:
-        return ["Multiline", [prefix + tag for tag in tags]]
-
-    def margin(middle: str, low: str, high: str) -> list[Any]:
-        return ["Margin", [prefix + tag for tag in (middle, low, high)]]
-
-    return {
-        f"{prefix}density": {
-            "JEPA-SCORE: median, 5 % and 95 %": margin(
-                "jepa_score/p50", "jepa_score/p05", "jepa_score/p95"
-            ),
-            "log-density: median, 5 % and 95 %": margin(
-                "log_density/p50", "log_density/p05", "log_density/p95"
-            ),
-            "log singular values: median, 5 % and 95 %": margin(
-                "jacobian/log_sigma_p50", "jacobian/log_sigma_p05", "jacobian/log_sigma_p95"
-            ),
-        },
-        f"{prefix}calibration": {
-            "error of coverage, gap to the training data": lines(
-                "density/calibration_error", "density/generalisation_gap"
-            ),
-            "polarity (below 0.5: inverted)": lines(
-                "density/polarity", "density/polarity_(noise|blur|shuffle)"
-            ),
-        },
-        f"{prefix}collapse": {
-            "relative to isotropic embeddings": lines(
-                "collapse/(rankme|effective_rank|participation_ratio)_relative",
-                "collapse/normalized_std",
-            ),
-            "state (0 healthy, 1 dimensional, 2 complete)": lines("collapse/state"),
-        },
-        f"{prefix}outliers": {
-            "share below the 5 % quantile of the reference": lines(
-                "outliers/(jepa_score|log_density|knn|mahalanobis)$"
-            ),
-        },
-    }
 
 
 def _takes(thing: Any, method: str, *arguments: str) -> bool:
@@ -217,7 +169,7 @@ def log_pictures(
 
 
 def log_dashboard(
-    loggers: Iterable[Any], prefix: str, settings: str, prefixes: Iterable[str]
+    loggers: Iterable[Any], prefix: str, settings: str, watched: Mapping[str, Iterable[Insight]]
 ) -> None:
     """Write, once, how to arrange the curves and what they depend on.
 
@@ -225,17 +177,17 @@ def log_dashboard(
         loggers: Lightning's loggers.
         prefix: Of the callback's tags.
         settings: Shown as text.
-        prefixes: Of all callbacks of the run, in the same order in each: TensorBoard shows only one
-            arrangement a run, so each of them writes that of all.
+        watched: The insights of all callbacks of the run by the prefix of their tags, in the same
+            order in each callback: TensorBoard shows only one arrangement a run, so each of them
+            writes that of all.
     """
-    prefixes = list(prefixes)
 
     def write(logger: Any) -> None:
         writer = _writer(logger)
         if _takes(writer, "add_custom_scalars", "layout"):
             layout: dict[str, Any] = {}
-            for each in prefixes:
-                layout |= dashboard(_named(logger, each))
+            for each, insights in watched.items():
+                layout |= dashboard(insights, _named(logger, each))
             writer.add_custom_scalars(layout)
         if _takes(writer, "add_text", "tag", "text_string"):
             writer.add_text(_named(logger, f"{prefix}monitor/settings"), settings)

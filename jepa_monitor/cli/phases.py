@@ -23,12 +23,13 @@ from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
+from jepa_monitor.insights.law import law_scalars
+from jepa_monitor.insights.polarity import polarity_scalars
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
 from jepa_monitor.jacobian.sketch import sketch_matrix
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
-from jepa_monitor.summary import ScoredSet, density_scalars, polarity_scalars
 
 _NEIGHBOURS = 10  # as of `DensityMonitor`
 _VERSIONS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
@@ -300,7 +301,7 @@ def read_polarity(task: Task, clean: Any) -> dict[str, float]:
         clean: JEPA-SCORE of the same images, shape (N,), nats.
 
     Returns:
-        The scalars of :func:`~jepa_monitor.summary.polarity_scalars`; nothing if some are missing.
+        The scalars of :func:`~jepa_monitor.insights.polarity.polarity_scalars`; nothing if some are missing.
     """
     corrupted: dict[str, dict[int, Tensor]] = {}
     for n, (name, severity) in enumerate(_VERSIONS):
@@ -320,14 +321,10 @@ def precondition(law: Law) -> dict[str, float]:
     Returns:
         The scalars of ``density/``; nothing of too few embeddings.
     """
-    halves = []
-    for half in (law.base[::2], law.base[1::2]):
-        nothing = half.new_zeros(0)
-        halves.append(ScoredSet(nothing, half, nothing, nothing, nothing, nothing))
-    probe, reference = halves
-    if len(reference.embeddings) < 2:
+    probe, reference = law.base[::2], law.base[1::2]
+    if len(reference) < 2:
         return {}
-    return density_scalars(probe, reference, Gaussian.fit(reference.embeddings))
+    return law_scalars(probe, reference, Gaussian.fit(reference))
 
 
 def method_used(task: Task, law: Law) -> str:

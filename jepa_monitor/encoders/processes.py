@@ -49,7 +49,7 @@ class Processes:
                 ``MemoryError`` stay what they were. What it raises here is raised here.
         """
         done: list[_T] = []
-        self._gather(lambda: done.append(work()))
+        self.gather(lambda: done.append(work()))
         return done[0]
 
     def same(self, make: Callable[[], tuple[Tensor, ...]]) -> tuple[Tensor, ...]:
@@ -69,7 +69,7 @@ class Processes:
             made.append(make())
             return [(t.shape, t.dtype, zlib.crc32(_bytes(t))) for t in made[0]]
 
-        marks = self._gather(work)
+        marks = self.gather(work)
         if all(mark == marks[0] for mark in marks):
             return made[0]
         parcel: list[Any] = made if self.rank == 0 else [None]
@@ -96,13 +96,23 @@ class Processes:
             return tuple(found.cpu() for found in work(images))
         share = -(-len(images) // self.count)
         mine = (self.rank + self.count * torch.arange(share)) % len(images)
-        parts = self._gather(lambda: tuple(found.cpu() for found in work(images[mine])))
+        parts = self.gather(lambda: tuple(found.cpu() for found in work(images[mine])))
         return tuple(
             torch.stack(found, 1).flatten(0, 1)[: len(images)] for found in zip(*parts, strict=True)
         )
 
-    def _gather(self, work: Callable[[], _T]) -> list[_T]:
-        """Do something in every process, and hand all results to everybody, in order."""
+    def gather(self, work: Callable[[], _T]) -> list[_T]:
+        """Do something in every process, and hand all results to everybody.
+
+        Args:
+            work: What to do; calls no method of this object. Its result can be pickled.
+
+        Returns:
+            What it returned, in the order of the processes.
+
+        Raises:
+            RuntimeError: If the work failed in another process, as for :meth:`agree`.
+        """
         if self.count == 1:
             return [work()]
         result: _T | None = None

@@ -30,14 +30,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._directions import unit_rows
-from jepa_monitor.functional._spectrum import (
-    covariance_eigenvalues,
-    entropy_rank,
-    fit_power_law,
-    participation,
-)
-from jepa_monitor.functional.collapse import effective_rank, normalized_std, rankme
-from jepa_monitor.functional.hypersphere import mean_cosine, uniformity
+from jepa_monitor.functional.collapse import effective_rank, normalized_std
 from jepa_monitor.functional.isotropic import isotropic_baseline
 
 __all__ = [
@@ -46,7 +39,6 @@ __all__ = [
     "CollapseMeasures",
     "CollapseState",
     "collapse_measures",
-    "collapse_scalars",
     "collapse_state",
     "default_patience",
 ]
@@ -181,51 +173,6 @@ def collapse_state(
     if measures.share < max(DIMENSIONAL_SHARE[collapsed], LOST_SHARE[collapsed] * highest_share):
         return CollapseState.DIMENSIONAL
     return CollapseState.HEALTHY
-
-
-def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
-    """All signs of collapse that need nothing but embeddings, under the tags of the dashboard.
-
-    Ranks also come relative to isotropic embeddings of the same N and K, as ``..._relative``.
-
-    Args:
-        embeddings: Embeddings, shape (N, K). Rows with NaN or infinity are left out.
-
-    Returns:
-        Finite numbers by tag; empty for fewer than two finite rows. ``collapse/alpha_req`` is
-        absent where there are too few eigenvalues for its fit, or too few positive ones.
-
-    Example:
-        >>> import torch
-        >>> z = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
-        >>> scalars = collapse_scalars(z)
-        >>> round(scalars["collapse/effective_rank"]), len(scalars)
-        (56, 11)
-    """
-    finite = embeddings[torch.isfinite(embeddings).all(dim=1)]
-    count, width = finite.shape
-    if count < 2:
-        return {}
-    eigenvalues = covariance_eigenvalues(finite.double(), torch.finfo(finite.dtype).eps)
-    isotropic = isotropic_baseline(count, width)
-    ranks = {
-        "rankme": rankme(finite).item(),
-        "effective_rank": entropy_rank(eigenvalues).item(),
-        "participation_ratio": participation(eigenvalues, False, count, width).item(),
-    }
-    scalars = {f"collapse/{name}": value for name, value in ranks.items()}
-    for name, value in ranks.items():
-        scalars[f"collapse/{name}_relative"] = value / getattr(isotropic, name)
-    scalars["collapse/normalized_std"] = normalized_std(finite).item()
-    scalars["collapse/mean_cosine"] = mean_cosine(finite).item()
-    scalars["collapse/uniformity"] = uniformity(finite).item()
-    if len(eigenvalues) >= 15:  # ranks 11 to 15: the shortest window of α-ReQ
-        fit = fit_power_law(eigenvalues, (11, 100))
-        scalars["collapse/alpha_req"] = fit.alpha.item()
-        scalars["collapse/alpha_req_r2"] = fit.r2.item()
-        if not math.isfinite(fit.alpha):
-            del scalars["collapse/alpha_req"], scalars["collapse/alpha_req_r2"]
-    return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
 
 
 def default_patience(planned_steps: float) -> int:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
@@ -10,39 +11,23 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.encoders.embedder import Embedder, Pool, check_pool
+from jepa_monitor.detectors import Detector, choose_detectors
+from jepa_monitor.encoders.embedder import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import (
-    alignment_of,
-    alignment_scalars,
-    check_insights,
-    check_labels,
-    label_scalars,
-    neighbour_agreement,
+    FIRST_EMBEDDINGS,
+    Gatherer,
+    Sources,
+    choose_insights,
+    default_insights,
 )
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.insights.asking import ask, parts_of
+from jepa_monitor.insights.parts import check_labels
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.score import density_terms, embed
-from jepa_monitor.jacobian.spectrum import log_volume
-from jepa_monitor.monitor.alarm import collapse_scalars
-from jepa_monitor.monitor.pictures import is_drawable
 from jepa_monitor.monitor.report import Report
-from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.probes.images import collect_images
-from jepa_monitor.summary import (
-    ScoredSet,
-    density_scalars,
-    detectors,
-    ood_scalars,
-    outlier_scalars,
-    polarity_scalars,
-    score_scalars,
-)
 
 __all__ = ["DensityMonitor", "check_settings"]
-
-_ALIGNED = 16  # images whose Jacobians are compared with their inputs
 
 
 def check_settings(
@@ -89,10 +74,6 @@ def check_settings(
             raise TypeError(f"`ood` must have names for keys, got {name!r}.")
 
 
-def _short(dtype: torch.dtype) -> str:
-    return str(dtype).removeprefix("torch.")
-
-
 class DensityMonitor:
     """Measures, on fixed sets of images, what density an encoder has learned.
 
@@ -115,9 +96,13 @@ class DensityMonitor:
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.
-        insights: What else to measure, of ``"alignment"`` (of the Jacobians of 16 probe images with
-            their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``) and ``"neighbors"``
-            (agreement with the first evaluation, and with ``compare_with``).
+        insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
+            their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
+            (agreement with the first evaluation, and with ``compare_with``), insights of your own
+            (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
+            One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
+        detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
+            detectors of your own; default: all that have a name.
         labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
             of the probe, (B,).
         compare_with: Another encoder, whose neighbourhoods to compare with.
@@ -153,7 +138,8 @@ class DensityMonitor:
         batch_to_images: Callable[[Any], Tensor] | None = None,
         options: ScoreOptions | None = None,
         shuffle_seed: int | None = None,
-        insights: Iterable[str] = (),
+        insights: Iterable[Any] = (),
+        detectors: Iterable[str | Detector] | None = None,
         labels: Tensor | Callable[[Any], Tensor] | None = None,
         compare_with: Any = None,
         distributed: bool = False,
@@ -197,8 +183,10 @@ class DensityMonitor:
         if self.reference is not None and len(self.reference) < 3:
             raise ValueError(f"`reference` must hold at least 3 images, got {len(self.reference)}.")
         self.ood = {name: collect(data, f"ood[{name!r}]") for name, data in (ood or {}).items()}
-        self.polarity_samples = polarity_samples if is_drawable(self.images) else 0
-        self.insights = check_insights(insights, labels)
+        self.polarity_samples = polarity_samples
+        self.insights = choose_insights(insights, labels)
+        self.detectors = choose_detectors(detectors)
+        self._told: set[str] = set()  # failures that the user has been told of
         self.labels: Tensor | None = None
         if labels is not None:
             found = labels
@@ -227,36 +215,43 @@ class DensityMonitor:
             MemoryError: If a single image does not fit into memory.
         """
         started = time.perf_counter()
-        embedder = Embedder(
-            encoder, self.pool, self.options.dtype, processes=Processes(self.distributed)
+        processes = Processes(self.distributed)
+        sources = Sources(
+            self.images,
+            self.reference,
+            self.ood,
+            self.max_probe_samples,
+            self.labels,
+            self.compare_with,
+            self.first_embeddings,
         )
-        device = embedder.device or torch.device("cpu")
-        law, base = self._law(embedder, device)
-        probe, method = self._score(embedder, self.images, law, device)
-        for stored in sorted(embedder.parameter_dtypes - {embedder.dtype}, key=str):
-            method += f", {_short(embedder.dtype)} copies of {_short(stored)} parameters"
-        scalars = score_scalars(probe, self.options.eps) | collapse_scalars(probe.embeddings)
-        images, reference, tells = len(probe.scores), None, None
-        of_probe = detectors(probe, base, law)
-        if self.reference is not None and law is not None:
-            reference, _ = self._score(embedder, self.reference, law, device)
-            images += len(reference.scores)
-            tells = detectors(reference, base, law)
-            scalars |= density_scalars(probe, reference, law)
-        scalars |= outlier_scalars(of_probe, tells)
-        ood = {}
-        for name, data in self.ood.items():
-            ood[name], _ = self._score(embedder, data, law, device)
-            images += len(ood[name].scores)
-            scalars |= ood_scalars(name, of_probe, detectors(ood[name], base, law))
-        if self.polarity_samples:
-            scalars |= self._polarity(embedder, probe, law, device)
-        scalars |= self._insights(embedder, probe, device)
-        sets = [probe, *([reference] if reference else []), *ood.values()]
-        nonfinite = sum(int((~torch.isfinite(data.scores)).sum()) for data in sets)
-        scalars |= {"monitor/images": float(images), "monitor/nonfinite": float(nonfinite)}
+        defaults = default_insights(self.polarity_samples)
+        insights = (*defaults, *self.insights)
+        gatherer = Gatherer(encoder, sources, self.options, self.pool, processes)
+        look, broken = gatherer.look(
+            parts_of(defaults), self.detectors, optional=parts_of(self.insights)
+        )
+        if self.first_embeddings is None:
+            self.first_embeddings = look.parts.get(FIRST_EMBEDDINGS)
+        scalars, failed = ask(insights, look, broken, processes)
+        if processes.rank == 0:
+            self._tell(failed)
+        scores = torch.cat([data.scores for data in look.sets.values()])
+        scalars["monitor/images"] = float(len(scores))
+        scalars["monitor/nonfinite"] = float((~torch.isfinite(scores)).sum())
+        scalars["monitor/failed_insights"] = float(len(failed))
         scalars["monitor/seconds"] = time.perf_counter() - started
-        return Report(scalars, method, probe, reference, ood, law)
+        return Report(scalars, look, insights, failed)
+
+    def _tell(self, failed: Mapping[str, str]) -> None:
+        """Warn of every insight that fails, once."""
+        for name in failed.keys() - self._told:
+            self._told.add(name)
+            warnings.warn(
+                f"DensityMonitor goes without {name!r}: {failed[name]}. The others go on; further "
+                "failures of it are only counted, in monitor/failed_insights.",
+                stacklevel=3,
+            )
 
     def _read_labels(
         self, probe: Any, batch_to_labels: Callable[[Any], Tensor], shuffle_seed: int | None
@@ -273,103 +268,3 @@ class DensityMonitor:
             batch_to_images=lambda batch: batch_to_labels(batch).double()[:, None],
             shuffle_seed=shuffle_seed,
         )[:, 0]
-
-    def _insights(
-        self, embedder: Embedder, probe: ScoredSet, device: torch.device
-    ) -> dict[str, float]:
-        scalars: dict[str, float] = {}
-        if "alignment" in self.insights:
-            images = self.images[:_ALIGNED]
-            measured = Processes(self.distributed).map(
-                lambda part: alignment_of(embedder, part.to(device), images.to(device)), images
-            )
-            scalars |= alignment_scalars(measured)
-        if self.labels is not None:
-            scalars |= label_scalars(self.insights, probe.embeddings, self.labels)
-        if "neighbors" in self.insights:
-            if self.first_embeddings is None:
-                self.first_embeddings = probe.embeddings
-            others = {"drift": self.first_embeddings}
-            if self.compare_with is not None:
-                other = Embedder(
-                    self.compare_with, self.pool, processes=Processes(self.distributed)
-                )
-                others["reference"] = self._embeddings(
-                    other, self.images, other.device or torch.device("cpu")
-                )
-            for name, embeddings in others.items():
-                agreement = neighbour_agreement(probe.embeddings, embeddings)
-                if agreement is not None:
-                    scalars[f"neighbors/{name}"] = agreement
-        return scalars
-
-    def _law(
-        self, embedder: Embedder, device: torch.device
-    ) -> tuple[Gaussian | None, Tensor | None]:
-        """Fit the law to reference images that are not scored: to others it is out of sample."""
-        if self.reference is None:
-            return None, None
-        apart = self.reference[self.max_probe_samples :]
-        images = apart if len(apart) > 1 else self.reference
-        embeddings = self._embeddings(embedder, images, device).double()
-        base = embeddings[torch.isfinite(embeddings).all(1)]
-        return (Gaussian.fit(base), base) if len(base) > 1 else (None, None)
-
-    def _embeddings(self, embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
-        (embeddings,) = Processes(self.distributed).map(
-            lambda part: (embedder.run(lambda: embed(embedder, part, device), device),), images
-        )
-        return embeddings
-
-    def _spectra(
-        self, embedder: Embedder, images: Tensor, law: Gaussian | None, device: torch.device
-    ) -> Spectra:
-        basis: Tensor | None = None
-
-        def work(part: Tensor) -> tuple[Tensor, ...]:
-            nonlocal basis
-            *found, basis = spectra(embedder, part.to(device), self.options, law)
-            return tuple(found)
-
-        embeddings, values, floors, under = Processes(self.distributed).map(work, images)
-        return Spectra(embeddings, values, floors, under, None if basis is None else basis.cpu())
-
-    def _score(
-        self, embedder: Embedder, images: Tensor, law: Gaussian | None, device: torch.device
-    ) -> tuple[ScoredSet, str]:
-        scored = images[: self.max_probe_samples]
-        found = self._spectra(embedder, scored, law, device)
-        rest = images[len(scored) :]
-        embeddings = [found.embeddings]
-        if len(rest):
-            embeddings.append(self._embeddings(embedder, rest, device))
-        scores = log_volume(found.singular_values, self.options.eps)
-        density = torch.full_like(scores, torch.nan)
-        if law is not None:
-            density = density_terms(found, law, self.options.eps).log_density
-        width = found.embeddings.shape[1]
-        method = f"exact, {width} rows"
-        if found.basis is not None:
-            kind = "plain" if law is None else "whitened"
-            method = f"sketch, {len(found.basis)} of {width} rows, {kind}"
-        data = ScoredSet(
-            scored,
-            torch.cat(embeddings),
-            scores,
-            density,
-            found.singular_values,
-            found.noise_floors,
-        )
-        return data, method
-
-    def _polarity(
-        self, embedder: Embedder, probe: ScoredSet, law: Gaussian | None, device: torch.device
-    ) -> dict[str, float]:
-        images = probe.images[: self.polarity_samples]
-        scores: dict[str, dict[int, Tensor]] = {}
-        for name, corrupt in CORRUPTIONS.items():
-            scores[name] = {}
-            for severity in SEVERITIES:
-                found = self._spectra(embedder, corrupt(images, severity), law, device)
-                scores[name][severity] = log_volume(found.singular_values, self.options.eps)
-        return polarity_scalars(probe.scores[: len(images)], scores)

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-import torch
 from torch import Tensor
 
+from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.summary import ScoredSet
+from jepa_monitor.insights import Insight, Look
+from jepa_monitor.insights.score import extremes
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -23,28 +26,48 @@ class Report:
 
     Args:
         scalars: Finite numbers by tag, as TensorBoard shows them.
-        method: How the scores were made, such as ``"sketch, 12 of 192 rows, whitened"``.
-        probe: Held-out images.
-        reference: Training images; ``None`` where none were given.
-        ood: Out-of-distribution images by name.
-        law: Of the embeddings of those reference images that are not scored.
+        look: What was gathered of the encoder.
+        insights: Who was asked.
+        failed: Insights (and detectors) that could not say anything, with the reason.
     """
 
     scalars: dict[str, float]
-    method: str
-    probe: ScoredSet
-    reference: ScoredSet | None = None
-    ood: dict[str, ScoredSet] = field(default_factory=dict)
-    law: Gaussian | None = field(default=None, repr=False)
+    look: Look = field(repr=False)
+    insights: tuple[Insight, ...] = field(default=(), repr=False)
+    failed: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def method(self) -> str:
+        """How the scores were made, such as ``"sketch, 12 of 192 rows, whitened"``."""
+        return self.look.method
+
+    @property
+    def probe(self) -> ScoredSet:
+        """Held-out images."""
+        return self.look.probe
+
+    @property
+    def reference(self) -> ScoredSet | None:
+        """Training images; ``None`` where none were given."""
+        return None if self.look.reference is None else self.look.reference.scored
+
+    @property
+    def ood(self) -> Mapping[str, ScoredSet]:
+        """Out-of-distribution images by name."""
+        return self.look.ood
+
+    @property
+    def law(self) -> Gaussian | None:
+        """Of the embeddings of those reference images that are not scored."""
+        return None if self.look.reference is None else self.look.reference.law
 
     @property
     def histograms(self) -> dict[str, Tensor]:
-        """Finite scores by tag, of every set."""
-        sets = {"jepa_score/scores": self.probe}
-        if self.reference is not None:
-            sets["jepa_score/scores_reference"] = self.reference
-        sets |= {f"ood/{name}/scores": data for name, data in self.ood.items()}
-        return {tag: data.scores[torch.isfinite(data.scores)] for tag, data in sets.items()}
+        """Finite values by tag, such as the scores of every set."""
+        drawn: dict[str, Tensor] = {}
+        for insight in self._heard():
+            drawn |= insight.histograms(self.look)
+        return drawn
 
     def extremes(self, count: int = 8) -> tuple[Tensor, Tensor]:
         """Find the probe images with the lowest and with the highest scores.
@@ -55,23 +78,27 @@ class Report:
         Returns:
             Indices of the least likely, lowest first, and of the most likely, highest first.
         """
-        order = self.probe.scores.argsort(stable=True)
-        order = order[torch.isfinite(self.probe.scores[order])]
-        return order[:count], order.flip(0)[:count]
+        return extremes(self.probe.scores, count)
 
     def figures(self) -> dict[str, Figure]:
         """Draw the pictures of this evaluation.
 
         Returns:
             Figures by tag: the sheet of images where the inputs are images, and with a reference
-            the reliability diagram and score against Mahalanobis distance.
+            the reliability diagram and score against Mahalanobis distance; and those of insights
+            that have any. A picture that cannot be drawn is left out, with a warning.
         """
-        from jepa_monitor.monitor import pictures
-
-        drawn = {}
-        if pictures.is_drawable(self.probe.images) and len(self.extremes()[0]):
-            drawn["jepa_score/least_and_most_likely"] = pictures.plot_extremes(self)
-        if self.law is not None:
-            drawn["density/reliability"] = pictures.plot_reliability(self)
-            drawn["density/score_and_distance"] = pictures.plot_score_and_distance(self)
+        drawn: dict[str, Figure] = {}
+        for insight in self._heard():
+            try:
+                drawn |= insight.figures(self.look)
+            except Exception as error:  # noqa: BLE001, PERF203 - maybe somebody else's code
+                warnings.warn(
+                    f"the insight {insight.name!r} could not draw its figures: "
+                    f"{type(error).__name__}: {error}",
+                    stacklevel=2,
+                )
         return drawn
+
+    def _heard(self) -> list[Insight]:
+        return [insight for insight in self.insights if insight.name not in self.failed]

@@ -18,13 +18,13 @@ from torch import Tensor
 
 from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.functional import collapse, hypersphere
+from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.monitor.alarm import (
     AlarmReading,
     CollapseAlarm,
     CollapseMeasures,
     CollapseState,
     collapse_measures,
-    collapse_scalars,
     collapse_state,
     default_patience,
 )

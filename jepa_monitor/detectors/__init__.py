@@ -1,0 +1,17 @@
+"""One detector of outliers a file: fit on reference images, score others, higher is more normal.
+
+:data:`DETECTORS` has all of them by name. Whatever detects outliers (the monitor, the metrics, the
+command line, the benchmarks) takes names of it, or objects of one's own.
+"""
+
+from jepa_monitor.detectors.base import Detector as Detector
+from jepa_monitor.detectors.inputs import Reference as Reference
+from jepa_monitor.detectors.inputs import ScoredSet as ScoredSet
+from jepa_monitor.detectors.jepa_score import JepaScore as JepaScore
+from jepa_monitor.detectors.knn import KNN as KNN
+from jepa_monitor.detectors.log_density import LogDensity as LogDensity
+from jepa_monitor.detectors.mahalanobis import Mahalanobis as Mahalanobis
+from jepa_monitor.detectors.registry import DETECTORS as DETECTORS
+from jepa_monitor.detectors.registry import choose_detectors as choose_detectors
+from jepa_monitor.detectors.registry import detect as detect
+from jepa_monitor.detectors.registry import fit_detectors as fit_detectors

@@ -1,0 +1,53 @@
+"""What a detector is: something that is fitted to the usual and scores the rest."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING, ClassVar
+
+from torch import Tensor
+
+from jepa_monitor.detectors.inputs import Reference, ScoredSet
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Detector"]
+
+
+class Detector(ABC):
+    """Scores images by how usual they are, given reference images.
+
+    A subclass gives ``name`` and :meth:`score`, and :meth:`fit` if it learns from the reference.
+
+    Attributes:
+        name: Stands in tags (``outliers/<name>``) and columns: letters, digits and underscores.
+        least_reference: How many reference embeddings it needs; with fewer it is left out. 0: it
+            does without a reference.
+    """
+
+    name: str
+    least_reference: ClassVar[int] = 0
+
+    def fit(self, reference: Reference) -> Self:
+        """Learn what is usual. A fit replaces the one before.
+
+        Args:
+            reference: Reference images, at least :attr:`least_reference`.
+
+        Returns:
+            Itself.
+        """
+        del reference
+        return self
+
+    @abstractmethod
+    def score(self, data: ScoredSet) -> Tensor:
+        """Score the scored images of a set.
+
+        Args:
+            data: The images and what is known of them.
+
+        Returns:
+            (B,), float64, higher for more usual; NaN where it cannot be told.
+        """

@@ -1,0 +1,63 @@
+"""What detectors work on: images with everything that one look has found out about them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.functional.gaussian import Gaussian
+
+__all__ = ["Reference", "ScoredSet"]
+
+
+@dataclass(frozen=True)
+class ScoredSet:
+    """What one look knows of a set of images, the scored ones first.
+
+    Args:
+        images: The scored images, (B, ...).
+        embeddings: Of all images, (N, K), N ≥ B.
+        scores: JEPA-SCORE, (B,), float64; NaN where not finite.
+        log_density: The full log-density, (B,), float64; NaN throughout without a reference.
+        singular_values: Of the Jacobian's rows, (B, r), float64, descending.
+        noise_floors: Size below which they are rounding error, (B,), float64.
+        in_reference: Which scored images are among those that a :class:`Reference` is of, (B,),
+            bool; ``None`` for none of them.
+    """
+
+    images: Tensor = field(repr=False)
+    embeddings: Tensor = field(repr=False)
+    scores: Tensor = field(repr=False)
+    log_density: Tensor = field(repr=False)
+    singular_values: Tensor = field(repr=False)
+    noise_floors: Tensor = field(repr=False)
+    in_reference: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def finite_embeddings(self) -> Tensor:
+        """The embeddings that are finite, (n, K)."""
+        return self.embeddings[torch.isfinite(self.embeddings).all(1)]
+
+    @property
+    def scored_embeddings(self) -> Tensor:
+        """The embeddings of the scored images, (B, K), float64, finite or not."""
+        return self.embeddings[: len(self.scores)].double()
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The usual: what a detector is fitted to.
+
+    Args:
+        embeddings: Of reference images that are not among the scored ones, (M, K), M ≥ 2, finite,
+            float64.
+        law: Fitted to them.
+        scored: Reference images that are scored, which serve as examples of normal scores; ``None``
+            where there are none.
+    """
+
+    embeddings: Tensor = field(repr=False)
+    law: Gaussian = field(repr=False)
+    scored: ScoredSet | None = field(default=None, repr=False)

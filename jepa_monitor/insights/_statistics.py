@@ -1,0 +1,45 @@
+"""Small statistics that several insights share."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+__all__ = ["finite_only", "quantile_scalars"]
+
+
+def finite_only(values: Tensor) -> Tensor:
+    """Leave out what is not finite.
+
+    Args:
+        values: (N,).
+
+    Returns:
+        (n,).
+    """
+    return values[torch.isfinite(values)]
+
+
+def quantile_scalars(prefix: str, values: Tensor) -> dict[str, float]:
+    """Summarise a distribution.
+
+    Args:
+        prefix: Of the tags.
+        values: (N,); what is not finite is left out.
+
+    Returns:
+        ``<prefix>/mean``, ``/p05``, ``/p50``, ``/p95`` and, of more than one value, ``/std``.
+    """
+    finite = finite_only(values)
+    if not len(finite):
+        return {}
+    low, median, high = torch.quantile(finite, finite.new_tensor([0.05, 0.5, 0.95])).tolist()
+    scalars = {
+        f"{prefix}/mean": finite.mean().item(),
+        f"{prefix}/p05": low,
+        f"{prefix}/p50": median,
+        f"{prefix}/p95": high,
+    }
+    if len(finite) > 1:
+        scalars[f"{prefix}/std"] = finite.std().item()
+    return scalars

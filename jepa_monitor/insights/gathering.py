@@ -1,0 +1,235 @@
+"""Gather: in go an encoder and what a monitor holds of images, out comes a look."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect
+from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.insights.look import Look, scored_sets
+from jepa_monitor.insights.parts import Part
+from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.spectrum import log_volume
+
+__all__ = ["Gatherer", "Sources"]
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """What a monitor holds of images, the same in all processes.
+
+    Args:
+        images: Of the probe, (N, ...).
+        reference: Training images, (M, ...).
+        ood: Out-of-distribution images by name.
+        scored: How many images of each set are scored.
+        labels: Classes of the probe images, (N,).
+        compare_with: Another encoder.
+        first_embeddings: Of the probe at the first look.
+    """
+
+    images: Tensor = field(repr=False)
+    reference: Tensor | None = field(default=None, repr=False)
+    ood: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    scored: int = 64
+    labels: Tensor | None = field(default=None, repr=False)
+    compare_with: Any = None
+    first_embeddings: Tensor | None = field(default=None, repr=False)
+
+
+class Gatherer:
+    """Looks at one encoder. Every method is for all processes to call, in the same order.
+
+    Args:
+        encoder: A module or callable; it is left exactly as it was.
+        sources: What the monitor holds.
+        options: How to score.
+        pool: How outputs become (B, K).
+        processes: Those that share the work.
+
+    Attributes:
+        encoder: As given.
+        embedder: The encoder as a function from images to (B, K).
+        probe: The probe, once it is scored.
+    """
+
+    probe: ScoredSet
+
+    def __init__(
+        self,
+        encoder: Any,
+        sources: Sources,
+        options: ScoreOptions,
+        pool: Pool = "auto",
+        processes: Processes | None = None,
+    ) -> None:
+        self.encoder = encoder
+        self.sources = sources
+        self.options = options
+        self.pool = pool
+        self.processes = processes or Processes(False)
+        self.embedder = Embedder(encoder, pool, options.dtype, processes=self.processes)
+        self.device = self.embedder.device or torch.device("cpu")
+        self._law: Gaussian | None = None
+
+    def look(
+        self,
+        parts: Sequence[Part[Any]],
+        detectors: Iterable[Detector],
+        optional: Iterable[Part[Any]] = (),
+    ) -> tuple[Look, dict[Any, Exception]]:
+        """Score the sets, ask the detectors and gather parts.
+
+        Args:
+            parts: Beside the scored sets; those that have nothing to be made of are left out.
+            detectors: What to fit to the reference and to score the sets with.
+            optional: Parts without which a look is worth having.
+
+        Returns:
+            The look, and what went wrong: by optional part, or by the name of a detector.
+        """
+        base = self._base()
+        self._law = None if base is None else Gaussian.fit(base)
+        self.probe, method = self._score(self.sources.images)
+        for stored in sorted(self.embedder.parameter_dtypes - {self.embedder.dtype}, key=str):
+            method += f", {_short(self.embedder.dtype)} copies of {_short(stored)} parameters"
+        reference = None
+        if base is not None and self._law is not None and self.sources.reference is not None:
+            scored, _ = self._score(self.sources.reference)
+            reference = Reference(base, self._law, scored)
+        ood = {name: self._score(data)[0] for name, data in self.sources.ood.items()}
+        found: dict[Part[Any], Any] = {}
+        detected, broken = detect(detectors, reference, scored_sets(self.probe, reference, ood))
+        failed: dict[Any, Exception] = dict(broken)
+        musts = set(parts)
+        for part in dict.fromkeys((*parts, *optional)):
+            try:
+                found[part] = part.gather(self)
+            except Exception as error:
+                if part in musts:
+                    raise
+                failed[part] = error
+        found = {part: gathered for part, gathered in found.items() if gathered is not None}
+        look = Look(self.options, method, self.probe, reference, ood, detected, found)
+        return look, failed
+
+    def map(
+        self, work: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor
+    ) -> tuple[Tensor, ...]:
+        """Apply a function to images, each process to its share of them.
+
+        Args:
+            work: Takes (b, ...) on the encoder's device, returns tensors of b entries, one an image.
+            images: (B, ...), the same in all processes.
+
+        Returns:
+            Its results for all images, on the CPU, the same in all processes.
+        """
+        return self.processes.map(lambda part: work(part.to(self.device)), images)
+
+    def embeddings(self, images: Tensor) -> Tensor:
+        """Embed images.
+
+        Args:
+            images: (B, ...).
+
+        Returns:
+            (B, K), on the CPU.
+        """
+        (found,) = self.processes.map(
+            lambda part: (
+                self.embedder.run(lambda: embed(self.embedder, part, self.device), self.device),
+            ),
+            images,
+        )
+        return found
+
+    def spectra(self, images: Tensor) -> Spectra:
+        """Take the Jacobians of images.
+
+        Args:
+            images: (B, ...).
+
+        Returns:
+            Embeddings and singular values, on the CPU.
+        """
+        basis: Tensor | None = None
+
+        def work(part: Tensor) -> tuple[Tensor, ...]:
+            nonlocal basis
+            *found, basis = spectra(self.embedder, part, self.options, self._law)
+            return tuple(found)
+
+        embeddings, values, floors, under = self.map(work, images)
+        return Spectra(embeddings, values, floors, under, None if basis is None else basis.cpu())
+
+    def scores(self, images: Tensor) -> Tensor:
+        """Take the JEPA-SCORE of images.
+
+        Args:
+            images: (B, ...).
+
+        Returns:
+            (B,), float64, nats; NaN where not finite.
+        """
+        return log_volume(self.spectra(images).singular_values, self.options.eps)
+
+    def other(self, encoder: Any) -> Gatherer:
+        """Look at another encoder in the same way.
+
+        Args:
+            encoder: A module or callable.
+
+        Returns:
+            A gatherer of its own.
+        """
+        return Gatherer(encoder, self.sources, ScoreOptions(), self.pool, self.processes)
+
+    def _base(self) -> Tensor | None:
+        """Embed reference images that are not scored: to others the law is out of sample."""
+        if self.sources.reference is None:
+            return None
+        apart = self.sources.reference[self.sources.scored :]
+        images = apart if len(apart) > 1 else self.sources.reference
+        embeddings = self.embeddings(images).double()
+        base = embeddings[torch.isfinite(embeddings).all(1)]
+        return base if len(base) > 1 else None
+
+    def _score(self, images: Tensor) -> tuple[ScoredSet, str]:
+        scored = images[: self.sources.scored]
+        found = self.spectra(scored)
+        rest = images[len(scored) :]
+        embeddings = [found.embeddings]
+        if len(rest):
+            embeddings.append(self.embeddings(rest))
+        scores = log_volume(found.singular_values, self.options.eps)
+        density = torch.full_like(scores, torch.nan)
+        if self._law is not None:
+            density = density_terms(found, self._law, self.options.eps).log_density
+        width = found.embeddings.shape[1]
+        method = f"exact, {width} rows"
+        if found.basis is not None:
+            kind = "plain" if self._law is None else "whitened"
+            method = f"sketch, {len(found.basis)} of {width} rows, {kind}"
+        data = ScoredSet(
+            scored,
+            torch.cat(embeddings),
+            scores,
+            density,
+            found.singular_values,
+            found.noise_floors,
+        )
+        return data, method

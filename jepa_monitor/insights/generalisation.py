@@ -1,0 +1,61 @@
+"""Generalisation: are held-out images as likely as training images?"""
+
+from __future__ import annotations
+
+import math
+
+from jepa_monitor.functional.calibration import coverage_gap, kolmogorov_smirnov, rank_pit
+from jepa_monitor.insights._statistics import finite_only
+from jepa_monitor.insights.base import Insight, Row
+from jepa_monitor.insights.look import Look
+
+__all__ = ["Generalisation"]
+
+
+class Generalisation(Insight):
+    """``density/generalisation_gap`` and ``/generalisation_p``, with a reference."""
+
+    name = "generalisation"
+    rows = (
+        Row(
+            ("density/generalisation_gap",),
+            "½ − mean rank of the probe's scores among the reference's",
+            "−½ … ½",
+            "0 ± 0.29/√N",
+            "above 0: held-out images look less likely than training images (memorisation, or "
+            "augmentation of the reference)",
+            "R passes",
+            "`rank_pit`",
+        ),
+        Row(
+            ("density/generalisation_p",),
+            "p-value that both have one law",
+            "0 … 1",
+            "above 0.01",
+            "the same",
+            "free",
+            "`kolmogorov_smirnov`",
+        ),
+    )
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        """Rank the probe's scores among the reference's.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``density/generalisation_*``; nothing without a reference.
+        """
+        if look.reference is None or look.reference.scored is None:
+            return {}
+        scores = finite_only(look.probe.scores)
+        others = finite_only(look.reference.scored.scores)
+        if not (len(scores) and len(others)):
+            return {}
+        ranks = rank_pit(scores, others)
+        scalars = {
+            "density/generalisation_gap": coverage_gap(ranks).item(),
+            "density/generalisation_p": kolmogorov_smirnov(ranks, len(others)).p_value.item(),
+        }
+        return {tag: value for tag, value in scalars.items() if math.isfinite(value)}

@@ -1,0 +1,102 @@
+"""Outliers: what share of the probe is unlike the reference, by each detector."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor
+
+from jepa_monitor.functional.outliers import outlier_fraction, robust_fence
+from jepa_monitor.insights._statistics import finite_only
+from jepa_monitor.insights.base import Insight, Panel, Row
+from jepa_monitor.insights.look import Look
+
+__all__ = ["Outliers", "outlier_scalars"]
+
+_ALPHA = 0.05
+_LEAST_REFERENCE = 19  # scores, for which the lowest is the 5 % quantile
+
+
+class Outliers(Insight):
+    """``outliers/<detector>`` with its interval, or ``outliers/<detector>_fence``."""
+
+    name = "outliers"
+    rows = (
+        Row(
+            ("outliers/<detector>", "outliers/<detector>_low", "outliers/<detector>_high"),
+            "share of the probe below the 5 % quantile of the scored reference images, with its "
+            "exact 95 % interval",
+            "0 … 1",
+            "the interval holds `outliers/expected`",
+            "probe images that are unlike the training data",
+            "free",
+            "`outlier_fraction`",
+        ),
+        Row(
+            ("outliers/expected",),
+            "what that share is on average if nothing is wrong",
+            "0 … 0.05",
+            "",
+            "the number of reference scores",
+            "free",
+        ),
+        Row(
+            ("outliers/<detector>_fence",),
+            "without a reference: share below median − 3 · 1.4826 · MAD",
+            "0 … 1",
+            "about 0.001",
+            "heavy lower tails",
+            "free",
+            "`robust_fence`",
+        ),
+    )
+    panels = (
+        Panel(
+            "outliers",
+            "share below the 5 % quantile of the reference",
+            ("outliers/(?!expected|.*_(low|high|fence)$).+$",),
+        ),
+    )
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        """Count outliers by every detector.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``outliers/*``.
+        """
+        return outlier_scalars(look.detected["probe"], look.detected.get("reference"))
+
+
+def outlier_scalars(
+    probe: Mapping[str, Tensor], reference: Mapping[str, Tensor] | None
+) -> dict[str, float]:
+    """Measure what share of the probe is outlying.
+
+    Args:
+        probe: What each detector says of the probe, (B,) by name.
+        reference: The same of reference images. Without, or with less than 19 of them, a robust
+            fence takes the place of their quantile.
+
+    Returns:
+        ``outliers/<detector>`` with ``_low`` and ``_high``, the ends of the exact 95 % interval,
+        and ``outliers/expected``; or ``outliers/<detector>_fence``.
+    """
+    scalars: dict[str, float] = {}
+    for name, values in probe.items():
+        finite = finite_only(values)
+        if not len(finite):
+            continue
+        others = finite[:0] if reference is None else finite_only(reference[name])
+        if len(others) < _LEAST_REFERENCE:
+            share = (finite < robust_fence(finite)).double().mean()
+            scalars[f"outliers/{name}_fence"] = share.item()
+            continue
+        found = outlier_fraction(finite, others, _ALPHA)
+        scalars[f"outliers/{name}"] = found.fraction.item()
+        scalars[f"outliers/{name}_low"] = found.lower.item()
+        scalars[f"outliers/{name}_high"] = found.upper.item()
+        scalars["outliers/expected"] = found.expected.item()
+    return scalars

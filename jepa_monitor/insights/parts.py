@@ -1,0 +1,179 @@
+"""What a look may gather beside scored sets of images: each part says how, insights say which.
+
+A part is a small value: two insights that need equal ones share what is gathered. To gather
+something new (tokens, layers, augmented views), write a subclass of :class:`Part`.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Generic, TypeVar
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.insights._drawing import is_drawable
+from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
+
+if TYPE_CHECKING:
+    from jepa_monitor.insights.gathering import Gatherer
+
+__all__ = [
+    "FIRST_EMBEDDINGS",
+    "LABELS",
+    "OTHER_EMBEDDINGS",
+    "Corrupted",
+    "FirstEmbeddings",
+    "Labels",
+    "OtherEmbeddings",
+    "Part",
+    "check_labels",
+]
+
+_T = TypeVar("_T")
+
+
+class Part(ABC, Generic[_T]):
+    """Something that insights need; a frozen dataclass, so that equal ones are gathered once.
+
+    Attributes:
+        source: What must have been given to the monitor for it, in words.
+    """
+
+    source: str = ""
+
+    @abstractmethod
+    def gather(self, at: Gatherer) -> _T | None:
+        """Gather it; all processes do, at the same time.
+
+        What is done an image at a time goes through :meth:`Gatherer.map`, which shares it among the
+        processes and makes a failure in one an error in all.
+
+        Args:
+            at: The encoder, and what the monitor has of images.
+
+        Returns:
+            The same in all processes; ``None`` if what it is made of was not given.
+        """
+
+
+@dataclass(frozen=True)
+class Labels(Part[Tensor]):
+    """Classes of the probe images, (N,), int64."""
+
+    source = "`labels`"
+
+    def gather(self, at: Gatherer) -> Tensor | None:
+        """Take the monitor's.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            (N,), or ``None``.
+        """
+        return at.sources.labels
+
+
+@dataclass(frozen=True)
+class FirstEmbeddings(Part[Tensor]):
+    """Embeddings of the probe at the first look, (N, K); at that look itself, its own."""
+
+    def gather(self, at: Gatherer) -> Tensor:
+        """Take the monitor's.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            (N, K).
+        """
+        first = at.sources.first_embeddings
+        return at.probe.embeddings if first is None else first
+
+
+@dataclass(frozen=True)
+class OtherEmbeddings(Part[Tensor]):
+    """Embeddings of the probe by the encoder to compare with, (N, L)."""
+
+    source = "`compare_with`"
+
+    def gather(self, at: Gatherer) -> Tensor | None:
+        """Embed the probe.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            (N, L), or ``None``.
+        """
+        other = at.sources.compare_with
+        return None if other is None else at.other(other).embeddings(at.sources.images)
+
+
+@dataclass(frozen=True)
+class Corrupted(Part[dict[str, dict[int, Tensor]]]):
+    """Scores of the first probe images in worse versions, (n,) by corruption and severity.
+
+    Args:
+        samples: How many images, n.
+    """
+
+    samples: int
+
+    source = "images (B, C, H, W)"
+
+    def gather(self, at: Gatherer) -> dict[str, dict[int, Tensor]] | None:
+        """Score them.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            The scores, or ``None`` if the inputs are no images.
+        """
+        images = at.probe.images[: self.samples]
+        if not is_drawable(images):
+            return None
+        return {
+            name: {severity: at.scores(corrupt(images, severity)) for severity in SEVERITIES}
+            for name, corrupt in CORRUPTIONS.items()
+        }
+
+
+LABELS = Labels()
+FIRST_EMBEDDINGS = FirstEmbeddings()
+OTHER_EMBEDDINGS = OtherEmbeddings()
+
+
+def check_labels(labels: Tensor, count: int) -> Tensor:
+    """Check the classes of the probe images.
+
+    Args:
+        labels: Of each image, (N,).
+        count: Number of probe images that are embedded; labels beyond it are not needed.
+
+    Returns:
+        (count,), int64.
+
+    Raises:
+        ValueError: If they are too few, not whole numbers, of one class, or of a class with a
+            single image.
+    """
+    if labels.ndim != 1 or len(labels) < count:
+        raise ValueError(
+            f"`labels` must have shape (N,), one for each of the {count} probe images, got "
+            f"{tuple(labels.shape)}."
+        )
+    whole = labels[:count].cpu().long()
+    if not bool((whole == labels[:count].cpu()).all()):
+        raise ValueError(f"`labels` must be whole numbers, got {labels.dtype} with fractions.")
+    counts = torch.bincount(whole - whole.min())
+    counts = counts[counts > 0]
+    if len(counts) < 2 or int(counts.min()) < 2:
+        raise ValueError(
+            "`labels` must name at least 2 classes, each of at least 2 probe images, got "
+            f"{len(counts)} classes, the smallest with {int(counts.min())}."
+        )
+    return whole

@@ -1,0 +1,114 @@
+"""Polarity: is a high score a likely image, or is the score inverted?"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.functional.polarity import paired_polarity, severity_order
+from jepa_monitor.insights.base import Insight, Panel, Row
+from jepa_monitor.insights.look import Look
+from jepa_monitor.insights.parts import Corrupted
+
+__all__ = ["Polarity", "polarity_scalars"]
+
+
+class Polarity(Insight):
+    """``density/polarity*`` and ``density/order``.
+
+    Args:
+        samples: How many probe images to score again in worse versions.
+    """
+
+    name = "polarity"
+    rows = (
+        Row(
+            ("density/polarity", "density/polarity_low", "density/polarity_high"),
+            "share of pairs of a probe image and its own worst corruption (three kinds) in which "
+            "the image scores higher, and the ends of its 95 % interval",
+            "0 … 1",
+            "above 0.5",
+            "**`_high` below 0.5: the score is inverted**, likely images score low; an interval "
+            "that holds 0.5 says nothing yet",
+            "`polarity_samples` × 9 images",
+            "`paired_polarity`",
+        ),
+        Row(
+            ("density/polarity_noise", "density/polarity_blur", "density/polarity_shuffle"),
+            "the same for one kind",
+            "0 … 1",
+            "above 0.5",
+        ),
+        Row(
+            ("density/order",),
+            "minus the rank correlation (Kendall's τ) of severity and score within each image",
+            "−1 … 1",
+            "towards 1",
+            "the same",
+            "",
+            "`severity_order`",
+        ),
+    )
+    panels = (
+        Panel(
+            "calibration",
+            "polarity (below 0.5: inverted)",
+            ("density/polarity", "density/polarity_(noise|blur|shuffle)"),
+        ),
+    )
+
+    def __init__(self, samples: int = 8) -> None:
+        self.part = Corrupted(samples)
+        self.wants = (self.part,)
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        """Compare images with worse versions of themselves.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``density/polarity*`` and ``density/order``; nothing for inputs that are no images.
+        """
+        if self.part not in look.parts:
+            return {}
+        return polarity_scalars(look.probe.scores[: self.part.samples], look[self.part])
+
+
+def polarity_scalars(scores: Tensor, corrupted: dict[str, dict[int, Tensor]]) -> dict[str, float]:
+    """Say whether images that are outliers by construction score lower, as they must.
+
+    Args:
+        scores: Scores of some images, (B,).
+        corrupted: Scores of the same images by corruption and severity.
+
+    Returns:
+        ``density/polarity``, the share of pairs of an image and its worst versions in which the
+        image scores higher, with ``_low`` and ``_high``, the ends of its 95 % interval (inverted
+        where ``_high`` is below 0.5), each corruption's own share, and ``density/order``, minus the
+        rank correlation of severity and score within an image.
+    """
+    scalars: dict[str, float] = {}
+    order: list[Tensor] = []
+    worst: list[Tensor] = []
+    for name, versions in corrupted.items():
+        levels = torch.stack([scores, *(versions[severity] for severity in sorted(versions))])
+        pairs = torch.isfinite(levels[[0, -1]]).all(0)
+        if pairs.any():
+            share = paired_polarity(levels[0, pairs], levels[-1:, pairs]).polarity
+            scalars[f"density/polarity_{name}"] = share.item()
+        finite = torch.isfinite(levels).all(0)
+        if finite.any():
+            order.append(severity_order(levels[:, finite]))
+        worst.append(levels[-1])
+    if worst:
+        everything = torch.stack([scores, *worst])
+        finite = torch.isfinite(everything).all(0)
+        if finite.any():
+            found = paired_polarity(everything[0, finite], everything[1:, finite])
+            scalars["density/polarity"] = found.polarity.item()
+            scalars["density/polarity_low"] = found.lower.item()
+            scalars["density/polarity_high"] = found.upper.item()
+    if order:
+        scalars["density/order"] = torch.stack(order).mean().item()
+    return scalars
