@@ -7,59 +7,58 @@ import re
 
 import pytest
 import torch
-from helpers import images, mlp
+from helpers import Tiny, images, loader, mlp, trainer
 
-from jepa_monitor import DensityMonitor
+from jepa_monitor import DensityMonitor, JepaScoreCallback
+from jepa_monitor.insights import INSIGHTS
+from jepa_monitor.insights.dashboard import dashboard
+from jepa_monitor.insights.table import all_insights, render_table, tag_pattern
+from jepa_monitor.monitor.tags import all_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 
 
-def _documented() -> list[re.Pattern[str]]:
-    """Every tag of the first table, with `/std` and `_p50` standing for the tag before them."""
-    table = (ROOT / "docs/metrics.md").read_text().split("# The quantities")[0]
-    tags: list[str] = []
-    for cell in re.findall(r"^\| (`[^|]+?) \|", table, re.MULTILINE):
-        names = re.findall(r"`([^`]+)`", cell)
-        relative = "…_relative" in names
-        first = names[0]
-        for name in names:
-            if name == "…_relative":
-                continue
-            if name.startswith("/"):
-                name = first.rsplit("/", 1)[0] + name
-            elif name.startswith("_"):
-                stems = (first, first.rsplit("_", 1)[0])
-                tags += [stem + name for stem in stems]
-                continue
-            elif "/" not in name:
-                name = first.rsplit("/", 1)[0] + "/" + name
-            tags += [name, name + "_relative"] if relative else [name]
-    escaped = [
-        re.escape(tag).replace("<detector>", "[a-z_]+?").replace("<name>", "[a-z]+") for tag in tags
-    ]
-    return [re.compile(f"^{tag}$") for tag in escaped]
+def test_the_table_of_tags_is_that_of_the_insights() -> None:
+    text = (ROOT / "docs/metrics.md").read_text()
+    start = text.index("| Tag |")
+    table = text[start : text.index("\n\n", start) + 1]
+    assert table == render_table(all_rows()), "python -m jepa_monitor.monitor.tags"
 
 
-def test_every_tag_is_explained() -> None:
-    data = images(80)
+def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -> None:
     settings = {"max_probe_samples": 20, "polarity_samples": 4}
-    monitors = [
-        DensityMonitor(data, **settings),
-        DensityMonitor(data, reference=images(80, 2), ood={"dark": data / 4}, **settings),
-        DensityMonitor(
-            data,
-            insights=["alignment", "tasks", "separation", "neighbors"],
-            labels=torch.arange(80) % 4,
-            compare_with=mlp(192),
-            **settings,
-        ),
+    full = JepaScoreCallback(
+        mlp(192, 20),
+        images(80),
+        reference=images(80, 2),
+        ood={"dark": images(80) / 4},
+        insights=list(INSIGHTS),
+        labels=torch.arange(80) % 4,
+        compare_with=mlp(192),
+        max_overhead=None,
+        **settings,
+    )
+    trainer(tmp_path, [full], max_epochs=1).fit(Tiny(), loader())
+    report = DensityMonitor(images(80), **settings).evaluate(mlp(192))  # without a reference
+    logged = {*full.history[-1], *report.scalars} - {"step"}
+    assert len(logged) >= 90
+    rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
+    assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []
+    assert [tag for tag, p in rows.items() if not any(p.fullmatch(t) for t in logged)] == []
+
+
+def test_every_panel_shows_something() -> None:
+    rows = [tag for row in all_rows() for tag in row.tags]
+    tags = [tag.replace("<detector>", "knn").replace("<name>", "svhn") for tag in rows]
+    shown = [
+        pattern
+        for charts in dashboard(all_insights(), "").values()
+        for _, lines in charts.values()
+        for pattern in lines
     ]
-    patterns = _documented()
-    logged = {tag for monitor in monitors for tag in monitor.evaluate(mlp(192)).scalars}
-    assert len(logged) > 60
-    missing = [tag for tag in sorted(logged) if not any(p.match(tag) for p in patterns)]
-    assert missing == []
+    assert len(shown) > 15
+    assert [p for p in shown if not any(re.match(p, tag) for tag in tags)] == []
 
 
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))

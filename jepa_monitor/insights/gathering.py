@@ -118,7 +118,7 @@ class Gatherer:
         for part in dict.fromkeys((*parts, *optional)):
             try:
                 found[part] = part.gather(self)
-            except Exception as error:
+            except Exception as error:  # noqa: PERF203
                 if part in musts:
                     raise
                 failed[part] = error

@@ -1,0 +1,77 @@
+"""What every tag means: the rows of the insights, and of what the alarm and the callbacks add.
+
+``python -m jepa_monitor.monitor.tags`` prints the table of ``docs/metrics.md``.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from jepa_monitor.insights import Row
+from jepa_monitor.insights.table import all_insights, render_table
+
+__all__ = ["ALARM_ROWS", "MONITOR_ROWS", "all_rows"]
+
+ALARM_ROWS = (
+    Row(
+        ("collapse/state",),
+        "0 healthy, 1 dimensional, 2 complete collapse, with hysteresis",
+        "0, 1, 2",
+        "0",
+        "",
+        "free",
+        "[docs/collapse.md](collapse.md)",
+    ),
+    Row(
+        ("collapse/steps_in_state",), "training steps since this state began", "≥ 0", "", "", "free"
+    ),
+    Row(
+        ("collapse/alarm",),
+        "1 once a collapse has outlasted `patience_steps`, or returned",
+        "0 or 1",
+        "0",
+        "",
+        "free",
+        "[docs/collapse.md](collapse.md)",
+    ),
+)
+MONITOR_ROWS = (
+    Row(("monitor/seconds",), "duration of this evaluation", "> 0 s"),
+    Row(
+        ("monitor/overhead",),
+        "share of the wall time since training began that went into evaluations",
+        "0 … 1",
+        "under `max_overhead`",
+    ),
+    Row(("monitor/images",), "images scored", "≥ 0"),
+    Row(
+        ("monitor/nonfinite",),
+        "scores that are not finite, left out of all statistics",
+        "≥ 0",
+        "0",
+        "NaN weights, infinite slopes",
+    ),
+    Row(
+        ("monitor/failed_insights",),
+        "insights and detectors that failed at this evaluation and were left out",
+        "≥ 0",
+        "0",
+        "the warning says why",
+    ),
+    Row(("monitor/failures",), "evaluations that failed", "≥ 0", "0", "the warning says why"),
+    Row(("monitor/skipped",), "evaluations put off to keep within `max_overhead`", "≥ 0"),
+)
+
+
+def all_rows() -> list[Row]:
+    """Give the row of every tag that the package logs.
+
+    Returns:
+        The rows, in the order of the table.
+    """
+    rows = [row for insight in all_insights() for row in insight.rows]
+    return [*rows, *ALARM_ROWS, *MONITOR_ROWS]
+
+
+if __name__ == "__main__":
+    sys.stdout.write(render_table(all_rows()))
