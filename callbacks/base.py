@@ -21,7 +21,7 @@ from jepa_monitor.callbacks.discovery import (
     is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars
-from jepa_monitor.encoders.embedder import Pool, check_pool, check_whole
+from jepa_monitor.encoders import Pool, check_pool, check_whole
 from jepa_monitor.encoders.processes import Processes
 
 __all__ = ["EncoderCallback"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec
-from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.jacobian.score import embed
@@ -62,7 +62,7 @@ class CollapseCallback(AlarmedCallback):
         patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
             steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         max_samples: How many images to embed.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
             :func:`~jepa_monitor.probes.batch_images`.
         max_overhead: Largest share of the wall time to spend; ``None`` for no limit.

@@ -16,7 +16,7 @@ from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.detectors import Detector, choose_detectors
-from jepa_monitor.encoders.embedder import Pool
+from jepa_monitor.encoders import Pool
 from jepa_monitor.insights import choose_insights, default_insights
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.jacobian.options import ScoreOptions
@@ -100,7 +100,7 @@ class JepaScoreCallback(AlarmedCallback):
             steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when an evaluation fails, instead of warning once.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
             :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``.

@@ -32,6 +32,13 @@ def timeless(scalars: dict[str, float]) -> dict[str, float]:
     return {tag: value for tag, value in scalars.items() if not tag.endswith(CLOCKS)}
 
 
+class Tally:
+    """Counts where no look puts anything back: in an object of its own."""
+
+    def __init__(self) -> None:
+        self.seen: list[int] = []
+
+
 class Counting(nn.Module):
     """Counts the passes and the images that it sees; fails at a pass of one process, if told to."""
 
@@ -39,8 +46,12 @@ class Counting(nn.Module):
         super().__init__()
         torch.manual_seed(3)
         self.net = mlp(192, outputs)
-        self.seen: list[int] = []
+        self.tally = Tally()
         self.failing = failing
+
+    @property
+    def seen(self) -> list[int]:
+        return self.tally.seen
 
     def forward(self, batch: Tensor) -> Tensor:
         self.seen.append(len(batch))

@@ -17,7 +17,10 @@ import numpy as np
 import torch
 from torch import nn
 
-__all__ = ["full_float32", "is_fsdp1", "undisturbed"]
+from jepa_monitor.encoders.holdings import Holdings
+from jepa_monitor.encoders.modules import inner_module, is_of_distributed
+
+__all__ = ["full_float32", "undisturbed"]
 
 # Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
 # the user has set is used here, since an encoder that reads the other kind would raise.
@@ -88,69 +91,39 @@ def _preserved_rng() -> Iterator[None]:
         np.random.set_state(numpy)  # noqa: NPY002
 
 
-def is_fsdp1(module: nn.Module) -> bool:
-    """Tell a wrapper of FSDP1.
-
-    Args:
-        module: Any module.
-
-    Returns:
-        Whether it is ``torch.distributed.fsdp.FullyShardedDataParallel``, which need not be loaded.
-    """
-    return any(kind.__name__ == "FullyShardedDataParallel" for kind in type(module).__mro__)
-
-
-@contextmanager
-def _passed_through(wrapper: Any) -> Iterator[None]:
-    """Let a wrapper do nothing but call what it wraps."""
-    before = wrapper.__dict__.get("forward")
-    wrapper.__dict__["forward"] = wrapper.module.__call__
-    try:
-        yield
-    finally:
-        del wrapper.__dict__["forward"]
-        if before is not None:
-            wrapper.__dict__["forward"] = before
-
-
-def _is_of_distributed(hook: Any) -> bool:
-    return str(getattr(hook, "__module__", "")).startswith("torch.distributed")
-
-
-@contextmanager
-def _without_collectives(modules: Iterable[nn.Module]) -> Iterator[None]:
-    """Take away what makes FSDP and tensor parallelism talk to other processes.
+def _silence(modules: Iterable[nn.Module]) -> None:
+    """Take away what makes training strategies talk to other processes.
 
     They would put sharded tensors in the place of the whole ones that are evaluated here, and wait
-    for processes that evaluate other images.
+    for processes that evaluate other images. Wrappers are made to call what they wrap.
     """
-    with ExitStack() as stack:
-        for module in modules:
-            if is_fsdp1(module):
-                stack.enter_context(_passed_through(module))
-            for name in ("_forward_pre_hooks", "_forward_hooks"):
-                hooks = getattr(module, name)
-                kept = {key: hook for key, hook in hooks.items() if not _is_of_distributed(hook)}
-                if len(kept) < len(hooks):
-                    stack.enter_context(_attribute(module, name, OrderedDict(kept)))
-        yield
+    for module in modules:
+        inner = inner_module(module)
+        if inner is not None:
+            vars(module)["forward"] = inner.__call__
+        for name in ("_forward_pre_hooks", "_forward_hooks"):
+            hooks = getattr(module, name)
+            if any(is_of_distributed(hook) for hook in hooks.values()):
+                kept = {key: hook for key, hook in hooks.items() if not is_of_distributed(hook)}
+                vars(module)[name] = OrderedDict(kept)
 
 
 @contextmanager
-def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[None]:
+def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[Holdings]:
     """Open a context in which the modules are in eval mode and exact gradients can be taken.
 
     Inside, gradients are on and inference mode is off (whatever Lightning set around it), autocast,
-    TF32, compiled graphs and the hooks of ``torch.distributed`` are off. On exit, also through an
-    exception, the training flag of every single submodule, the random states of Python, NumPy and
-    torch on all devices, and all settings are what they were.
+    TF32, compiled graphs, the wrappers of training strategies and the hooks of ``torch.distributed``
+    are off. On exit, also through an exception, the training flag of every single submodule, what the
+    modules and their hooks hold (:class:`~jepa_monitor.encoders.holdings.Holdings`), the random
+    states of Python, NumPy and torch on all devices, and all settings are what they were.
 
     Args:
         modules: The modules that will be evaluated, with all their submodules.
         device: Where they will be evaluated.
 
     Yields:
-        Nothing.
+        The record of what the modules hold.
     """
     modes = {module: module.training for root in modules for module in root.modules()}
     with ExitStack() as stack:
@@ -162,12 +135,14 @@ def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
             stack.enter_context(torch.autocast(kind, enabled=False))
         stack.enter_context(full_float32())
         stack.enter_context(torch.compiler.set_stance("force_eager"))
-        stack.enter_context(_without_collectives(modes))
+        holdings = Holdings(modes)
+        stack.callback(holdings.restore)
+        _silence(modes)
         try:
             # Not module.eval(): a module may override it to do more than set flags.
             for module in modes:
                 module.training = False
-            yield
+            yield holdings
         finally:
             for module, training in modes.items():
                 module.training = training

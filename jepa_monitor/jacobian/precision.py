@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_images
-from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.calibration import density_agreement
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
@@ -44,7 +44,7 @@ def audit_precision(
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), at least 3; float64 costs several times float32.
         eps: Singular values below it count as it.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
 
     Returns:
         The audit.

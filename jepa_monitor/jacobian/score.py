@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_images
-from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
@@ -171,7 +171,7 @@ def jacobian_spectrum(
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
 
     Returns:
         (B, min(K, D)), descending, float64; NaN where the Jacobian is not finite. Of a sketch, the
@@ -226,7 +226,7 @@ def jepa_score(
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
 
     Returns:
         (B,), float64, in nats; NaN where the Jacobian is not finite.
@@ -285,7 +285,7 @@ def log_density(
         precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
         max_memory: Bytes to use at most beyond the model; default: a share of what is free.
         seed: Of the sketch.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
 
     Returns:
         ``(log_density, jepa_score, log_prior)``, each (B,), float64, in nats.

@@ -11,7 +11,7 @@ from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
 from jepa_monitor._checks import check_choice, check_images
-from jepa_monitor.encoders.embedder import Embedder, Pool, check_pool
+from jepa_monitor.encoders import Embedder, Pool, check_pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.score import plot_histogram
 from jepa_monitor.jacobian.engine import Spectra, spectra
@@ -46,7 +46,7 @@ class ImageScores(MonitorMetric):
             :class:`~jepa_monitor.functional.gaussian.Gaussian`; images are embedded once, at the first update
             after construction or reset. Of an iterator, which can be read once, up to 4096 images
             are kept for the next.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 

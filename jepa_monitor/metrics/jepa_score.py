@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor
 
-from jepa_monitor.encoders.embedder import Pool
+from jepa_monitor.encoders import Pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.options import ScoreOptions
@@ -41,7 +41,7 @@ class JepaScore(ImageScores):
         reference: Images of the training distribution or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens a sketch; images are embedded
             once, at the first update after construction or reset.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 
@@ -97,7 +97,7 @@ class LogDensity(ImageScores):
             :class:`~jepa_monitor.functional.gaussian.Gaussian`; images are embedded once, at the first update
             after construction or reset.
         reduction: ``"mean"`` or ``"none"``.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         options: How to score.
         kwargs: See :class:`torchmetrics.Metric`.
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.detectors import Detector, choose_detectors
-from jepa_monitor.encoders.embedder import Pool, check_pool
+from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights import (
     FIRST_EMBEDDINGS,
@@ -90,7 +90,7 @@ class DensityMonitor:
         max_embedding_samples: How many images of each set to embed.
         polarity_samples: How many probe images to score again in corrupted versions (three kinds,
             three severities), which tells whether the score is inverted; 0 for none.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.embedder.pool_output`.
+        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         batch_to_images: Finds the images in a batch; default
             :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
