@@ -197,8 +197,25 @@ class Embedder:
             TypeError: If it takes integers.
             ValueError: If the output is not one floating-point embedding an image.
         """
+        output = self._output(images)
+        embeddings = pool_output(output, self.pool)
+        if len(embeddings) != len(images):
+            raise ValueError(
+                f"`encoder` must return one embedding an image, got {len(embeddings)} for "
+                f"{len(images)} images."
+            )
+        if not embeddings.is_floating_point():
+            raise ValueError(f"`encoder` must return floating point, got {embeddings.dtype}.")
+        if embeddings.shape[1] == 0:
+            raise ValueError("`encoder` returned embeddings of width 0.")
+        return embeddings
+
+    def _output(self, images: Tensor) -> Any:
+        """Call the encoder, and have its errors say what it was called with."""
         try:
-            output = self._encoder(images)
+            return self._encoder(images)
+        except (MemoryError, torch.OutOfMemoryError):
+            raise
         except RuntimeError as error:
             if "Inference tensors cannot be saved" in str(error):
                 raise RuntimeError(
@@ -211,15 +228,20 @@ class Embedder:
                     "`encoder` takes token ids, which have no gradient. Score it with respect to "
                     "their embeddings: pass a function of these, and the embeddings as images."
                 ) from error
+            _explain(error, images)
             raise
-        embeddings = pool_output(output, self.pool)
-        if len(embeddings) != len(images):
-            raise ValueError(
-                f"`encoder` must return one embedding an image, got {len(embeddings)} for "
-                f"{len(images)} images."
-            )
-        if not embeddings.is_floating_point():
-            raise ValueError(f"`encoder` must return floating point, got {embeddings.dtype}.")
-        if embeddings.shape[1] == 0:
-            raise ValueError("`encoder` returned embeddings of width 0.")
-        return embeddings
+        except Exception as error:
+            _explain(error, images)
+            raise
+
+
+def _explain(error: Exception, images: Tensor) -> None:
+    """Add to an error's message what the encoder was given, and what to do if it takes another kind."""
+    if not error.args or isinstance(error.args[0], str):
+        said = f"{error.args[0]}\n" if error.args else ""
+        given = (
+            f"{said}`encoder` was given a {images.dtype} tensor of shape {tuple(images.shape)}. If it "
+            "takes a list, a dict or several views, pass a function that makes them of a batch of "
+            "images, such as lambda x: encoder([x])[0]."
+        )
+        error.args = (given, *error.args[1:])

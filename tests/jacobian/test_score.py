@@ -268,17 +268,55 @@ def test_wrong_use_is_named(case: str) -> None:
         call()
 
 
-def test_a_tensor_cached_in_inference_mode_is_explained() -> None:
-    class Caching(nn.Module):
-        table: Tensor | None = None
+class _Tables:
+    table: Tensor | None = None
 
-        def forward(self, images: Tensor) -> Tensor:
-            if self.table is None:
-                self.table = torch.arange(48.0)
-            return images * self.table
 
-    encoder = Caching()
+class _Caching(nn.Module):
+    """Makes a table at its first pass, in itself or in an object that it has."""
+
+    def __init__(self, apart: bool) -> None:
+        super().__init__()
+        self.table: Tensor | None = None
+        self.tables = _Tables() if apart else self
+
+    def forward(self, images: Tensor) -> Tensor:
+        if self.tables.table is None:
+            self.tables.table = torch.arange(1.0, 49.0)
+        return images * self.tables.table
+
+
+def test_a_tensor_cached_in_inference_mode_is_copied_or_explained() -> None:
+    within, apart = _Caching(False), _Caching(True)
     with torch.inference_mode():
-        encoder(GOOD)
+        within(GOOD)
+        apart(GOOD)
+    expected = torch.arange(1.0, 49.0).double().log().sum().expand(2)
+    torch.testing.assert_close(jepa_score(within, GOOD), expected, rtol=0, atol=1e-4)
+    assert within.table.is_inference()
     with pytest.raises(RuntimeError, match="keeps a tensor that it made in inference mode"):
+        jepa_score(apart, GOOD)
+
+
+def _empty_assertion(images: Tensor) -> Tensor:
+    raise AssertionError
+
+
+@pytest.mark.parametrize(
+    ("encoder", "kind", "message"),
+    [
+        (lambda x: x[0]["image"], IndexError, "."),
+        (lambda x: torch.cat(x["views"]), IndexError, "."),
+        (nn.Linear(3, 2), RuntimeError, "shapes cannot be multiplied"),
+        (lambda x: x.nothing, AttributeError, "no attribute 'nothing'"),
+        (_empty_assertion, AssertionError, ""),
+        (lambda x: {}["k"], KeyError, "k"),
+    ],
+)
+def test_what_the_encoder_raises_says_what_it_was_given(
+    encoder: Callable[[Tensor], object], kind: type[Exception], message: str
+) -> None:
+    with pytest.raises(
+        kind, match=f"(?s){message}.*given.*float32.*shape \\(2, 48\\).*encoder\\(\\[x\\]\\)\\[0\\]"
+    ):
         jepa_score(encoder, GOOD)
