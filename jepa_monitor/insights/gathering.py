@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect
-from jepa_monitor.encoders.embedder import Embedder, Pool
+from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.look import Look, scored_sets
