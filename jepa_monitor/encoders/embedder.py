@@ -214,8 +214,8 @@ class Embedder:
         """Call the encoder, and have its errors say what it was called with."""
         try:
             return self._encoder(images)
-        except (MemoryError, torch.OutOfMemoryError):
-            raise
+        except (KeyError, MemoryError, torch.OutOfMemoryError):
+            raise  # a key is no message, and memory is not a matter of the kind of input
         except RuntimeError as error:
             if "Inference tensors cannot be saved" in str(error):
                 raise RuntimeError(
