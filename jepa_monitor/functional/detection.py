@@ -9,7 +9,6 @@ import math
 
 import torch
 from torch import Tensor
-from torchmetrics.functional.classification import binary_average_precision
 
 from jepa_monitor.functional._checks import as_vector, require_number
 from jepa_monitor.functional._intervals import midranks
@@ -68,6 +67,9 @@ def average_precision(scores: Tensor, ood_scores: Tensor) -> Tensor:
     inside, outside = as_vector(scores, "scores"), as_vector(ood_scores, "ood_scores")
     joined = torch.cat([inside, outside])
     labels = torch.cat([torch.ones_like(inside), torch.zeros_like(outside)]).long()
+    # Here, since it takes seconds: a plain loop has no other use for torchmetrics.
+    from torchmetrics.functional.classification import binary_average_precision
+
     return binary_average_precision(midranks(joined) / len(joined), labels).double()
 
 
