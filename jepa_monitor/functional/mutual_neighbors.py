@@ -11,8 +11,8 @@ from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import as_matrix, require_same_rows
 from jepa_monitor.functional._directions import unit_rows
 
-_BLOCK = 1024  # rows of the similarity matrices held at a time
-_TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
+BLOCK = 1024  # rows of the similarity matrices held at a time
+TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
 
 
 def mutual_knn(first: Tensor, second: Tensor, k: int = 10, chance_corrected: bool = True) -> Tensor:
@@ -58,7 +58,7 @@ def mutual_knn(first: Tensor, second: Tensor, k: int = 10, chance_corrected: boo
         raise ValueError(f"`k` must be at most N - 2 = {len(a) - 2}, got {k}.")
     a, b = unit_rows(a), unit_rows(b)
     total = a.new_zeros(())
-    for start in range(0, len(a), _BLOCK):
+    for start in range(0, len(a), BLOCK):
         total = total + (_membership(a, start, k) * _membership(b, start, k)).sum()
     share = total / (k * len(a))
     chance = k / (len(a) - 1)
@@ -67,10 +67,10 @@ def mutual_knn(first: Tensor, second: Tensor, k: int = 10, chance_corrected: boo
 
 def _membership(z: Tensor, start: int, k: int) -> Tensor:
     """Probability that each sample is among the k neighbours of each sample of a block."""
-    similarity = z[start : start + _BLOCK] @ z.T
+    similarity = z[start : start + BLOCK] @ z.T
     similarity.diagonal(offset=start).fill_(-math.inf)
     last = similarity.topk(k, dim=1).values[:, -1:]
-    inside = similarity > last + _TIE
-    tied = (similarity >= last - _TIE) & ~inside
+    inside = similarity > last + TIE
+    tied = (similarity >= last - TIE) & ~inside
     places = k - inside.sum(1, keepdim=True)
     return inside.double() + tied * (places.double() / tied.sum(1, keepdim=True))
