@@ -64,7 +64,7 @@ def test_constant_embeddings_read_chance(value):
 
 def test_errors():
     z = normal(12, 3)
-    with pytest.raises(ValueError, match="the same number of rows, got .12, 3. and .11, 3."):
+    with pytest.raises(ValueError, match=r"the same number of rows, got \(12, 3\) and \(11, 3\)\."):
         mutual_knn(z, z[1:])
     with pytest.raises(ValueError, match="`k` must be at most N - 2 = 10, got 11"):
         mutual_knn(z, z, k=11)
