@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+import tempfile
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,10 +16,11 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 import numpy as np
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, TiffImagePlugin, UnidentifiedImageError
+
+from jepa_monitor.cli.formats import FORMATS, kind_of
 
 __all__ = [
-    "SUFFIXES",
     "BadImage",
     "Decoded",
     "decode",
@@ -28,32 +30,9 @@ __all__ = [
     "to_plain",
 ]
 
-# Only formats that are decoded in-process by a library that is fuzzed: EPS, say, runs Ghostscript.
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "JPEG2000", "AVIF")
-SUFFIXES = frozenset(
-    [
-        ".jpg",
-        ".jpeg",
-        ".jpe",
-        ".jfif",
-        ".png",
-        ".apng",
-        ".webp",
-        ".bmp",
-        ".dib",
-        ".gif",
-        ".tif",
-        ".tiff",
-        ".ppm",
-        ".pgm",
-        ".pbm",
-        ".pnm",
-        ".jp2",
-        ".j2k",
-        ".jpx",
-        ".avif",
-    ]
-)
+_DNG_VERSION, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 50706, 254, 258, 262, 339
+_HEAD = 132  # bytes that tell a format
+_STDERR = 2  # the file descriptor, which C knows
 _MOST_UNEQUAL = 50  # sides; a resize of the shorter side would make the longer one enormous
 
 
@@ -116,21 +95,22 @@ def decode(stream: BinaryIO, max_pixels: int, convert: bool = True) -> Decoded:
     Raises:
         BadImage: If it cannot or must not be decoded.
     """
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # about metadata; and the size is checked here
-        try:
-            with open_image(stream) as image:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # about metadata
+            with pixels_limited(None), open_image(stream) as image:  # before any is decoded, here
                 return to_plain(image, max_pixels, convert)
-        except BadImage:
-            raise
-        except UnidentifiedImageError as error:
-            raise BadImage(f"is no image in any of the formats {', '.join(_FORMATS)}") from error
-        except Image.DecompressionBombError as error:
-            raise BadImage(f"decompression bomb: {error}") from error
-        except MemoryError as error:
-            raise BadImage("does not fit into memory") from error
-        except Exception as error:  # decoders raise whatever they like on broken files
-            raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from error
+    except BadImage:
+        raise
+    except UnidentifiedImageError as error:
+        stream.seek(0)
+        kind = kind_of(stream.read(_HEAD))
+        hint = f"; it is {kind}: convert it to one of them" if kind else ""
+        raise BadImage(f"is no image in any of the formats {', '.join(FORMATS)}{hint}") from error
+    except MemoryError as error:
+        raise BadImage("does not fit into memory") from error
+    except Exception as error:  # decoders raise whatever they like on broken files
+        raise BadImage(f"cannot be decoded: {type(error).__name__}: {error}") from error
 
 
 def open_image(stream: BinaryIO) -> Image.Image:
@@ -143,7 +123,7 @@ def open_image(stream: BinaryIO) -> Image.Image:
         The image.
     """
     Image.init()
-    return Image.open(stream, formats=[name for name in _FORMATS if name in Image.OPEN])
+    return Image.open(stream, formats=[name for name in FORMATS if name in Image.OPEN])
 
 
 def to_plain(image: Image.Image, max_pixels: int, convert: bool = True) -> Decoded:
@@ -161,8 +141,9 @@ def to_plain(image: Image.Image, max_pixels: int, convert: bool = True) -> Decod
         BadImage: If it cannot or must not be converted.
     """
     _check_size(image, max_pixels)
+    _check_whole(image)
     notes = _container_notes(image)
-    image.load()
+    notes += _load(image)
     plain, conversion = _to_rgb(image)
     notes += conversion
     if notes and not convert:
@@ -171,11 +152,11 @@ def to_plain(image: Image.Image, max_pixels: int, convert: bool = True) -> Decod
 
 
 @contextmanager
-def pixels_limited(max_pixels: int) -> Iterator[None]:
-    """Have Pillow refuse images that are too large, whoever opens them.
+def pixels_limited(max_pixels: int | None) -> Iterator[None]:
+    """Have Pillow refuse images that are too large, whoever opens them, and no others.
 
     Args:
-        max_pixels: Of an image.
+        max_pixels: Of an image, in place of Pillow's own limit; ``None`` refuses none.
 
     Yields:
         Nothing.
@@ -198,6 +179,48 @@ def _check_size(image: Image.Image, max_pixels: int) -> None:
         raise BadImage(f"{width}x{height} pixels: one side is over {_MOST_UNEQUAL} times the other")
 
 
+def _check_whole(image: Image.Image) -> None:
+    """Refuse what holds the image that is meant in a form that Pillow does not read."""
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return
+    tags = image.tag_v2
+    if _DNG_VERSION in tags or tags.get(_SUBFILE_TYPE, 0) & 1:
+        raise BadImage("its first image is a preview, as in camera raw: convert it")
+
+
+def _load(image: Image.Image) -> list[str]:
+    """Decode the pixels, and return what the decoder had to say."""
+    if image.format != "TIFF":
+        image.load()
+        return []
+    said: list[str] = []
+    try:
+        with _overheard(said):
+            image.load()
+    except Exception as error:
+        raise BadImage(f"cannot be decoded: {'; '.join([str(error), *said])}") from error
+    return [f"libtiff: {'; '.join(said)}"] if said else []
+
+
+@contextmanager
+def _overheard(said: list[str]) -> Iterator[None]:
+    """Catch what libtiff writes to standard error, past Python and without the name of the file."""
+    try:
+        kept = os.dup(_STDERR)
+    except OSError:  # a service may have none
+        yield
+        return
+    with tempfile.TemporaryFile() as file:
+        os.dup2(file.fileno(), _STDERR)
+        try:
+            yield
+        finally:
+            os.dup2(kept, _STDERR)
+            os.close(kept)
+            file.seek(0)
+            said += file.read().decode("utf-8", "replace").split("\n")[:-1]
+
+
 def _container_notes(image: Image.Image) -> list[str]:
     notes = []
     if getattr(image, "is_animated", False):
@@ -215,7 +238,7 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
         if "transparency" not in image.info:
             return image.convert("RGB"), []
     elif mode.startswith(("I", "F")):
-        return _from_deep(image), ["16 bits reduced to 8"]
+        return _from_deep(image)
     elif mode in ("P", "PA"):
         notes.append("palette")
     elif mode == "1":
@@ -232,9 +255,23 @@ def _to_rgb(image: Image.Image) -> tuple[Image.Image, list[str]]:
     return Image.alpha_composite(white, clear).convert("RGB"), [*notes, "transparency on white"]
 
 
-def _from_deep(image: Image.Image) -> Image.Image:
+def _from_deep(image: Image.Image) -> tuple[Image.Image, list[str]]:
+    """Reduce grey of more than 8 bits, by the range that its file declares."""
     values = np.asarray(image)
-    if values.dtype.kind == "f" or values.min() < 0 or values.max() > 65535:
+    bits, white = 16, False
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        tags = image.tag_v2
+        bits, white = tags[_BITS][0], tags.get(_PHOTOMETRIC) == 0
+        if bits > 16 or tags.get(_SAMPLE_FORMAT, (1,))[0] != 1:
+            raise BadImage(f"its {bits}-bit {values.dtype} samples have no known range")
+    most = 2**bits - 1
+    if values.dtype.kind == "f" or values.min() < 0 or values.max() > most:
         raise BadImage(f"its {values.dtype} samples have no known range")
-    reduced = np.round(values.astype(np.float64) / 257).astype(np.uint8)
-    return Image.fromarray(reduced).convert("RGB")
+    notes = [f"{bits} bits reduced to 8"]
+    clear = image.info.get("transparency")
+    light = values.astype(np.float64) / most
+    if isinstance(clear, int):
+        light = np.where(values == clear, 1.0, light)
+        notes.append("transparency on white")
+    reduced = np.round(255 * (1 - light if white else light)).astype(np.uint8)
+    return Image.fromarray(reduced).convert("RGB"), notes

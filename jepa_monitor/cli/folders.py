@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from jepa_monitor.cli.decoding import SUFFIXES
+from jepa_monitor.cli.formats import SUFFIXES, is_hidden
 from jepa_monitor.cli.images import Entry
 
 __all__ = ["LISTS", "list_folder", "printable", "read_list"]
@@ -45,7 +45,8 @@ def list_folder(root: Path) -> tuple[list[Entry], int]:
         root: The folder.
 
     Returns:
-        The images, named by their path within the folder, and the number of other files.
+        The images, named by their path within the folder, and the number of other files; a hidden
+        folder counts as one and is not looked into.
     """
     entries: list[Entry] = []
     ignored, home, seen = 0, os.path.realpath(root), set[str]()
@@ -60,6 +61,9 @@ def list_folder(root: Path) -> tuple[list[Entry], int]:
         for item in inside:
             key = prefix + item.name
             suffix = os.path.splitext(item.name)[1].lower()  # noqa: PTH122 - may not be text
+            if is_hidden(item.name):  # .git, .thumbnails, and what other systems put beside a file
+                ignored += 1
+                continue
             try:
                 is_folder = item.is_dir()
             except OSError as error:  # a link that leads to itself
@@ -75,7 +79,7 @@ def list_folder(root: Path) -> tuple[list[Entry], int]:
                     continue
                 seen.add(real)
                 visit(item.path, key + "/")
-            elif suffix in SUFFIXES and not item.name.startswith("."):
+            elif suffix in SUFFIXES:
                 entries.append(printable(key)._replace(path=item.path))
             else:
                 ignored += 1

@@ -268,7 +268,7 @@ def _thumbnails(
 ) -> tuple[dict[int, str], str]:
     """Draw small pictures; where the images are not to be found, say so."""
     known = info_of(table).get("identity", {}).get("data", {})
-    source = _source(known.get("name"), scores, data)
+    source = _source(table, scores, data)
     if source is None:
         where = f": {known['name']} is not here" if known else ""
         return {}, f"No pictures{where}. `--data` says where the images are."
@@ -281,15 +281,18 @@ def _thumbnails(
     return made, ""
 
 
-def _source(name: str | None, scores: str, data: str | None) -> Source | None:
+def _source(table: pa.Table, scores: str, data: str | None) -> Source | None:
     """Open the data that were named now, or those of the table, here or beside the table."""
+    identity = info_of(table).get("identity", {})
+    most = identity.get("settings", {}).get("max_pixels", Settings().max_pixels)
     if data is not None:
-        return open_source(data, Settings().max_pixels)
+        return open_source(data, most)
+    name = identity.get("data", {}).get("name")
     if name is None:
         return None
     for place in (name, str(Path(scores).parent / name)):
         with contextlib.suppress(ValueError):  # moved, or a data set that has no path
-            return open_source(place, Settings().max_pixels)
+            return open_source(place, most)
     return None
 
 

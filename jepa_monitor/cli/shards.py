@@ -14,8 +14,9 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from jepa_monitor.cli.decoding import SUFFIXES, BadImage, open_regular
+from jepa_monitor.cli.decoding import BadImage, open_regular
 from jepa_monitor.cli.folders import printable
+from jepa_monitor.cli.formats import SUFFIXES, is_hidden
 from jepa_monitor.cli.images import Entry
 
 __all__ = ["expand", "list_shards"]
@@ -131,7 +132,7 @@ class _Shard:
         folder, _, name = member.name.rpartition("/")
         stem, _, kind = name.partition(".")  # as WebDataset does: a.left.jpg is an image of a
         key, suffix = f"{folder}/{stem}", os.path.splitext(name)[1].lower()  # noqa: PTH122
-        hidden = name.startswith(".")
+        hidden = is_hidden(member.name)
         if member.isdir():
             return
         if kind in ("cls", "json") and not hidden and member.isreg():
