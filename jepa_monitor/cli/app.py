@@ -1,37 +1,27 @@
-"""The command ``jepa-monitor``: in go words, out come files, a closing table and an exit status."""
+"""The commands: in go words, out come files, a closing table and an exit status.
+
+Nothing that takes long to import is imported before it is used: help and errors come at once.
+"""
 
 from __future__ import annotations
 
 import dataclasses
 import datetime
+import inspect
 import os
-import re
-import sys
-import time
-from argparse import HelpFormatter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any
 
-import torch
-from jsonargparse import ArgumentParser, Namespace
-from rich.console import Console
-from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
-from typing_extensions import Self
-
-from jepa_monitor.cli.closing import closing_table, comparison_table
 from jepa_monitor.cli.comparison import compare
 from jepa_monitor.cli.curation import curate
-from jepa_monitor.cli.decoding import BadImage
-from jepa_monitor.cli.loaded import ModelSettings
-from jepa_monitor.cli.models import load_encoder
-from jepa_monitor.cli.page import report
-from jepa_monitor.cli.scoring import Settings, score_dataset
-from jepa_monitor.cli.tables import info_of
+from jepa_monitor.cli.options import Option, Parser, options_of
+from jepa_monitor.cli.reporting import report
+from jepa_monitor.cli.settings import ModelSettings, Settings
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["main", "score"]
+__all__ = ["COMMANDS", "Command", "score"]
 
-_DONE, _FAILED, _REFUSED, _SKIPPED, _INTERRUPTED = 0, 1, 2, 3, 130
+DONE, FAILED, REFUSED, SKIPPED, INTERRUPTED = 0, 1, 2, 3, 130
 
 _SCORE = """
 examples:
@@ -39,12 +29,25 @@ examples:
   jepa-monitor score --model hf/facebook/ijepa_vith14_1k --data photos/ --out scores.parquet
   jepa-monitor score --model open_clip/ViT-B-32-quickgelu/metaclip_400m --data photos/ --out s.csv
   jepa-monitor score --model runs/ijepa/version_0/checkpoints/last.ckpt --data photos/ --out s.csv
-  jepa-monitor score --model my_code:encoder --data list.csv --out s.jsonl --method exact --limit 500
+  jepa-monitor score --model my_code:encoder --mean 0.5 0.5 0.5 --std 0.5 0.5 0.5 --data 's-{00..09}.tar' \\
+      --out s.jsonl --method exact --limit 500 --max-memory 2GB
   torchrun --nproc-per-node 8 -m jepa_monitor score --model … --data … --out …
 
+a size:
+  bytes (2000000000), or with a unit of 1000 (500MB, 2GB) or of 1024 (2GiB)
+
+a list of numbers:
+  words (--mean 0.5 0.5 0.5) or one word (--mean 0.5,0.5,0.5), one number a channel
+
+a list of images:
+  list.txt      a path a line; relative ones start from the list's folder
+  list.csv      columns path and, if you like, label
+  list.jsonl    {"path": "a.png", "label": "cat"} a line
+
 exit status:
-  0 all images are scored; 3 some were skipped, see NAME.errors.jsonl; 1 failed; 2 refused: a wrong
-  argument, or results of other settings under --out; 130 interrupted: the same command goes on.
+  0 all images are scored; 3 some were skipped, see NAME.errors.jsonl; 1 failed, or a hub cannot be
+  reached; 2 refused: a wrong argument, or results of other settings under --out; 130 interrupted: the
+  same command goes on
 """
 
 _REPORT = """
@@ -57,6 +60,7 @@ _COMPARE = """
 examples:
   jepa-monitor compare dinov2.parquet ijepa.parquet
   jepa-monitor compare a.parquet b.parquet --rank-by knn --out differences.csv
+  jepa-monitor compare a.parquet b.parquet --page differences.html
 """
 
 _CURATE = """
@@ -66,6 +70,50 @@ examples:
   jepa-monitor curate scores.parquet to_look_at --high 0.01        # a folder of links
   jepa-monitor curate scores.parquet keep.csv --budget 1000 --by-class
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Command:
+    """A word that may follow ``jepa-monitor``.
+
+    Args:
+        function: What does the work; its docstring is the help.
+        run: Calls it with what was typed and returns the exit status.
+        examples: End of the help.
+        records: Records of settings that are options too.
+    """
+
+    function: Callable[..., Any]
+    run: Callable[[dict[str, Any]], int]
+    examples: str
+    records: tuple[type[Any], ...] = ()
+
+    @property
+    def summary(self) -> str:
+        """What it does, in a line."""
+        return (inspect.getdoc(self.function) or "").partition("\n")[0]
+
+    def parser(self, name: str) -> Parser:
+        """Make its parser.
+
+        Args:
+            name: What is typed for it.
+
+        Returns:
+            The parser.
+        """
+        about = (inspect.getdoc(self.function) or "").partition("\nArgs:")[0]
+        own = options_of(self.function, positional=not self.records)
+        groups = [("arguments", own)]
+        for record in self.records:
+            title = (inspect.getdoc(record) or "").partition(".\n")[0]
+            groups.append((title[0].lower() + title[1:], _adapted(options_of(record))))
+        return Parser(f"jepa-monitor {name}", about, groups, self.examples)
+
+
+def _adapted(options: list[Option]) -> list[Option]:
+    """Sketch where that is good enough: a data set is larger than a probe."""
+    return [dataclasses.replace(o, default="auto") if o.name == "method" else o for o in options]
 
 
 def score(
@@ -88,12 +136,13 @@ def score(
         model: timm/NAME, hf/ORG/NAME or hf/FOLDER, open_clip/NAME/TAG, a Lightning checkpoint
             (PATH.ckpt), or package.module:function, a function without arguments that returns an
             encoder, or an encoder and a transform.
-        data: A folder (sub-folders are classes), a list (.txt, .csv or .jsonl with ``path`` and
-            ``label``), FILE.npz, or FILE.npz:SPLIT for its arrays SPLIT_images and SPLIT_labels,
-            WebDataset shards ('shards-{000..009}.tar', or with ``*``), or torchvision/NAME:SPLIT
-            (files in ``data``, or torchvision/NAME:SPLIT@FOLDER).
+        data: A folder (sub-folders are classes), a list (.txt, .csv, .jsonl), FILE.npz or
+            FILE.npz:SPLIT (its arrays SPLIT_images and SPLIT_labels), WebDataset shards
+            ('shards-{000..009}.tar', or with a star), or torchvision/NAME:SPLIT (whose files are in
+            data/, or in FOLDER of torchvision/NAME:SPLIT@FOLDER).
         out: The table to write: .parquet, .csv or .jsonl.
-        reference: Data that the images are compared with, like ``data``; default: they themselves.
+        reference: What the images are compared with, named as ``data`` is; default: they
+            themselves.
         strict: Fail at the first image that cannot be read.
         overwrite: Begin again where there are results of other settings.
         model_settings: How to load the encoder.
@@ -103,18 +152,26 @@ def score(
     Returns:
         The exit status.
     """
-    console = Console(stderr=True)
-    loaded = load_encoder(model, model_settings)
+    from jepa_monitor.cli.closing import closing_table
+    from jepa_monitor.cli.console import Bars, printed, stderr_console
+    from jepa_monitor.cli.models import load_encoder
+    from jepa_monitor.cli.scoring import check_request, score_dataset
+    from jepa_monitor.cli.tables import info_of
+
+    console = stderr_console()
     first = _join_processes() == 0
+    source, other, _ = check_request(data, out, reference, settings)
+    loaded = load_encoder(model, model_settings)
     if first:
+        parser = COMMANDS["score"].parser("score")
         for sentence in loaded.assumed:
-            console.print(f"Assumed: {sentence}.", markup=False, highlight=False)
-    with _Bars(console, disable=not first) as bars:
+            printed(f"Assumed: {parser.spell(sentence)}.", console)
+    with Bars(console, disable=not first) as bars:
         table = score_dataset(
             loaded,
-            data,
+            source,
             out,
-            reference=reference,
+            reference=other,
             options=options,
             settings=settings,
             strict=strict,
@@ -122,9 +179,9 @@ def score(
             progress=bars.update,
         )
     if first:
-        Console().print(closing_table(table, settings.rank_by))
-        console.print(f"Wrote {out}", markup=False, highlight=False, soft_wrap=True)
-    return _SKIPPED if info_of(table)["skipped"] else _DONE
+        printed(closing_table(table, settings.rank_by))
+        printed(f"Wrote {out}", console)
+    return SKIPPED if info_of(table)["skipped"] else DONE
 
 
 def _join_processes() -> int:
@@ -135,6 +192,8 @@ def _join_processes() -> int:
     """
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
         return 0
+    import torch
+
     # They wait for each other once a phase, which may take days.
     torch.distributed.init_process_group("gloo", timeout=datetime.timedelta(days=30))
     if torch.cuda.is_available():
@@ -142,175 +201,49 @@ def _join_processes() -> int:
     return torch.distributed.get_rank()
 
 
-class _Bars:
-    """A progress bar for each phase, with images a second in this session and time left."""
-
-    def __init__(self, console: Console, disable: bool) -> None:
-        self._progress = Progress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.completed:.0f}/{task.total:.0f}"),
-            TextColumn("{task.fields[rate]}"),
-            TimeRemainingColumn(),
-            console=console,
-            disable=disable,
-        )
-        self._tasks: dict[str, tuple[TaskID, int, float]] = {}
-
-    def __enter__(self) -> Self:
-        self._progress.start()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._progress.stop()
-
-    def update(self, phase: str, done: int, total: int) -> None:
-        now = time.perf_counter()
-        if phase not in self._tasks:
-            task = self._progress.add_task(phase, total=total, completed=done, rate="")
-            self._tasks[phase] = (task, done, now)
-            return
-        task, before, started = self._tasks[phase]
-        rate = f"{(done - before) / max(now - started, 1e-9):.1f}/s"
-        self._progress.update(task, completed=done, rate=rate)
+def _record(kind: type[Any], given: dict[str, Any], **defaults: Any) -> Any:
+    names = {field.name for field in dataclasses.fields(kind)}
+    return kind(**(defaults | {name: given[name] for name in names & given.keys()}))
 
 
-class _Parser(ArgumentParser):
-    """Shows options with hyphens, and the epilog in the lines that it is written in."""
-
-    examples = ""
-
-    def format_help(self, formatter: HelpFormatter | None = None) -> str:
-        text = super().format_help() if formatter is None else super().format_help(formatter)
-        return self._hyphened(text) + self.examples
-
-    def format_usage(self) -> str:
-        return self._hyphened(super().format_usage())
-
-    @staticmethod
-    def _hyphened(text: str) -> str:
-        text = re.sub(r"--[a-z_]+", lambda found: found[0].replace("_", "-"), text)
-        return text.replace("{true,false}", "[true|false]")
-
-
-def _flags(parser: ArgumentParser) -> set[str]:
-    """Find the options that are yes or no."""
-    return {
-        option
-        for action in parser._actions
-        if getattr(action, "_typehint", None) is bool
-        for option in action.option_strings
+def _run_score(given: dict[str, Any]) -> int:
+    records = {
+        "model_settings": _record(ModelSettings, given),
+        "options": _record(ScoreOptions, given, method="auto"),
+        "settings": _record(Settings, given),
     }
+    names = inspect.signature(score).parameters.keys() - records.keys()
+    return score(**{name: given[name] for name in names & given.keys()}, **records)
 
 
-def _spell_out(arguments: Sequence[str], flags: set[str]) -> list[str]:
-    """Write ``--max-memory`` as ``--max_memory``, and ``--strict`` as ``--strict=true``."""
-    spelt: list[str] = []
-    for position, argument in enumerate(arguments):
-        name, equals, value = argument.partition("=")
-        if not name.startswith("--"):
-            spelt.append(argument)
-            continue
-        name = "--" + name[2:].replace("-", "_")
-        following = "".join(arguments[position + 1 : position + 2]).lower()
-        if name in flags and not equals and following not in ("true", "false"):
-            equals, value = "=", "true"
-        spelt.append(f"{name}{equals}{value}")
-    return spelt
+def _run_report(given: dict[str, Any]) -> int:
+    place = report(**given)
+    from jepa_monitor.cli.console import printed
+
+    printed(f"Wrote {place}")
+    return DONE
 
 
-def _parser_of(function: Callable[..., Any], examples: str) -> _Parser:
-    parser = _Parser(description=(function.__doc__ or "").split("\n    Args:")[0])
-    parser.add_function_arguments(function, as_positional=True)
-    parser.examples = examples
-    return parser
+def _run_compare(given: dict[str, Any]) -> int:
+    found = compare(**given)
+    from jepa_monitor.cli.closing import comparison_table
+    from jepa_monitor.cli.console import printed
+
+    printed(comparison_table(found.facts, found.table))
+    return DONE
 
 
-def _score_parser() -> _Parser:
-    parser = _Parser(description=(score.__doc__ or "").split("\n    Args:")[0])
-    parser.examples = _SCORE
-    skipped: set[str | int] = {"model_settings", "options", "settings"}
-    parser.add_function_arguments(score, as_positional=False, skip=skipped)
-    for record in (ModelSettings, ScoreOptions, Settings):
-        parser.add_class_arguments(record)
-    parser.set_defaults(method="auto")
-    return parser
+def _run_curate(given: dict[str, Any]) -> int:
+    count = curate(**given)
+    from jepa_monitor.cli.console import printed
+
+    printed(f"Wrote {count} images to {given['out']}")
+    return DONE
 
 
-def _say(text: str) -> None:
-    sys.stderr.write(f"{text}\n")
-
-
-def _record(kind: type[Any], given: Namespace) -> Any:
-    return kind(**{field.name: given[field.name] for field in dataclasses.fields(kind)})
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """Run the command.
-
-    Args:
-        arguments: Words after ``jepa-monitor``; default: the process's.
-
-    Returns:
-        The exit status.
-    """
-    commands = {
-        "score": _score_parser(),
-        "report": _parser_of(report, _REPORT),
-        "compare": _parser_of(compare, _COMPARE),
-        "curate": _parser_of(curate, _CURATE),
-    }
-    words = list(sys.argv[1:] if arguments is None else arguments)
-    parser = _Parser(prog="jepa-monitor", description=main.__doc__)
-    subcommands = parser.add_subcommands(required=True)
-    for name, command in commands.items():
-        subcommands.add_subcommand(name, command)
-    if words and words[0] in commands:
-        words = [words[0], *_spell_out(words[1:], _flags(commands[words[0]]))]
-    given = parser.parse_args(words)
-    try:
-        return _RUNNERS[given["subcommand"]](given[given["subcommand"]])
-    except KeyboardInterrupt:
-        _say("Interrupted: the same command goes on from here.")
-        return _INTERRUPTED
-    except BadImage as error:
-        _say(f"jepa-monitor: error: --strict: {error}")
-        return _FAILED
-    except (TypeError, ValueError) as error:
-        _say(f"jepa-monitor: error: {error}")
-        return _REFUSED
-
-
-def _run_score(given: Namespace) -> int:
-    named = ("model", "data", "out", "reference", "strict", "overwrite")
-    return score(
-        **{name: given[name] for name in named},
-        model_settings=_record(ModelSettings, given),
-        options=_record(ScoreOptions, given),
-        settings=_record(Settings, given),
-    )
-
-
-def _run_report(given: Namespace) -> int:
-    Console().print(f"Wrote {report(**vars(given))}", markup=False, highlight=False, soft_wrap=True)
-    return _DONE
-
-
-def _run_compare(given: Namespace) -> int:
-    found = compare(**vars(given))
-    Console().print(comparison_table(found.facts, found.table))
-    return _DONE
-
-
-def _run_curate(given: Namespace) -> int:
-    text = f"Wrote {curate(**vars(given))} images to {given['out']}"
-    Console().print(text, markup=False, highlight=False, soft_wrap=True)
-    return _DONE
-
-
-_RUNNERS: dict[str, Callable[[Namespace], int]] = {
-    "score": _run_score,
-    "report": _run_report,
-    "compare": _run_compare,
-    "curate": _run_curate,
+COMMANDS = {
+    "score": Command(score, _run_score, _SCORE, (ModelSettings, ScoreOptions, Settings)),
+    "report": Command(report, _run_report, _REPORT),
+    "compare": Command(compare, _run_compare, _COMPARE),
+    "curate": Command(curate, _run_curate, _CURATE),
 }

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import inspect
 import pickle
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -13,13 +14,14 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from jepa_monitor._extras import missing_of
 from jepa_monitor.cli.loaded import (
     LoadedEncoder,
-    ModelSettings,
     channels_of,
     import_from,
     plain_transform,
 )
+from jepa_monitor.cli.settings import ModelSettings
 
 __all__ = ["from_checkpoint"]
 
@@ -34,7 +36,7 @@ def _read_checkpoint(path: str, settings: ModelSettings) -> dict[str, Any]:
     except pickle.UnpicklingError as error:
         raise ValueError(
             f"`model`: {path!r} is no checkpoint, or holds more than tensors and numbers, and "
-            "loading that runs code of its author. If you trust the file, add --trust-pickle. "
+            "loading that runs code of its author. If you trust the file, set `trust_pickle`. "
             f"({str(error).splitlines()[0]})"
         ) from error
     except (RuntimeError, EOFError, OSError) as error:
@@ -97,8 +99,12 @@ def _rebuild(path: str, checkpoint: dict[str, Any], settings: ModelSettings) -> 
                 return _build(cls, checkpoint)
             except (TypeError, ValueError, RuntimeError):  # of another recipe
                 continue
+    if (
+        missing := missing_of(f"`model`: {path!r}", "recipes")
+    ) is not None:  # so that none could be asked
+        raise missing
     raise ValueError(
-        f"`model`: {path!r} is of none of the recipes. Name its class with --module "
+        f"`module` must be given: {path!r} is of none of the recipes. Name its class, "
         "package.module:Class."
     )
 
@@ -145,6 +151,26 @@ def _recipe_transform(size: int, mean: list[float], std: list[float]) -> Callabl
     return whole
 
 
+def _encoder_of(module: Any, asked: str | None) -> tuple[str, Any]:
+    """Find the encoder that was asked for, that the recipe has its monitor watch, or the usual one."""
+    from jepa_monitor.callbacks.discovery import find_encoder
+
+    defaults = getattr(sys.modules[type(module).__module__], "DEFAULTS", {})
+    watched = (
+        defaults.get("monitor.encoder") if type(module).__module__.startswith(_RECIPES) else None
+    )
+    try:
+        return find_encoder(module, asked or watched)
+    except ValueError as error:
+        if asked or watched:
+            raise
+        inside = [f"{name} ({type(child).__name__})" for name, child in module.named_children()]
+        raise ValueError(
+            f"`encoder` must be given: no submodule of {type(module).__name__} has a usual name, but "
+            f"{', '.join(inside) or 'it has none'}. A path such as teacher.backbone will do."
+        ) from error
+
+
 def from_checkpoint(path: str, settings: ModelSettings) -> LoadedEncoder:
     """Load the encoder of a Lightning checkpoint.
 
@@ -158,12 +184,10 @@ def from_checkpoint(path: str, settings: ModelSettings) -> LoadedEncoder:
     Raises:
         ValueError: If it is no checkpoint, is not safe to load, or is of an unknown class.
     """
-    from jepa_monitor.callbacks.discovery import find_encoder
-
     checkpoint = _read_checkpoint(path, settings)
     module = _rebuild(path, checkpoint, settings).eval()
-    name, encoder = find_encoder(module, settings.encoder)
-    assumed = [] if settings.encoder else [f"the encoder is the module's `{name}` (--encoder)"]
+    name, encoder = _encoder_of(module, settings.encoder)
+    assumed = [] if settings.encoder else [f"the encoder is the module's `{name}` (`encoder`)"]
     size = int(checkpoint.get("hyper_parameters", {}).get("image_size", 224))
     known = {} if settings.mean else _normalisation(path, checkpoint)
     if known:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pyarrow as pa
 import pyarrow.compute as pc
 import torch
@@ -12,9 +14,28 @@ from rich.text import Text
 from jepa_monitor.cli.tables import info_of
 from jepa_monitor.functional._intervals import clopper_pearson_interval
 
-__all__ = ["closing_table", "comparison_table", "facts"]
+__all__ = ["about", "closing_table", "comparison_table", "facts"]
 
 _LEAST = 10
+
+
+def about(table: pa.Table, path: str) -> str:
+    """Say what was scored by what.
+
+    Args:
+        table: The scores.
+        path: Of the table.
+
+    Returns:
+        A line; the table's name if no more is known of it.
+    """
+    info = info_of(table)
+    if not info:
+        return Path(path).name
+    identity = info["identity"]
+    against = identity["reference"]
+    compared = f", compared with {against['name']}" if against else ""
+    return f"{identity['data']['name']} under {identity['model']['name']}{compared}"
 
 
 def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:

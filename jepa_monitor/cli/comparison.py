@@ -3,24 +3,10 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-import numpy as np
-import pyarrow as pa
-import torch
-
-from jepa_monitor._checks import check_choice
-from jepa_monitor.cli.page import Limits, Words, about, write_page
-from jepa_monitor.cli.tables import (
-    SCORES,
-    check_format,
-    info_of,
-    read_table,
-    with_info,
-    write_table,
-)
-from jepa_monitor.functional._intervals import midranks
-from jepa_monitor.functional.calibration import density_agreement
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["Comparison", "compare"]
 
@@ -54,10 +40,12 @@ def compare(
     Args:
         first: A table of scores.
         second: Another, of the same data.
-        out: Where a table of all images goes, those on which the models differ most first.
+        out: Where a table of all images goes, those on which the models differ most first; default:
+            nowhere.
         rank_by: The score to compare.
-        page: Where an HTML page goes, with the images on which the models differ most, by class.
-        data: For the page, the images, if they have moved.
+        page: Where an HTML page goes, with the images on which the models differ most, by class;
+            default: nowhere.
+        data: For the page, the images, if they have moved; default: where they were.
 
     Returns:
         The comparison.
@@ -65,12 +53,30 @@ def compare(
     Raises:
         ValueError: If a table cannot be read, or both have fewer than 3 images in common.
     """
-    tables = [read_table(path) for path in (first, second)]
-    for path, table in zip((first, second), tables, strict=True):
+    import numpy as np
+    import pyarrow as pa
+    import torch
+
+    from jepa_monitor._checks import check_choice
+    from jepa_monitor.cli.closing import about
+    from jepa_monitor.cli.files import check_place
+    from jepa_monitor.cli.page import Limits, Words, write_page
+    from jepa_monitor.cli.settings import SCORES
+    from jepa_monitor.cli.tables import check_format, info_of, read_table, with_info, write_table
+    from jepa_monitor.functional._intervals import midranks
+    from jepa_monitor.functional.calibration import density_agreement
+
+    for path, argument in ((out, "out"), (page, "page")):
+        if path is not None:
+            check_place(Path(path), argument)
+    place = None if out is None else check_format(out)
+    tables = [
+        read_table(path, argument) for path, argument in ((first, "first"), (second, "second"))
+    ]
+    for table in tables:
         known = tuple(name for name in SCORES if name in table.column_names)
         if rank_by not in known:
-            check_choice(rank_by, f"rank_by` of `{path}", known)
-    place = None if out is None else check_format(out)
+            check_choice(rank_by, "rank_by", known)
     found = [
         {path: value for path, value in zip(*columns, strict=True) if value is not None}
         for columns in ((table["path"].to_pylist(), table[rank_by].to_pylist()) for table in tables)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import json
 import os
 from pathlib import Path
-from typing import Any
-
-import numpy as np
-import pyarrow as pa
+from typing import TYPE_CHECKING, Any
 
 from jepa_monitor._checks import check_choice, check_positive_int
-from jepa_monitor.cli.files import write_bytes
-from jepa_monitor.cli.tables import SCORES, info_of, read_table
-from jepa_monitor.functional._checks import require_number
+from jepa_monitor.cli.files import check_place, write_bytes
+from jepa_monitor.cli.settings import SCORES
+
+if TYPE_CHECKING:
+    import pyarrow as pa
 
 __all__ = ["curate", "select"]
 
@@ -45,6 +46,10 @@ def select(
     Raises:
         ValueError: If an argument is out of range.
     """
+    import numpy as np
+
+    from jepa_monitor.functional._checks import require_number
+
     check_choice(rank_by, "rank_by", tuple(n for n in SCORES if n in table.column_names))
     require_number(low, "low", 0, 1)
     require_number(high, "high", 0, 1)
@@ -96,9 +101,10 @@ def curate(
         low: Keep what lies above this quantile: 0.05 leaves out the least likely 5 %.
         high: Keep what does not lie above this quantile.
         by_class: Whether quantiles and budget are those of each class by itself.
-        budget: Keep at most so many, of all or of each class, spread evenly over what is left.
+        budget: Keep at most so many, of all or of each class, spread evenly over what is left;
+            default: all.
         drop: Write what is left out instead of what is kept.
-        data: The folder that was scored, if it has moved.
+        data: The folder that was scored, if it has moved; default: where it was.
 
     Returns:
         How many images were written.
@@ -106,6 +112,11 @@ def curate(
     Raises:
         ValueError: If an argument is out of range, or ``out`` cannot be made.
     """
+    from jepa_monitor.cli.tables import info_of, read_table
+
+    place = Path(out)
+    listed = place.suffix in _LISTS
+    check_place(place if listed else place / "link", "out")
     table = read_table(scores)
     rows = select(table, rank_by, low, high, by_class, budget)
     if drop:
@@ -119,8 +130,7 @@ def curate(
     missing = next((paths[row] for row in rows if not _present(root / paths[row])), None)
     if missing is not None:
         raise ValueError(f"`data`: there is no file {str(root / missing)!r}: say where they are.")
-    place = Path(out)
-    if place.suffix in _LISTS:
+    if listed:
         labels = table["label"].to_pylist() if "label" in table.column_names else []
         entries = [
             (os.path.abspath(root / paths[row]), labels[row] if labels else None)  # noqa: PTH100
@@ -151,9 +161,6 @@ def _listed(entries: list[tuple[str, str | None]], suffix: str) -> bytes:
                 "write .jsonl."
             )
         return "".join(f"{path}\n" for path, _ in entries).encode()
-    import csv
-    import io
-
     stream = io.StringIO(newline="")
     writer = csv.writer(stream)
     writer.writerow(["path", "label"])
@@ -170,10 +177,14 @@ def _link(pairs: list[tuple[Path, Path]], folder: Path) -> None:
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`out`: the folder {str(folder)!r} is not empty.")
     home = os.path.abspath(folder)  # noqa: PTH100 - links need not be resolved
+    taken = set[str]()
     for _, link in pairs:
         place = os.path.abspath(link)  # noqa: PTH100
         if os.path.commonpath([home, place]) != home:  # a list may name what lies elsewhere
             raise ValueError(f"`out`: {str(link)!r} would lie outside the folder: write a list.")
+        if place in taken:  # and may name a file in two ways
+            raise ValueError(f"`out`: two images would be {place!r}: write a list.")
+        taken.add(place)
     folder.mkdir(parents=True, exist_ok=True)
     for target, link in pairs:
         link.parent.mkdir(parents=True, exist_ok=True)

@@ -18,10 +18,10 @@ from typing import BinaryIO, NamedTuple
 import numpy as np
 from PIL import Image, TiffImagePlugin, UnidentifiedImageError
 
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.formats import FORMATS, kind_of
 
 __all__ = [
-    "BadImage",
     "Decoded",
     "decode",
     "open_image",
@@ -34,10 +34,6 @@ _DNG_VERSION, _SUBFILE_TYPE, _BITS, _PHOTOMETRIC, _SAMPLE_FORMAT = 50706, 254, 2
 _HEAD = 132  # bytes that tell a format
 _STDERR = 2  # the file descriptor, which C knows
 _MOST_UNEQUAL = 50  # sides; a resize of the shorter side would make the longer one enormous
-
-
-class BadImage(Exception):  # noqa: N818 - not a fault of the program
-    """An image that cannot be scored; the message is the reason."""
 
 
 class Decoded(NamedTuple):

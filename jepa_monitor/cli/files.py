@@ -7,9 +7,31 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-__all__ = ["write_atomically", "write_bytes"]
+__all__ = ["check_place", "write_atomically", "write_bytes"]
 
 _PREFIX = ".unfinished-"
+
+
+def check_place(path: Path, argument: str) -> None:
+    """Refuse a place that cannot be written to, before there is anything to write.
+
+    Args:
+        path: Of a file to be.
+        argument: Name of the argument.
+
+    Raises:
+        ValueError: If it is a folder, or no file can be made beside it.
+    """
+    if path.is_dir():
+        raise ValueError(f"`{argument}` must be a file, but {str(path)!r} is a folder.")
+    folder = next(place for place in path.absolute().parents if place.exists())
+    try:
+        with tempfile.TemporaryFile(dir=folder):
+            pass
+    except OSError as error:
+        raise ValueError(
+            f"`{argument}`: nothing can be written to {str(folder)!r}: {error.strerror}."
+        ) from error
 
 
 def write_atomically(

@@ -11,11 +11,14 @@ import torch
 from torch import Tensor, nn
 from typing_extensions import override
 
-from jepa_monitor.cli.loaded import LoadedEncoder, ModelSettings, plain_transform
+from jepa_monitor._extras import explained
+from jepa_monitor.cli.errors import UnreachableError, first_line, is_of_the_network
+from jepa_monitor.cli.loaded import LoadedEncoder, plain_transform
+from jepa_monitor.cli.settings import ModelSettings
 
 __all__ = ["HUBS"]
 
-_RANDOM = "the weights are random (--random-weights)"
+_RANDOM = "the weights are random (`random_weights`)"
 
 
 @contextmanager
@@ -24,18 +27,19 @@ def _loading(name: str, package: str, extra: str) -> Iterator[Any]:
     try:
         library = importlib.import_module(package)
     except ModuleNotFoundError as error:
-        raise ValueError(
-            f"`model`: {name!r} needs {error.name}: pip install 'jepa-monitor[{extra}]'."
-        ) from error
+        raise explained(f"`model`: {name!r}", extra, error) from error
     try:
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)  # of random weights
             yield library
     except Exception as error:  # of hubs, file formats and configurations, each has its own
+        if is_of_the_network(error):
+            reason = f"{type(error).__name__}: {first_line(error)}"
+            raise UnreachableError(f"`model`: {name!r} cannot be fetched: {reason}") from error
         pickled = "weights only load failed" in str(error).lower()
         reason = (
             "its weights are a pickle that holds more than tensors, and loading that runs code of "
-            "its author. If you trust it, add --trust-pickle"
+            "its author. If you trust it, set `trust_pickle`"
             if pickled
             else f"{type(error).__name__}: {str(error).strip() or 'no reason given'}"
         )

@@ -4,37 +4,33 @@ from __future__ import annotations
 
 import hashlib
 import io
+from abc import ABC, abstractmethod
 from pathlib import Path
-from typing import Any, BinaryIO, NamedTuple, Protocol
+from typing import Any, BinaryIO, NamedTuple
 
 import numpy as np
 from PIL import Image
 from torch import Tensor
 from typing_extensions import override
 
-from jepa_monitor.cli.decoding import (
-    BadImage,
-    Decoded,
-    decode,
-    open_regular,
-    pixels_limited,
-    to_plain,
-)
+from jepa_monitor.cli.decoding import Decoded, decode, open_regular, pixels_limited, to_plain
+from jepa_monitor.cli.errors import BadImage
 
 __all__ = ["ArraySource", "DatasetSource", "Entry", "FileSource", "Source", "file_state"]
 
 
-class Source(Protocol):
+class Source(ABC):
     """Images that can be asked for one by one, in a fixed order.
 
-    Attributes:
+    Args:
         name: What the data are called.
         ignored: Files of a folder that do not have the name of an image.
     """
 
-    name: str
-    ignored: int
+    def __init__(self, name: str, ignored: int = 0) -> None:
+        self.name, self.ignored = name, ignored
 
+    @abstractmethod
     def __len__(self) -> int: ...
 
     def key(self, index: int) -> str:
@@ -46,7 +42,9 @@ class Source(Protocol):
         Returns:
             A path or such.
         """
+        return f"{self.name}[{index}]"
 
+    @abstractmethod
     def label(self, index: int) -> str | None:
         """Say of what class an image is.
 
@@ -57,6 +55,7 @@ class Source(Protocol):
             The class, or ``None`` if not known.
         """
 
+    @abstractmethod
     def load(self, index: int) -> tuple[Image.Image | Tensor, str]:
         """Read an image.
 
@@ -70,6 +69,7 @@ class Source(Protocol):
             BadImage: If it cannot be read.
         """
 
+    @abstractmethod
     def fingerprint(self) -> str:
         """Identify the data: changed by any other set of images, or changed file.
 
@@ -110,7 +110,7 @@ class FileSource(Source):
     def __init__(
         self, name: str, entries: list[Entry], ignored: int, max_pixels: int, convert: bool
     ) -> None:
-        self.name, self.ignored = name, ignored
+        super().__init__(name, ignored)
         self._entries, self._max_pixels, self._convert = entries, max_pixels, convert
 
     @override
@@ -131,10 +131,8 @@ class FileSource(Source):
         if entry.problem is not None:
             raise BadImage(entry.problem)
         with open_regular(entry.path) as file:
-            if entry.member is None:
-                return decode(file, self._max_pixels, self._convert)
-            content = _member(file, *entry.member)
-        return decode(io.BytesIO(content), self._max_pixels, self._convert)
+            stream = file if entry.member is None else io.BytesIO(_member(file, *entry.member))
+            return decode(stream, self._max_pixels, self._convert)
 
     @override
     def fingerprint(self) -> str:
@@ -190,9 +188,8 @@ class ArraySource(Source):
         ValueError: If an array is of another kind or shape.
     """
 
-    ignored = 0
-
     def __init__(self, name: str, images: Any, labels: Any = None, classes: Any = None) -> None:
+        super().__init__(name)
         if images.ndim == 4 and images.shape[-1] == 1:
             images = images[..., 0]
         colour = images.ndim == 4 and images.shape[-1] == 3
@@ -212,22 +209,15 @@ class ArraySource(Source):
                     f"`data`: labels of {name} must be integers from 0 to {len(classes) - 1}, the "
                     "numbers of its classes."
                 )
-        self.name, self._images, self._labels, self._classes = name, images, labels, classes
+        self._images, self._labels, self._classes = images, labels, classes
 
     @override
     def __len__(self) -> int:
         return len(self._images)
 
     @override
-    def key(self, index: int) -> str:
-        return f"{self.name}[{index}]"
-
-    @override
     def label(self, index: int) -> str | None:
-        if self._labels is None:
-            return None
-        label = self._labels[index]
-        return str(label if self._classes is None else self._classes[int(label)])
+        return None if self._labels is None else _class_of(self._labels[index], self._classes)
 
     @override
     def load(self, index: int) -> Decoded:
@@ -252,11 +242,9 @@ class DatasetSource(Source):
         convert: See :func:`~jepa_monitor.cli.decoding.decode`.
     """
 
-    ignored = 0
-
     def __init__(self, dataset: Any, name: str, max_pixels: int, convert: bool) -> None:
-        self.name, self._dataset = name, dataset
-        self._max_pixels, self._convert = max_pixels, convert
+        super().__init__(name)
+        self._dataset, self._max_pixels, self._convert = dataset, max_pixels, convert
         self._classes = getattr(dataset, "classes", None)
         found = (getattr(dataset, name, None) for name in ("targets", "labels", "_labels"))
         self._labels = next((some for some in found if some is not None), None)
@@ -266,26 +254,16 @@ class DatasetSource(Source):
         return len(self._dataset)
 
     @override
-    def key(self, index: int) -> str:
-        return f"{self.name}[{index}]"
-
-    @override
     def label(self, index: int) -> str | None:
-        if self._labels is None:
-            try:
-                item = self._dataset[index]
-            except Exception:  # noqa: BLE001 - gone since it was scored, which is no reason to fail
-                return None
-            label = item[1] if isinstance(item, tuple | list) and len(item) > 1 else None
-        else:
-            label = self._labels[index]
-        if isinstance(label, Tensor | np.generic | np.ndarray):
-            label = label.tolist()
-        if isinstance(label, int) and self._classes is not None:
-            name = self._classes[label]
-            return str(name[0] if isinstance(name, tuple) else name)  # of several names of a class
-        # Boxes, masks and lists of attributes are no class.
-        return str(label) if isinstance(label, str | int | float) else None
+        if self._labels is not None:
+            return _class_of(self._labels[index], self._classes)
+        try:
+            item = self._dataset[index]
+        except Exception:  # noqa: BLE001 - gone since it was scored, which is no reason to fail
+            return None
+        if isinstance(item, tuple | list) and len(item) > 1:
+            return _class_of(item[1], self._classes)
+        return None
 
     @override
     def load(self, index: int) -> tuple[Image.Image | Tensor, str]:
@@ -305,3 +283,13 @@ class DatasetSource(Source):
     def fingerprint(self) -> str:
         # What a data set yields can be learned only by reading all of it.
         return f"{type(self._dataset).__name__} of {len(self)}"
+
+
+def _class_of(label: Any, classes: Any) -> str | None:
+    """Name a class; boxes, masks and lists of attributes are none."""
+    if isinstance(label, Tensor | np.generic | np.ndarray):
+        label = label.tolist()
+    if isinstance(label, int) and classes is not None:
+        name = classes[label]
+        return str(name[0] if isinstance(name, tuple) else name)  # of several names of a class
+    return str(label) if isinstance(label, str | int | float) else None

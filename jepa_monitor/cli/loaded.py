@@ -15,55 +15,12 @@ import torch
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from jepa_monitor._checks import check_positive_int
+from jepa_monitor.cli.settings import ModelSettings
 from jepa_monitor.encoders.embedder import Embedder
 
-__all__ = ["LoadedEncoder", "ModelSettings", "channels_of", "import_from", "plain_transform"]
+__all__ = ["LoadedEncoder", "channels_of", "import_from", "plain_transform"]
 
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
-
-
-@dataclasses.dataclass(frozen=True)
-class ModelSettings:
-    """How to load an encoder.
-
-    Args:
-        encoder: Of a Lightning checkpoint, the dotted path of the encoder in the module, such as
-            ``teacher.backbone``; by default found by its usual names, EMA targets first.
-        module: Of a Lightning checkpoint, the module's class as ``package.module:Class``; not needed
-            for the recipes' own checkpoints.
-        image_size: Side in pixels to which images are resized, where the model does not say.
-        mean: Mean of each channel in [0, 1] to normalise with, where the model does not say.
-        std: Standard deviation of each channel, likewise.
-        random_weights: Do not load the weights of a ``timm/``, ``hf/`` or ``open_clip/`` model: how
-            much of a score is the architecture's own?
-        trust_pickle: Load a checkpoint by unpickling it, which runs whatever code is in it.
-
-    Raises:
-        TypeError: If ``image_size`` is no integer.
-        ValueError: If a value is out of range, or only one of mean and std is given.
-    """
-
-    encoder: str | None = None
-    module: str | None = None
-    image_size: int | None = None
-    mean: list[float] | None = None
-    std: list[float] | None = None
-    random_weights: bool = False
-    trust_pickle: bool = False
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None:
-            check_positive_int(self.image_size, "image_size")
-        if (self.mean is None) != (self.std is None):
-            raise ValueError("`mean` and `std` must be given together.")
-        if self.mean and self.std:
-            if len(self.mean) != len(self.std):
-                raise ValueError(
-                    f"`mean` and `std` must have one number a channel, got {self.mean} and {self.std}."
-                )
-            if min(self.std) <= 0:
-                raise ValueError(f"`std` must be above 0, got {self.std}.")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -119,13 +76,13 @@ def plain_transform(
         ValueError: If mean and std are not one number a channel.
     """
     if settings.image_size is None:
-        assumed.append(f"images are resized to {size}x{size} pixels (--image-size)")
+        assumed.append(f"images are resized to {size}x{size} pixels (`image_size`)")
     mean, std = settings.mean, settings.std
     if mean is None or std is None:
         mean, std = [list(numbers)[:channels] for numbers in _IMAGENET]
         if channels == 1:
             mean, std = [0.5], [0.5]
-        assumed.append(f"pixels are normalised with mean {mean} and std {std} (--mean, --std)")
+        assumed.append(f"pixels are normalised with mean {mean} and std {std} (`mean`, `std`)")
     if len(mean) != channels:
         raise ValueError(
             f"`mean` must have one number for each of {channels} channels, got {mean}."

@@ -10,11 +10,11 @@ from jepa_monitor.cli.checkpoints import from_checkpoint
 from jepa_monitor.cli.hubs import HUBS
 from jepa_monitor.cli.loaded import (
     LoadedEncoder,
-    ModelSettings,
     channels_of,
     import_from,
     plain_transform,
 )
+from jepa_monitor.cli.settings import ModelSettings
 
 __all__ = ["load_encoder"]
 

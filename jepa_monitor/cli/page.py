@@ -15,19 +15,20 @@ import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from jepa_monitor._checks import check_choice, check_positive_int
-from jepa_monitor.cli.closing import facts
-from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor._checks import check_positive_int
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.files import write_bytes
-from jepa_monitor.cli.scoring import Settings
+from jepa_monitor.cli.settings import Settings
 from jepa_monitor.cli.sources import Source, open_source
-from jepa_monitor.cli.tables import SCORES, info_of, read_table
+from jepa_monitor.cli.tables import info_of, side_file
 
-__all__ = ["Limits", "Words", "about", "report", "write_page"]
+__all__ = ["Limits", "Words", "numbers_of", "ordered", "write_page"]
 
 _SIDE = 96  # pixels of a thumbnail
 _ROWS = 20_000  # more make a browser slow
 _DIGITS = 6
+_DOTS = 500  # outliers of a class that its line shows, the least likely first
+_FILES = 1000  # of a list of files, which the table or its side file has in full
 
 
 class Words(NamedTuple):
@@ -63,74 +64,15 @@ class Limits(NamedTuple):
     classes: int = 30
     images: int = 8
 
+    def checked(self) -> Limits:
+        """Refuse a limit that is none.
 
-def report(
-    scores: str,
-    out: str | None = None,
-    data: str | None = None,
-    rank_by: str | None = None,
-    thumbnails: int = 2000,
-    classes: int = 30,
-    images: int = 8,
-) -> Path:
-    """Write one HTML page: distributions, least and most likely images, scatter plot, table.
-
-    The page works offline: pictures and code are in it.
-
-    Args:
-        scores: The table.
-        out: The page to write; default: beside the table, with the suffix .html.
-        data: The data that were scored, if they have moved.
-        rank_by: The score to sort by; default: that of the table's own quantiles.
-        thumbnails: How many images at most are shown as pictures.
-        classes: How many classes at most have a row of their own, the largest first.
-        images: How many images of each class are shown at either end.
-
-    Returns:
-        Path of the page.
-
-    Raises:
-        ValueError: If the table cannot be read, or an argument is out of range.
-    """
-    table = read_table(scores)
-    info = info_of(table)
-    known = tuple(name for name in SCORES if name in table.column_names)
-    ranked = rank_by or info.get("identity", {}).get("settings", {}).get("rank_by", "jepa_score")
-    check_choice(ranked, "rank_by", known)
-    if not len(table):
-        raise ValueError(f"`scores`: {scores!r} has no rows.")
-    others = [name for name in ("mahalanobis", *known) if name in known and name != ranked]
-    words = Words(
-        title="Likely, unlikely and odd images",
-        about=about(table, scores),
-        facts=facts(table, ranked),
-        hint="Every score is higher for what is more usual.",
-        ends=("least likely", "most likely"),
-        axes=(others[0] if others else ranked, ranked),
-    )
-    place = Path(scores).with_suffix(".html") if out is None else Path(out)
-    limits = Limits(thumbnails, classes, images)
-    order = _ordered(range(len(table)), _numbers(table, ranked))
-    return write_page(place, table, ranked, known, order, words, limits, scores, data)
-
-
-def about(table: pa.Table, path: str) -> str:
-    """Say what was scored by what.
-
-    Args:
-        table: The scores.
-        path: Of the table.
-
-    Returns:
-        A line; the table's name if no more is known of it.
-    """
-    info = info_of(table)
-    if not info:
-        return Path(path).name
-    identity = info["identity"]
-    against = identity["reference"]
-    compared = f", compared with {against['name']}" if against else ""
-    return f"{identity['data']['name']} under {identity['model']['name']}{compared}"
+        Returns:
+            The same.
+        """
+        for name, number in self._asdict().items():
+            check_positive_int(number, name)
+        return self
 
 
 def write_page(
@@ -162,20 +104,19 @@ def write_page(
         The path.
 
     Raises:
-        ValueError: If a limit is out of range, or there are no such ``data``.
+        ValueError: If there are no such ``data``.
     """
-    for name, number in limits._asdict().items():
-        check_positive_int(number, name)
-    values = _numbers(table, rank_by)
+    values = numbers_of(table, rank_by)
     labels = table["label"].to_pylist() if "label" in table.column_names else [None] * len(table)
     groups = _largest(labels, limits.classes)
     ends = {name: _ends(members, values, limits.images) for name, members in groups.items()}
     pictured = [i for sheet in ends.values() for end in sheet for i in end]
+    odd = _outliers(table)
     kept = list(range(len(table)))
-    if len(table) > _ROWS:
-        kept = sorted({*pictured, *list(order)[:_ROWS]})
+    if len(table) > _ROWS:  # all outliers, for they can be saved as a list
+        kept = sorted({*pictured, *odd, *list(order)[:_ROWS]})
     new = {old: position for position, old in enumerate(kept)}
-    wanted = list(dict.fromkeys([*pictured, *order]))[: limits.thumbnails]
+    wanted = list(dict.fromkeys([*pictured, *odd, *order]))[: limits.thumbnails]
     made, missing = _thumbnails(table, scores, data, wanted)
     notes = [
         missing,
@@ -190,12 +131,21 @@ def write_page(
         **words._asdict(),
         "rank_by": rank_by,
         "numbers": list(numbers),
+        "total": len(table),
         "columns": _columns(table, numbers, labels, kept),
         "thumbs": [made.get(row) for row in kept],
-        "classes": [_spread(name, members, values, table) for name, members in groups.items()],
+        "classes": [_spread(name, members, values, set(odd)) for name, members in groups.items()],
         "sheets": [
             {"name": name, "ends": [[new[i] for i in end] for end in sheet]}
             for name, sheet in ends.items()
+        ],
+        "files": [
+            {"title": title, "head": head, "total": len(rows), "rows": rows[:_FILES]}
+            for title, head, rows in (
+                ("Skipped: could not be read", ["file", "reason"], _skipped(scores)),
+                ("Converted before they were scored", ["file", "conversion"], _converted(table)),
+            )
+            if rows
         ],
         "notes": [note for note in notes if note],
     }
@@ -208,8 +158,42 @@ def write_page(
     return place
 
 
-def _numbers(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
-    """Read a column; missing values are NaN."""
+def _outliers(table: pa.Table) -> list[int]:
+    if "outlier" not in table.column_names:
+        return []
+    return [row for row, odd in enumerate(table["outlier"].to_pylist()) if odd]
+
+
+def _converted(table: pa.Table) -> list[list[str]]:
+    if "note" not in table.column_names:
+        return []
+    pairs = zip(table["path"].to_pylist(), table["note"].to_pylist(), strict=True)
+    return [[path, note] for path, note in pairs if note]
+
+
+def _skipped(scores: str) -> list[list[str]]:
+    """Read the list beside the table; a file that is in the reference too is named once."""
+    place = side_file(Path(scores), ".errors.jsonl")
+    if not place.is_file():
+        return []
+    found: dict[str, str] = {}
+    problems = [json.loads(line) for line in place.read_text("utf-8").split("\n") if line]
+    for problem in sorted(problems, key=lambda problem: problem["set"] != "scores"):
+        of = " (in the reference)" if problem["set"] != "scores" else ""
+        found.setdefault(problem["path"], problem["reason"] + of)
+    return [list(pair) for pair in found.items()]
+
+
+def numbers_of(table: pa.Table, name: str) -> np.ndarray[Any, Any]:
+    """Read a column; missing values are NaN.
+
+    Args:
+        table: The scores.
+        name: Of the column.
+
+    Returns:
+        One number a row.
+    """
     return np.array([np.nan if v is None else v for v in table[name].to_pylist()], dtype=float)
 
 
@@ -222,28 +206,35 @@ def _largest(labels: Sequence[str | None], count: int) -> dict[str, list[int]]:
     return {name: groups[name] for name in sorted(names)}
 
 
-def _ordered(rows: Sequence[int], values: np.ndarray[Any, Any]) -> list[int]:
-    """Sort rows by score, the least first; those without a score are left out."""
+def ordered(rows: Sequence[int], values: np.ndarray[Any, Any]) -> list[int]:
+    """Sort rows by score, the least first; those without a score are left out.
+
+    Args:
+        rows: Their numbers.
+        values: Scores of all rows.
+
+    Returns:
+        The numbers, sorted.
+    """
     finite = [row for row in rows if np.isfinite(values[row])]
     return sorted(finite, key=lambda row: float(values[row]))
 
 
 def _ends(rows: list[int], values: np.ndarray[Any, Any], count: int) -> tuple[list[int], list[int]]:
     """Take the lowest and the highest, the outermost first, none of them twice."""
-    ordered = _ordered(rows, values)
-    count = min(count, -(-len(ordered) // 2))
-    return ordered[:count], ordered[count:][::-1][:count]
+    line = ordered(rows, values)
+    count = min(count, -(-len(line) // 2))
+    return line[:count], line[count:][::-1][:count]
 
 
 def _spread(
-    name: str, rows: list[int], values: np.ndarray[Any, Any], table: pa.Table
+    name: str, rows: list[int], values: np.ndarray[Any, Any], odd: set[int]
 ) -> dict[str, Any]:
     """Say how the scores of a class are spread."""
     finite = np.array([values[row] for row in rows if np.isfinite(values[row])])
     levels = np.quantile(finite, (0.05, 0.25, 0.5, 0.75, 0.95)).tolist() if len(finite) else None
-    odd = table["outlier"].to_pylist() if "outlier" in table.column_names else []
-    outliers = [float(values[row]) for row in rows if odd and odd[row] and np.isfinite(values[row])]
-    return {"name": name, "count": len(rows), "levels": levels, "outliers": outliers[:500]}
+    outliers = [float(values[row]) for row in ordered(rows, values) if row in odd]
+    return {"name": name, "count": len(rows), "levels": levels, "outliers": outliers[:_DOTS]}
 
 
 def _columns(

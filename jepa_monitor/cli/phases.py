@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
-from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.runs import Part, Run
 from jepa_monitor.cli.sources import Source
 from jepa_monitor.encoders.embedder import Embedder
@@ -163,6 +163,33 @@ class Law(NamedTuple):
     base: Tensor
     law: Gaussian
     members: frozenset[int]
+
+
+def check_rows(
+    embedder: Embedder,
+    source: Source,
+    transform: Callable[[Any], Tensor] | None,
+    options: ScoreOptions,
+    device: torch.device,
+) -> None:
+    """Refuse more rows than embeddings are wide by looking at one image, not at all of a reference.
+
+    Args:
+        embedder: The encoder.
+        source: Where the images are.
+        transform: Makes tensors of them.
+        options: How to score.
+        device: Where.
+    """
+    if options.rows is None:
+        return
+    prepared = _Prepared(source, transform)
+    read = (prepared[index].image for index in range(len(source)))
+    image = next((image for image in read if image is not None), None)
+    if image is not None:
+        work = functools.partial(embed, embedder, image[None], device)
+        width = embedder.run(work, device).shape[1]
+        sketch_matrix(dataclasses.replace(options, method="sketch"), width, None)
 
 
 def embed_reference(task: Task, source: Source, indices: list[int]) -> None:

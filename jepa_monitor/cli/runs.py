@@ -17,15 +17,12 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jepa_monitor.cli.errors import RefusedError
 from jepa_monitor.cli.files import write_bytes
 
-__all__ = ["Part", "RefusedError", "Run"]
+__all__ = ["Part", "Run", "check_same"]
 
 _MANIFEST = "manifest.json"
-
-
-class RefusedError(ValueError):
-    """What was asked for would mix the results of two different runs, or overwrite some."""
 
 
 class Part(NamedTuple):
@@ -198,15 +195,18 @@ def check_same(before: Mapping[str, Any], now: Mapping[str, Any], what: str) -> 
             continue
         if isinstance(old, Mapping) and isinstance(new, Mapping):
             keys = sorted(key for key in {*old, *new} if old.get(key) != new.get(key))
+            said = name in ("options", "settings")  # by the user, under these names
             changes += [
-                f"{name}.{key}: {_short(old.get(key))} → {_short(new.get(key))}" for key in keys
+                f"{f'`{key}`' if said else f'{name}.{key}'}: "
+                f"{_short(old.get(key))} → {_short(new.get(key))}"
+                for key in keys
             ]
         else:
             changes.append(f"{name}: {_short(old)} → {_short(new)}")
     if changes:
         raise RefusedError(
-            f"{what} is of other settings ({'; '.join(changes)}). Use the same, another --out, or "
-            "--overwrite to begin again."
+            f"{what} is of other settings ({'; '.join(changes)}). Use the same, another `out`, or "
+            "`overwrite` to begin again."
         )
 
 

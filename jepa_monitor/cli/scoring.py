@@ -16,13 +16,14 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
-from jepa_monitor._checks import check_choice, check_positive, check_positive_int
-from jepa_monitor.cli.files import write_bytes
+from jepa_monitor.cli.errors import RefusedError
+from jepa_monitor.cli.files import check_place, write_bytes
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.phases import (
     Progress,
     Task,
+    check_rows,
     embed_reference,
     method_used,
     nothing_read,
@@ -32,10 +33,10 @@ from jepa_monitor.cli.phases import (
     score_corrupted,
     score_images,
 )
-from jepa_monitor.cli.runs import Part, RefusedError, Run, check_same
+from jepa_monitor.cli.runs import Part, Run, check_same
+from jepa_monitor.cli.settings import SCORES, Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import (
-    SCORES,
     check_format,
     info_of,
     read_table,
@@ -51,67 +52,12 @@ from jepa_monitor.functional.outliers import robust_fence
 from jepa_monitor.jacobian.memory import default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["Settings", "score_dataset"]
+__all__ = ["check_request", "score_dataset"]
 
 _REFERENCE_IMAGES = 4096  # as of `log_density`
+_LEAST_IMAGES = 2  # of a reference, whose law has a variance
 _NOT_DECIDING = ("workers", "device", "download")
 _FORMAT = 1  # of the unfinished work; a change of what is kept must not meet older files
-
-
-@dataclasses.dataclass(frozen=True)
-class Settings:
-    """How to go through a data set.
-
-    Args:
-        limit: Number of images to score, spread evenly over the data; default: all.
-        batch_size: Images that are read, scored and kept at a time; at most so many are lost by a
-            crash. ``auto`` is 16 on a CPU and 128 elsewhere. It does not decide what fits into
-            memory: ``max_memory`` does.
-        workers: Processes that read images; 0 reads in the main one.
-        device: ``cpu``, ``cuda``, ``cuda:1``, …; ``auto`` takes a GPU if there is one.
-        rank_by: The score that ``quantile`` and the least likely are of: ``jepa_score``,
-            ``log_density``, ``log_prior``, ``knn`` or ``mahalanobis``.
-        outlier_by: The score that tells outliers, one of the same. Score and fence are the ones
-            that docs/scoring.md chose on some images and confirmed on others.
-        fence: Scores so many robust standard deviations below the median are outliers.
-        polarity_samples: How many images to score again in corrupted versions (three kinds, three
-            severities), which tells whether the score is inverted; 0 for none.
-        max_pixels: Images of more pixels are refused as decompression bombs.
-        convert: Whether images that are not plain 8-bit RGB or grey (CMYK, 16 bits, a palette,
-            transparency, several frames) are converted, with a note in the table, or skipped.
-        download: Whether a data set of torchvision is downloaded if it is not there.
-
-    Raises:
-        TypeError: If a value is of the wrong type.
-        ValueError: If a value is out of range.
-    """
-
-    limit: int | None = None
-    batch_size: int | str = "auto"
-    workers: int = 0
-    device: str = "auto"
-    rank_by: str = "jepa_score"
-    outlier_by: str = "log_density"
-    fence: float = 5.0
-    polarity_samples: int = 16
-    max_pixels: int = 89_478_485
-    convert: bool = True
-    download: bool = False
-
-    def __post_init__(self) -> None:
-        if self.limit is not None:
-            check_positive_int(self.limit, "limit")
-        if isinstance(self.batch_size, str):
-            check_choice(self.batch_size, "batch_size", ("auto",))
-        else:
-            check_positive_int(self.batch_size, "batch_size")
-        for name in ("workers", "polarity_samples"):
-            if getattr(self, name) != 0:
-                check_positive_int(getattr(self, name), name)
-        check_choice(self.rank_by, "rank_by", SCORES)
-        check_choice(self.outlier_by, "outlier_by", SCORES)
-        check_positive(self.fence, "fence")
-        check_positive_int(self.max_pixels, "max_pixels")
 
 
 def score_dataset(
@@ -161,18 +107,17 @@ def score_dataset(
     options = options or ScoreOptions(method="auto")
     settings = settings or Settings()
     processes = Processes(together=True)
+    source, other, device = check_request(data, out, reference, settings)
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
     if not isinstance(loaded, LoadedEncoder):
         loaded = LoadedEncoder(type(loaded).__name__, loaded, transform)
     elif transform is not None:
         loaded = dataclasses.replace(loaded, transform=transform)
-    if settings.download:  # by one process, before the others look
-        names = (data, reference) if processes.rank == 0 else ()
-        processes.agree(lambda: download_torchvision(*names))
-    source = open_source(data, settings.max_pixels, settings.convert)
-    other = None
-    if reference is not None:
-        other = open_source(reference, settings.max_pixels, settings.convert)
+    embedder = Embedder(loaded.encoder, dtype=options.dtype)
+    _check_weights(embedder)
+    if hasattr(loaded.encoder, "to"):
+        loaded.encoder.to(device)
+    check_rows(embedder, source, loaded.transform, options, device)
     identity = {
         "format": _FORMAT,
         "model": loaded.fingerprint(),
@@ -187,7 +132,7 @@ def score_dataset(
                 raise ValueError("`out` must be given where several processes share the work.")
             place = Path(stack.enter_context(tempfile.TemporaryDirectory())) / "scores.parquet"
         else:
-            place = check_format(out)
+            place = Path(out)
         run = Run(side_file(place, ".unfinished"))
         if processes.rank == 0:
             stack.enter_context(run.locked())
@@ -195,16 +140,13 @@ def score_dataset(
             if processes.rank == 0:
                 run.remove()
             return done
-        device = _device(settings.device)
         begin = functools.partial(_claim, run, identity, settings, options, device)
         processes.agree(lambda: begin(overwrite) if processes.rank == 0 else None)
         planned = processes.agree(lambda: begin(False))  # the first one's, in every process
-        if hasattr(loaded.encoder, "to"):
-            loaded.encoder.to(device)
         task = Task(
             run,
             processes,
-            Embedder(loaded.encoder, dtype=options.dtype),
+            embedder,
             loaded.transform,
             device,
             dataclasses.replace(options, max_memory=planned["max_memory"]),
@@ -217,6 +159,57 @@ def score_dataset(
         if processes.rank == 0:
             run.remove()
         return table
+
+
+def check_request(
+    data: Any, out: str | Path | None, reference: Any, settings: Settings
+) -> tuple[Source, Source | None, torch.device]:
+    """Refuse what cannot be done before any work, such as loading a model.
+
+    Args:
+        data: See :func:`score_dataset`.
+        out: Likewise.
+        reference: Likewise.
+        settings: How to go through the data.
+
+    Returns:
+        The images, those that they are compared with (``None`` for themselves) and the device.
+
+    Raises:
+        ValueError: If the images are none or too few, nothing can be written to ``out``, or there
+            is no such device.
+    """
+    if out is not None:
+        check_place(check_format(out), "out")
+    device = _device(settings.device)
+    if settings.download:  # by one process, before the others look
+        processes = Processes(together=True)
+        names = (data, reference) if processes.rank == 0 else ()
+        processes.agree(lambda: download_torchvision(*names))
+    source = open_source(data, settings.max_pixels, settings.convert)
+    if reference is not None:
+        other = open_source(reference, settings.max_pixels, settings.convert, "reference")
+        return source, other, device
+    if len(source) < _LEAST_IMAGES:
+        raise ValueError(
+            f"`data` must hold at least {_LEAST_IMAGES} images to compare with each other, got "
+            f"{len(source)}: name others as `reference`."
+        )
+    if settings.limit is not None and settings.limit < _LEAST_IMAGES:
+        raise ValueError(
+            f"`limit` must be at least {_LEAST_IMAGES} without `reference`, got {settings.limit}."
+        )
+    return source, None, device
+
+
+def _check_weights(embedder: Embedder) -> None:
+    for module in embedder.modules:
+        for name, parameter in module.named_parameters():
+            if not bool(torch.isfinite(parameter.detach()).all()):
+                raise ValueError(
+                    f"`model` has parameters that are NaN or infinite, the first in {name!r}: "
+                    "its training has failed, or its file is damaged."
+                )
 
 
 def _deciding(settings: Settings) -> dict[str, Any]:

@@ -14,7 +14,8 @@ import tarfile
 from pathlib import Path
 from typing import BinaryIO
 
-from jepa_monitor.cli.decoding import BadImage, open_regular
+from jepa_monitor.cli.decoding import open_regular
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.folders import printable
 from jepa_monitor.cli.formats import SUFFIXES, is_hidden
 from jepa_monitor.cli.images import Entry

@@ -18,16 +18,17 @@ from jepa_monitor.cli.torchvision_sets import PREFIX, open_torchvision
 __all__ = ["Source", "open_source"]
 
 
-def open_source(data: Any, max_pixels: int, convert: bool = True) -> Source:
+def open_source(data: Any, max_pixels: int, convert: bool = True, argument: str = "data") -> Source:
     """Find the images that a name stands for.
 
     Args:
         data: A folder; a list (``.txt`` with a path a line, ``.csv`` with the columns ``path`` and,
             optionally, ``label``, ``.jsonl`` with the same keys); ``FILE.npz`` or
             ``FILE.npz:SPLIT``; WebDataset shards (``FILE.tar``, with ``*`` or ``{000..009}``);
-            ``torchvision/NAME:SPLIT``; or a map-style data set.
+            ``torchvision/NAME:SPLIT``; a map-style data set; or what this function returned.
         max_pixels: Of an image.
         convert: See :func:`~jepa_monitor.cli.decoding.decode`.
+        argument: What to call the data in errors.
 
     Returns:
         The images.
@@ -36,6 +37,16 @@ def open_source(data: Any, max_pixels: int, convert: bool = True) -> Source:
         TypeError: If the data are none of these.
         ValueError: If there is no such thing, or no image in it.
     """
+    try:
+        return _opened(data, max_pixels, convert)
+    except (TypeError, ValueError) as error:
+        kind = TypeError if isinstance(error, TypeError) else ValueError
+        raise kind(str(error).replace("`data`", f"`{argument}`")) from error
+
+
+def _opened(data: Any, max_pixels: int, convert: bool) -> Source:
+    if isinstance(data, Source):
+        return data
     if not isinstance(data, str | os.PathLike):
         if not (hasattr(data, "__len__") and hasattr(data, "__getitem__")):
             raise TypeError(

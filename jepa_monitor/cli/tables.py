@@ -11,10 +11,10 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from jepa_monitor.cli.files import write_atomically, write_bytes
+from jepa_monitor.cli.settings import SCORES
 
 __all__ = [
     "FORMATS",
-    "SCORES",
     "check_format",
     "info_of",
     "read_table",
@@ -24,7 +24,6 @@ __all__ = [
 ]
 
 FORMATS = (".parquet", ".csv", ".jsonl")
-SCORES = ("jepa_score", "log_density", "log_prior", "knn", "mahalanobis")  # higher is denser
 _KEY = b"jepa_monitor"
 
 
@@ -105,11 +104,12 @@ def write_table(table: pa.Table, path: Path, scratch: Path | None = None) -> Non
         write_bytes(path, "".join(f"{row}\n" for row in rows).encode(), scratch)
 
 
-def read_table(path: str | Path) -> pa.Table:
+def read_table(path: str | Path, argument: str = "scores") -> pa.Table:
     """Read a table of scores.
 
     Args:
         path: What :func:`write_table` wrote.
+        argument: What to call it in errors.
 
     Returns:
         The table, with what is known of the run where that is there.
@@ -117,9 +117,9 @@ def read_table(path: str | Path) -> pa.Table:
     Raises:
         ValueError: If there is no such file, or it holds no scores.
     """
-    place = check_format(path, "scores")
+    place = check_format(path, argument)
     if not place.is_file():
-        raise ValueError(f"`scores`: there is no file {str(path)!r}.")
+        raise ValueError(f"`{argument}`: there is no file {str(path)!r}.")
     try:
         if place.suffix == ".parquet":
             table = parquet.read_table(place)
@@ -133,16 +133,24 @@ def read_table(path: str | Path) -> pa.Table:
         else:
             lines = place.read_text(encoding="utf-8").split("\n")
             table = pa.Table.from_pylist([json.loads(line) for line in lines if line])
-    except (pa.ArrowInvalid, json.JSONDecodeError) as error:
-        raise ValueError(f"`scores`: {str(path)!r} cannot be read: {error}") from error
+    except (pa.ArrowException, ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"`{argument}`: {str(path)!r} cannot be read: {error}") from error
     if not {"path", "jepa_score"} <= set(table.column_names):
         raise ValueError(
-            f"`scores`: {str(path)!r} has no columns `path` and `jepa_score`, but "
+            f"`{argument}`: {str(path)!r} has no columns `path` and `jepa_score`, but "
             f"{', '.join(table.column_names)}."
         )
+    for name in SCORES:
+        if name in table.column_names and not _is_number(table[name]):
+            raise ValueError(f"`{argument}`: column {name!r} of {str(path)!r} holds no numbers.")
     if place.suffix != ".parquet" and _info_place(place).is_file():
         table = with_info(table, json.loads(_info_place(place).read_text()))
     return table
+
+
+def _is_number(column: pa.ChunkedArray) -> bool:
+    kind = column.type  # null where all are missing
+    return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
 
 
 def _info_place(path: Path) -> Path:

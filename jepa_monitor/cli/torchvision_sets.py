@@ -17,6 +17,7 @@ from torchvision import datasets
 from typing_extensions import override
 
 from jepa_monitor.cli.decoding import open_image, open_regular
+from jepa_monitor.cli.errors import UnreachableError, first_line, is_of_the_network
 from jepa_monitor.cli.images import DatasetSource, file_state
 
 __all__ = ["PREFIX", "download_torchvision", "open_torchvision"]
@@ -99,7 +100,8 @@ def download_torchvision(*names: Any) -> None:
         names: What data were asked for as; others are left alone.
 
     Raises:
-        ValueError: If there is no such data set, or one cannot be downloaded.
+        UnreachableError: If one cannot be downloaded.
+        ValueError: If there is no such data set.
     """
     for name in names:
         if isinstance(name, str) and name.startswith(PREFIX):
@@ -123,8 +125,12 @@ def _build(name: str, download: bool) -> Any:
     try:
         return cls(**options)
     except Exception as error:  # each of them has its own
+        if download and (is_of_the_network(error) or "downloading" in str(error)):
+            raise UnreachableError(
+                f"`data`: {name!r} cannot be fetched: {first_line(error)}"
+            ) from error
         missing = isinstance(error, RuntimeError | OSError) and not download
-        hint = " Add --download to fetch it." if missing and "download" in accepted else ""
+        hint = " Set `download` to fetch it." if missing and "download" in accepted else ""
         raise ValueError(f"`data`: {name!r} cannot be opened: {error}{hint}") from error
 
 

@@ -22,7 +22,7 @@ class ScoreOptions:
             embeddings whitened by a reference set (plain where there is none), which keeps the
             order at R/K of the cost; ``"auto"`` sketches where a reference is given and K > 32.
             Sketched and exact scores differ by far: never compare the two.
-        rows: R; default K/16, at least 16.
+        rows: R, rows of a sketch; default: K/16, at least 16.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
             everything after it in float64; ``"float64"`` runs the encoder in float64 too.
@@ -54,6 +54,8 @@ class ScoreOptions:
             check_positive_int(self.max_memory, "max_memory")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise TypeError(f"`seed` must be an integer, got {self.seed!r}.")
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"`seed` must be from 0 to 2**63 - 1, got {self.seed}.")
 
     @property
     def dtype(self) -> torch.dtype | None:

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.sources import Source
 
 SIDE = 6
@@ -36,6 +36,13 @@ def transform(image: Image.Image) -> Tensor:
 
 def encoder() -> tuple[nn.Module, object]:
     return Small(), transform
+
+
+def failed() -> tuple[nn.Module, object]:
+    """An encoder whose training has ended in NaN."""
+    small = Small()
+    small.second.data[0, 0] = torch.nan
+    return small, transform
 
 
 def make_folder(root: pathlib.Path, count: int = 20, classes: tuple[str, ...] = ("a", "b")) -> None:

@@ -14,7 +14,6 @@ from scipy.stats import spearmanr
 
 from jepa_monitor.cli import (
     Settings,
-    app,
     compare,
     curate,
     read_table,
@@ -22,6 +21,7 @@ from jepa_monitor.cli import (
     score_dataset,
     select,
 )
+from jepa_monitor.cli.entry import main
 from jepa_monitor.cli.tables import write_table
 
 NASTY = "<img src=x onerror=alert(1)>&\"'.png"
@@ -187,6 +187,41 @@ def test_lists_are_read_again_and_nothing_is_deleted(
         curate(str(scored), str(tmp_path / "x.txt"), data=str(tmp_path))
 
 
+@pytest.mark.parametrize("name", ["../beside.png", "{root}/absolute.png", "a/../../up.png"])
+def test_links_that_would_lie_outside_are_refused_with_nothing_written(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    make_folder(tmp_path / "lists" / "a", 3, ("c",))
+    name = name.format(root=tmp_path)
+    place = tmp_path / "lists" / name
+    place.write_bytes((tmp_path / "lists" / "a" / "c" / "000.png").read_bytes())
+    names = [f"a/c/{i:03d}.png" for i in range(3)]
+    (tmp_path / "lists" / "l.txt").write_text("\n".join([*names, name]))
+    scores = str(tmp_path / "s.jsonl")
+    score_dataset(
+        Small(), str(tmp_path / "lists" / "l.txt"), scores, transform=transform,
+        settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(ValueError, match="would lie outside the folder: write a list"):
+        curate(scores, str(tmp_path / "links"))
+    assert sorted(tmp_path.rglob("*")) == before
+    assert curate(scores, str(tmp_path / "keep.txt")) == 4  # a list may name it
+
+
+def test_a_file_named_twice_is_refused_with_nothing_written(tmp_path: pathlib.Path) -> None:
+    make_folder(tmp_path / "a", 3, ("c",))
+    (tmp_path / "l.txt").write_text("a/c/000.png\na/c/001.png\n./a/c/001.png")
+    scores = str(tmp_path / "s.jsonl")
+    score_dataset(
+        Small(), str(tmp_path / "l.txt"), scores, transform=transform,
+        settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    with pytest.raises(ValueError, match="two images would be"):
+        curate(scores, str(tmp_path / "links"))
+    assert not (tmp_path / "links").exists()
+
+
 def test_a_name_of_two_lines_does_not_fit_a_text(tmp_path: pathlib.Path) -> None:
     make_folder(tmp_path / "data", 4)
     (tmp_path / "data" / "a" / "000.png").rename(tmp_path / "data" / "a" / "x\ny.png")
@@ -202,15 +237,15 @@ def test_a_name_of_two_lines_does_not_fit_a_text(tmp_path: pathlib.Path) -> None
 def test_commands(
     scored: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert app.main(["report", str(scored), "--out", str(tmp_path / "p.html")]) == 0
+    assert main(["report", str(scored), "--out", str(tmp_path / "p.html")]) == 0
     assert (tmp_path / "p.html").exists()
     page = tmp_path / "c.html"
     words = ["compare", str(scored), str(scored), "--rank-by", "knn", "--page", str(page)]
-    assert app.main(words) == 0
+    assert main(words) == 0
     assert "1.000" in capsys.readouterr().out
     assert None not in content(page)["thumbs"]
     words = ["curate", str(scored), str(tmp_path / "k.txt"), "--low", "0.5", "--by-class", "--drop"]
-    assert app.main(words) == 0
+    assert main(words) == 0
     assert "Wrote 10 images" in capsys.readouterr().out
-    assert app.main(["report", "gone.parquet"]) == 2
+    assert main(["report", "gone.parquet"]) == 2
     assert "there is no file 'gone.parquet'" in capsys.readouterr().err

@@ -17,7 +17,7 @@ from cli_helpers import Small, attempt, make_folder, transform
 from PIL import Image
 
 from jepa_monitor.cli import Settings, info_of, score_dataset
-from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.sources import open_source
 
 RGB = Image.fromarray(np.random.default_rng(1).integers(0, 256, (20, 20, 3), dtype=np.uint8))
@@ -295,7 +295,8 @@ def test_links_to_folders_outside_are_followed_once(tmp_path: pathlib.Path) -> N
 def test_nothing_but_bad_files(tmp_path: pathlib.Path) -> None:
     make_folder(tmp_path / "good", 4)
     (tmp_path / "bad").mkdir()
-    (tmp_path / "bad" / "x.png").write_bytes(b"bad")
+    for name in ("x.png", "y.png"):
+        (tmp_path / "bad" / name).write_bytes(b"bad")
     for reference in (None, str(tmp_path / "good")):
-        with pytest.raises(ValueError, match=r"none of 1 images can be read; 'x\.png' is no image"):
+        with pytest.raises(ValueError, match=r"none of 2 images can be read; 'x\.png' is no image"):
             score_dataset(Small(), str(tmp_path / "bad"), transform=transform, reference=reference)

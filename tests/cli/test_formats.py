@@ -12,8 +12,10 @@ import pytest
 from cli_helpers import Small, attempt, make_folder, transform
 from PIL import Image
 
-from jepa_monitor.cli import Settings, app, info_of, read_table, report, score_dataset
-from jepa_monitor.cli.decoding import BadImage, decode
+from jepa_monitor.cli import Settings, info_of, read_table, report, score_dataset
+from jepa_monitor.cli.decoding import decode
+from jepa_monitor.cli.entry import main
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.sources import open_source
 
 MOST = 10_000  # pixels
@@ -120,7 +122,7 @@ def test_images_that_are_not_read_are_listed(
     (tmp_path / "data" / "c" / "notes.txt").write_text("no image by its name")
     words = ["--model", "cli_helpers:encoder", "--polarity-samples", "0"]
     out = tmp_path / "s.jsonl"
-    assert app.main(["score", *words, "--data", str(tmp_path / "data"), "--out", str(out)]) == 3
+    assert main(["score", *words, "--data", str(tmp_path / "data"), "--out", str(out)]) == 3
     assert f"{len(UNREAD)} could not be read" in capsys.readouterr().out
     lines = (tmp_path / "s.errors.jsonl").read_text().splitlines()
     problems = {p["path"]: p["reason"] for p in map(json.loads, lines) if p["set"] == "scores"}

@@ -6,6 +6,7 @@ import inspect
 import pathlib
 import sys
 
+import lightning.pytorch as pl
 import numpy as np
 import pytest
 import timm
@@ -14,6 +15,7 @@ from cli_helpers import Small
 from PIL import Image
 from torch import nn
 
+from jepa_monitor._extras import MissingExtraError
 from jepa_monitor.cli import ModelSettings, load_encoder
 
 IMAGE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 50, 3), dtype=np.uint8))
@@ -49,7 +51,7 @@ def test_a_library_that_is_missing_is_named_with_its_extra(
 ) -> None:
     monkeypatch.setitem(sys.modules, package, None)  # as if it were not installed
     message = rf"{name!r} needs {package}: pip install 'jepa-monitor\[{extra}\]'"
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises(MissingExtraError, match=message):
         load_encoder(name)
 
 
@@ -175,7 +177,7 @@ def test_a_recipes_checkpoint_needs_no_flag(
         assert loaded.transform is not None
         assert loaded.transform(IMAGE).shape == (1, 24, 24)
         return
-    assert loaded.assumed == ("the encoder is the module's `target_encoder` (--encoder)",)
+    assert loaded.assumed == ("the encoder is the module's `target_encoder` (`encoder`)",)
 
     from sklearn.datasets import load_digits  # the same picture, as a file would hold it
 
@@ -188,6 +190,43 @@ def test_a_recipes_checkpoint_needs_no_flag(
     with torch.no_grad():
         expected = module.eval().target_encoder(held_out[None])
         assert torch.allclose(loaded.encoder(found[None]), expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("name", ["lejepa", "vicreg"])
+def test_a_recipes_checkpoint_is_scored_by_what_its_monitor_watches(
+    tmp_path: pathlib.Path, name: str
+) -> None:
+    """Encoder and projector: the network whose embeddings the loss makes Gaussian."""
+    from jepa_monitor.recipes import lejepa, vicreg
+
+    cls = {"lejepa": lejepa.LeJepa, "vicreg": vicreg.VicReg}[name]
+    module = cls(depth=1, width=8, heads=2).eval()
+    path = tmp_path / f"{name}.ckpt"
+    saved = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
+    torch.save(saved | {"ImageDataModule": {"mean": [0.5], "std": [0.25]}}, path)
+    loaded = load_encoder(str(path))
+    assert loaded.assumed == ("the encoder is the module's `network` (`encoder`)",)
+    assert loaded.transform is not None
+    images = loaded.transform(IMAGE)[None]
+    assert torch.equal(loaded.encoder(images), module.network(images))
+    loaded = load_encoder(str(path), ModelSettings(encoder="network.encoder"))
+    assert torch.equal(loaded.encoder(images), module(images))
+
+
+def test_an_encoder_that_cannot_be_found_is_asked_for(tmp_path: pathlib.Path) -> None:
+    torch.save({"state_dict": Unusual().state_dict()}, tmp_path / "u.ckpt")
+    settings = ModelSettings(module="test_models:Unusual")
+    message = r"`encoder` must be given: .* Unusual has a usual name, but trunk \(Linear\)"
+    with pytest.raises(ValueError, match=message):
+        load_encoder(str(tmp_path / "u.ckpt"), settings)
+
+
+class Unusual(pl.LightningModule):
+    """With a forward pass of its own, which is not what is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.trunk = nn.Linear(2, 2)
 
 
 def test_a_recipes_normalisation_can_be_overruled(ijepa_run: pathlib.Path) -> None:
@@ -217,7 +256,7 @@ def test_nothing_is_unpickled_unasked(ijepa_run: pathlib.Path, tmp_path: pathlib
     state = torch.load(ijepa_run, weights_only=True)
     state["hyper_parameters"]["odd"] = Odd()
     torch.save(state, tmp_path / "odd.ckpt")
-    with pytest.raises(ValueError, match="--trust-pickle"):
+    with pytest.raises(ValueError, match="set `trust_pickle`"):
         load_encoder(str(tmp_path / "odd.ckpt"))
     with pytest.raises(ValueError, match="of none of the recipes"):  # it was loaded, at least
         load_encoder(str(tmp_path / "odd.ckpt"), ModelSettings(trust_pickle=True))

@@ -150,9 +150,9 @@ def test_changed_settings_are_refused_with_the_reason(
     for finished in (False, True):  # an unfinished run, then its table
         if finished:
             changed(same)
-        with pytest.raises(RefusedError, match=r"options\.eps: 1e-06 → 1e-08"):
+        with pytest.raises(RefusedError, match=r"`eps`: 1e-06 → 1e-08"):
             changed(ScoreOptions(method="exact", max_memory=2**28, eps=1e-8))
-        with pytest.raises(RefusedError, match=r"settings\.limit: None → 5"):
+        with pytest.raises(RefusedError, match=r"`limit`: None → 5"):
             changed(same, Settings(batch_size=3, polarity_samples=4, limit=5))
         with pytest.raises(RefusedError, match=r"model\.weights"):
             changed(same, scale=1.001)

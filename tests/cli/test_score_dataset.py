@@ -295,11 +295,11 @@ def test_arrays_that_are_no_images(
 def test_settings_are_checked() -> None:
     for wrong, message in [
         ({"limit": 0}, "`limit` must be at least 1"),
-        ({"batch_size": "big"}, "`batch_size` must be one of auto"),
+        ({"batch_size": "big"}, "`batch_size` must be a number of images or auto"),
         ({"rank_by": "label"}, "`rank_by` must be one of jepa_score"),
         ({"outlier_by": "label"}, "`outlier_by` must be one of jepa_score"),
         ({"fence": 0.0}, "`fence` must be finite and above 0"),
-        ({"workers": -1}, "`workers` must be at least 1"),
+        ({"workers": -1}, "`workers` must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)  # type: ignore[arg-type]

@@ -14,7 +14,7 @@ from torchvision import datasets
 
 from jepa_monitor import ScoreOptions
 from jepa_monitor.cli import RefusedError, Settings, score_dataset
-from jepa_monitor.cli.decoding import BadImage
+from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.sources import open_source
 
 MOST = 10_000  # pixels
@@ -127,7 +127,7 @@ def test_changed_arrays_are_told_from_the_old(tmp_path: pathlib.Path) -> None:
 def test_download_is_asked_for(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(datasets.MNIST, "download", lambda self: write_mnist(tmp_path))
     name = f"torchvision/MNIST:test@{tmp_path}"
-    with pytest.raises(ValueError, match=r"not found.* Add --download"):
+    with pytest.raises(ValueError, match=r"not found.* Set `download`"):
         score_dataset(Small(), name, transform=transform, settings=QUICK)
     settings = Settings(polarity_samples=0, download=True)
     assert len(score_dataset(Small(), name, transform=transform, settings=settings)) == 8

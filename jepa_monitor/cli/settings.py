@@ -1,0 +1,130 @@
+"""What may be said of a run, in frozen records: how to load the encoder, how to go through the data."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import os
+
+from jepa_monitor._checks import check_choice, check_positive, check_positive_int
+
+__all__ = ["SCORES", "ModelSettings", "Settings"]
+
+SCORES = ("jepa_score", "log_density", "log_prior", "knn", "mahalanobis")  # higher is denser
+_WORKERS_A_CPU = 16  # more only take each other's memory
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelSettings:
+    """How to load the encoder.
+
+    Args:
+        encoder: Of a Lightning checkpoint, the dotted path of the encoder in the module, such as
+            teacher.backbone; default: what the recipe's monitor watches, or else what has a usual
+            name, EMA targets first.
+        module: Of a Lightning checkpoint, the module's class, package.module:Class; default: that
+            of the recipe which the checkpoint is of.
+        image_size: Side in pixels to which images are resized; default: what the model says, or
+            else 224.
+        mean: Mean of each channel in [0, 1] to normalise with, such as 0.485 0.456 0.406; default:
+            what the model says, or else ImageNet's.
+        std: Standard deviation of each channel, likewise; default: as for ``mean``.
+        random_weights: Leave a timm/, hf/ or open_clip/ model untrained: how much of a score is the
+            architecture's own?
+        trust_pickle: Load a checkpoint by unpickling it, which runs whatever code is in it.
+
+    Raises:
+        TypeError: If ``image_size`` is no integer.
+        ValueError: If a value is out of range, or only one of mean and std is given.
+    """
+
+    encoder: str | None = None
+    module: str | None = None
+    image_size: int | None = None
+    mean: list[float] | None = None
+    std: list[float] | None = None
+    random_weights: bool = False
+    trust_pickle: bool = False
+
+    def __post_init__(self) -> None:
+        if self.image_size is not None:
+            check_positive_int(self.image_size, "image_size")
+        if (self.mean is None) != (self.std is None):
+            raise ValueError("`mean` and `std` must be given together.")
+        if self.mean is not None and self.std is not None:
+            if not self.mean or len(self.mean) != len(self.std):
+                raise ValueError(
+                    f"`mean` and `std` must have one number a channel, got {self.mean} and {self.std}."
+                )
+            if not all(math.isfinite(number) for number in self.mean):
+                raise ValueError(f"`mean` must be finite, got {self.mean}.")
+            if not all(math.isfinite(number) and number > 0 for number in self.std):
+                raise ValueError(f"`std` must be above 0, got {self.std}.")
+
+
+@dataclasses.dataclass(frozen=True)
+class Settings:
+    """How to go through the data.
+
+    Args:
+        limit: Number of images to score, spread evenly over the data; default: all.
+        batch_size: Images that are read, scored and kept at a time; at most so many are lost by a
+            crash. What fits into memory does not depend on it, but on ``max_memory``. ``auto`` is
+            16 on a CPU and 128 elsewhere.
+        workers: Processes that read images; 0 reads in the main one.
+        device: cpu, cuda, cuda:1, …; ``auto`` takes a GPU if there is one.
+        rank_by: The score that quantiles and the least likely images are of: jepa_score,
+            log_density, log_prior, knn or mahalanobis.
+        outlier_by: The score that tells outliers, one of the same. Score and fence are the ones
+            that docs/scoring.md chose on some images and confirmed on others.
+        fence: Scores so many robust standard deviations below the median are outliers.
+        polarity_samples: How many images to score again in corrupted versions (three kinds, three
+            severities), which tells whether the score is inverted; 0 for none.
+        max_pixels: Images of more pixels are refused as decompression bombs.
+        convert: Convert images that are not plain 8-bit RGB or grey (CMYK, 16 bits, a palette,
+            transparency, several frames), with a note in the table, or skip them.
+        download: Fetch a data set of torchvision if it is not there.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of range.
+    """
+
+    limit: int | None = None
+    batch_size: int | str = "auto"
+    workers: int = 0
+    device: str = "auto"
+    rank_by: str = "jepa_score"
+    outlier_by: str = "log_density"
+    fence: float = 5.0
+    polarity_samples: int = 16
+    max_pixels: int = 89_478_485
+    convert: bool = True
+    download: bool = False
+
+    def __post_init__(self) -> None:
+        if self.limit is not None:
+            check_positive_int(self.limit, "limit")
+        if isinstance(self.batch_size, str):
+            if self.batch_size != "auto":
+                raise ValueError(
+                    f"`batch_size` must be a number of images or auto, got {self.batch_size!r}."
+                )
+        else:
+            check_positive_int(self.batch_size, "batch_size")
+        for name in ("workers", "polarity_samples"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise TypeError(f"`{name}` must be an integer, got {value!r}.")
+            if value < 0:
+                raise ValueError(f"`{name}` must be at least 0, got {value}.")
+        most = _WORKERS_A_CPU * (os.cpu_count() or 1)
+        if self.workers > most:
+            raise ValueError(
+                f"`workers` must be at most {most} on this machine of {os.cpu_count()} CPUs, "
+                f"got {self.workers}."
+            )
+        check_choice(self.rank_by, "rank_by", SCORES)
+        check_choice(self.outlier_by, "outlier_by", SCORES)
+        check_positive(self.fence, "fence")
+        check_positive_int(self.max_pixels, "max_pixels")
