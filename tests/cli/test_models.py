@@ -196,19 +196,20 @@ def test_a_recipes_checkpoint_needs_no_flag(
 def test_a_recipes_checkpoint_is_scored_by_what_its_monitor_watches(
     tmp_path: pathlib.Path, name: str
 ) -> None:
-    """Encoder and projector: the network whose embeddings the loss makes Gaussian."""
     from jepa_monitor.recipes import lejepa, vicreg
 
+    recipe = {"lejepa": lejepa, "vicreg": vicreg}[name]
     cls = {"lejepa": lejepa.LeJepa, "vicreg": vicreg.VicReg}[name]
+    watched = recipe.DEFAULTS["monitor.encoder"]
     module = cls(depth=1, width=8, heads=2).eval()
     path = tmp_path / f"{name}.ckpt"
     saved = {"state_dict": module.state_dict(), "hyper_parameters": dict(module.hparams)}
     torch.save(saved | {"ImageDataModule": {"mean": [0.5], "std": [0.25]}}, path)
     loaded = load_encoder(str(path))
-    assert loaded.assumed == ("the encoder is the module's `network` (`encoder`)",)
+    assert loaded.assumed == (f"the encoder is the module's `{watched}` (`encoder`)",)
     assert loaded.transform is not None
     images = loaded.transform(IMAGE)[None]
-    assert torch.equal(loaded.encoder(images), module.network(images))
+    assert torch.equal(loaded.encoder(images), module.get_submodule(watched)(images))
     loaded = load_encoder(str(path), ModelSettings(encoder="network.encoder"))
     assert torch.equal(loaded.encoder(images), module(images))
 
