@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from jepa_monitor._checks import check_positive, check_positive_int
 from jepa_monitor.callbacks.discovery import (
@@ -23,6 +21,7 @@ from jepa_monitor.callbacks.discovery import (
 from jepa_monitor.callbacks.logging import current_step, log_scalars
 from jepa_monitor.encoders import Pool, check_pool, check_whole
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
 
 __all__ = ["EncoderCallback"]
 
@@ -41,7 +40,7 @@ class EncoderCallback(pl.Callback):
         every_n_epochs: Look after every so many epochs; 1 if neither cadence is given.
         every_n_steps: Look after every so many optimizer steps instead.
         pool: How outputs become (B, K).
-        batch_to_images: Finds the images in a batch of the probe.
+        batch_to_images: Finds the images in a batch; one function, or one for each set.
         max_overhead: Largest share of the wall time to spend; a look that would exceed it is put
             off and counted in ``monitor/skipped``. The first and the last are always taken.
             ``None`` for no limit.
@@ -61,7 +60,7 @@ class EncoderCallback(pl.Callback):
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
         pool: Pool = "auto",
-        batch_to_images: Callable[[Any], Tensor] | None = None,
+        batch_to_images: BatchToImages = None,
         max_overhead: float | None = None,
         name: str = "",
         strict: bool = False,
@@ -84,10 +83,6 @@ class EncoderCallback(pl.Callback):
             raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
         if not isinstance(strict, bool):
             raise TypeError(f"`strict` must be True or False, got {strict!r}.")
-        if batch_to_images is not None and not callable(batch_to_images):
-            raise TypeError(
-                f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
-            )
         self.encoder = encoder
         self.probe = probe
         self.max_overhead = max_overhead
@@ -98,7 +93,7 @@ class EncoderCallback(pl.Callback):
             1 if every_n_epochs is None else every_n_epochs, "every_n_epochs"
         )
         self.pool = check_pool(pool)
-        self.batch_to_images = batch_to_images
+        self.batch_to_images = check_batch_to_images(batch_to_images)
         self.history: list[dict[str, float]] = []
         self.failures = 0
         self.skipped = 0

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,7 +18,7 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.jacobian.score import embed
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
-from jepa_monitor.probes.images import collect_images
+from jepa_monitor.probes.images import BatchToImages, collect_images
 
 __all__ = ["CollapseCallback"]
 
@@ -89,7 +88,7 @@ class CollapseCallback(AlarmedCallback):
         patience_steps: int | None = None,
         max_samples: int = 512,
         pool: Pool = "auto",
-        batch_to_images: Callable[[Any], Tensor] | None = None,
+        batch_to_images: BatchToImages = None,
         max_overhead: float | None = None,
         name: str = "",
         strict: bool = False,

@@ -75,13 +75,17 @@ def _child(module: nn.Module, name: str) -> nn.Module | None:
     return found if isinstance(found, nn.Module) else None
 
 
+def _is_callable(module: nn.Module) -> bool:
+    """Say whether the module has a forward pass; a compiled one has it on the instance only."""
+    return getattr(module.forward, "__func__", None) is not nn.Module.forward
+
+
 def _is_opened(module: nn.Module) -> bool:
     """Say whether the encoder is rather a part of this module than the module itself."""
     # It cannot be called, is a whole method (a LightningModule in another one), or holds an EMA
     # target beside what that averages.
-    without_forward = type(module).forward is nn.Module.forward
     nested = any(kind.__name__ == "LightningModule" for kind in type(module).__mro__)
-    return without_forward or nested or any(_child(module, name) for name in _EMA_NAMES)
+    return not _is_callable(module) or nested or any(_child(module, name) for name in _EMA_NAMES)
 
 
 def _usual_part(module: nn.Module, names: tuple[str, ...], depth: int) -> tuple[str, Any] | None:
@@ -98,7 +102,7 @@ def _usual_part(module: nn.Module, names: tuple[str, ...], depth: int) -> tuple[
         part_of = _usual_part(candidate, _USUAL_NAMES, depth - 1) if inside else None
         if part_of is not None:
             return f"{name}.{part_of[0]}", part_of[1]
-        if type(candidate).forward is not nn.Module.forward:
+        if _is_callable(candidate):
             return name, candidate
     return None
 

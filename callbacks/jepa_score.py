@@ -23,6 +23,7 @@ from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
 from jepa_monitor.monitor.monitor import DensityMonitor, check_settings
 from jepa_monitor.monitor.report import Report
+from jepa_monitor.probes.images import BatchToImages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -101,8 +102,8 @@ class JepaScoreCallback(AlarmedCallback):
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when an evaluation fails, instead of warning once.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
-        batch_to_images: Finds the images in a batch of the probe; default
-            :func:`~jepa_monitor.probes.batch_images`.
+        batch_to_images: Finds the images in a batch; one function, or a dict with one for each of
+            ``probe``, ``reference`` and ``ood``. Default: :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``.
 
     Raises:
@@ -137,7 +138,7 @@ class JepaScoreCallback(AlarmedCallback):
         name: str = "",
         strict: bool = False,
         pool: Pool = "auto",
-        batch_to_images: Callable[[Any], Tensor] | None = None,
+        batch_to_images: BatchToImages = None,
         options: ScoreOptions | None = None,
     ) -> None:
         super().__init__(

@@ -25,7 +25,7 @@ from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.report import Report
-from jepa_monitor.probes.images import collect_images
+from jepa_monitor.probes.images import BatchToImages, check_batch_to_images, collect_images
 
 __all__ = ["DensityMonitor", "check_settings"]
 
@@ -46,7 +46,7 @@ def check_settings(
         max_embedding_samples: An integer of at least 1.
         polarity_samples: An integer of at least 0.
         ood: A mapping whose keys are strings, or ``None``.
-        batch_to_images: A function or ``None``.
+        batch_to_images: A function, a dict of functions by set, or ``None``.
         options: :class:`~jepa_monitor.ScoreOptions` or ``None``.
 
     Raises:
@@ -59,10 +59,7 @@ def check_settings(
         raise TypeError(f"`polarity_samples` must be an integer, got {polarity_samples!r}.")
     if polarity_samples < 0:
         raise ValueError(f"`polarity_samples` must be at least 0, got {polarity_samples}.")
-    if batch_to_images is not None and not callable(batch_to_images):
-        raise TypeError(
-            f"`batch_to_images` must be callable, got {type(batch_to_images).__name__}."
-        )
+    check_batch_to_images(batch_to_images)
     if options is not None and not isinstance(options, ScoreOptions):
         raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
     if ood is None:
@@ -91,8 +88,8 @@ class DensityMonitor:
         polarity_samples: How many probe images to score again in corrupted versions (three kinds,
             three severities), which tells whether the score is inverted; 0 for none.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
-        batch_to_images: Finds the images in a batch; default
-            :func:`~jepa_monitor.probes.batch_images`.
+        batch_to_images: Finds the images in a batch; one function, or a dict with one for each of
+            ``probe``, ``reference`` and ``ood``. Default: :func:`~jepa_monitor.probes.batch_images`.
         options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
             is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.
@@ -135,7 +132,7 @@ class DensityMonitor:
         max_embedding_samples: int = 512,
         polarity_samples: int = 0,
         pool: Pool = "auto",
-        batch_to_images: Callable[[Any], Tensor] | None = None,
+        batch_to_images: BatchToImages = None,
         options: ScoreOptions | None = None,
         shuffle_seed: int | None = None,
         insights: Iterable[Any] = (),

@@ -31,7 +31,7 @@ __all__ = [
 ]
 
 # One function for all sets, or one for each of them.
-BatchToImages: TypeAlias = "Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None"
+BatchToImages: TypeAlias = Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None
 _SETS = ("probe", "reference", "ood")
 _Found: TypeAlias = "tuple[Tensor, Tensor | None]"
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import lightning.pytorch as pl
 import pytest
+import torch
 from torch import Tensor, nn
 
 from jepa_monitor.callbacks.discovery import find_encoder
@@ -79,6 +80,12 @@ def test_the_usual_encoder(case: str) -> None:
 def test_no_usual_encoder_is_an_error_that_lists_the_parts(parts: dict[str, nn.Module]) -> None:
     with pytest.raises(ValueError, match=f"submodules are: {next(iter(parts))}"):
         find_encoder(Nested(**parts), None)
+
+
+def test_a_compiled_encoder_has_a_forward_pass() -> None:
+    module = Nested(encoder=part(), head=part())
+    module.encoder = torch.compile(module.encoder)
+    assert find_encoder(module, None) == ("encoder", module.encoder)
 
 
 def test_a_property_that_is_not_ready_is_passed_over() -> None:
