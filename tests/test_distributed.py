@@ -74,10 +74,17 @@ def monitor(shared: bool, **options: Any) -> DensityMonitor:
     )
 
 
-def both_ways(**options: Any) -> dict[str, Any]:
+class Dropping(Counting):
+    """Draws at random in eval mode too."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return nn.functional.dropout(super().forward(batch), 0.3)
+
+
+def both_ways(kind: type[Counting] = Counting, **options: Any) -> dict[str, Any]:
     found = {}
     for shared in (True, False):
-        encoder = Counting()
+        encoder = kind()
         report = monitor(shared, **options).evaluate(encoder)
         sets = {"probe": report.probe, "reference": report.reference, **report.ood}
         found[shared] = {
@@ -301,6 +308,7 @@ SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "exact": lambda _: both_ways(method="exact", precision="float64"),
     "sketch": lambda _: both_ways(method="sketch", precision="float64"),
     "float32": lambda _: both_ways(method="exact"),
+    "random": lambda _: both_ways(Dropping, method="sketch", precision="float64"),
     "stream": lambda _: stream(),
     "sharded": lambda _: sharded(),
     "FSDP1": lambda _: sharded_by_fsdp1(False),
@@ -338,16 +346,18 @@ def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("scenario", ["exact", "sketch", "float32"])
+@pytest.mark.parametrize("scenario", ["exact", "sketch", "float32", "random"])
 def test_two_processes_find_what_one_does(processes: list[dict[str, Any]], scenario: str) -> None:
-    first, second = (process[scenario][True] for process in processes)
-    alone = processes[0][scenario][False]
+    first, second = (copy.deepcopy(process[scenario][True]) for process in processes)
+    alone = copy.deepcopy(processes[0][scenario][False])
     tolerance = 1e-6 if scenario != "float32" else 1e-4
     assert first["method"] == alone["method"]
     for kind in ("scores", "density", "embeddings", "spectra"):
         torch.testing.assert_close(first[kind], second[kind], rtol=0, atol=0)
         torch.testing.assert_close(first[kind], alone[kind], rtol=0, atol=tolerance)
     assert first["scalars"] == second["scalars"]
+    moved = [found["scalars"].pop("monitor/random") for found in (first, alone)]
+    assert all((value > 0) == (scenario == "random") for value in moved)
     if scenario != "float32":
         assert first["scalars"] == pytest.approx(alone["scalars"], abs=1e-6)
     assert len(alone["scalars"]) > 50

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import copy
+import math
+import warnings
+import weakref
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
@@ -11,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from jepa_monitor.encoders.holdings import Holdings
-from jepa_monitor.encoders.isolation import undisturbed
+from jepa_monitor.encoders.isolation import seed_all, undisturbed
 from jepa_monitor.encoders.modules import modules_of, unwrap
 from jepa_monitor.encoders.pooling import Pool, check_pool, pool_output
 from jepa_monitor.encoders.processes import Processes
@@ -20,6 +24,8 @@ from jepa_monitor.encoders.sharding import check_whole, gather, tensor_at
 __all__ = ["Embedder"]
 
 _T = TypeVar("_T")
+_EMBEDDED_TWICE = 4  # images that tell whether an encoder repeats itself
+_TOLD: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # encoders warned of
 _SAMPLE_MIXING = nn.modules.batchnorm._BatchNorm
 
 
@@ -77,6 +83,9 @@ class Embedder:
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.dtype = dtype
         self._addresses: set[int] = set()
+        self._seed = 0
+        self._measured: list[float] = []  # shared with copies
+        self._speaks = processes is None or processes.rank == 0
         self._agreed: tuple[Tensor, ...] | None = None
         if processes is not None and processes.count > 1:
             self._agreed = processes.same(lambda: tuple(b.cpu() for b in self._buffers()))
@@ -183,8 +192,34 @@ class Embedder:
             finally:
                 self._addresses = set()
 
+    @property
+    def randomness(self) -> float | None:
+        """How far a second pass moves the embeddings, relative to their length.
+
+        0 for an encoder that repeats itself; ``None`` before the first call. One that masks, drops or
+        samples in eval mode has a score for a seed, not for an image.
+        """
+        return self._measured[0] if self._measured else None
+
+    def reseeded(self, seed: int) -> Embedder:
+        """Give the same encoder with other random numbers.
+
+        Args:
+            seed: Of every forward pass; 0 by default.
+
+        Returns:
+            A new embedder.
+        """
+        other = copy.copy(self)
+        other._seed, other._addresses = seed, set()
+        return other
+
     def __call__(self, images: Tensor) -> Tensor:
         """Embed images; only inside :meth:`run`.
+
+        Every forward pass begins with the same random numbers. An encoder that does not repeat itself
+        embeds one image at a time, so that what it draws depends neither on how many others there are
+        nor on the process; it is warned of, once.
 
         Args:
             images: (B, ...), of this embedder's dtype.
@@ -197,8 +232,42 @@ class Embedder:
             TypeError: If it takes integers.
             ValueError: If the output is not one floating-point embedding an image.
         """
-        output = self._output(images)
-        embeddings = pool_output(output, self.pool)
+        if not self._measured:
+            self._measured.append(self._movement(images[:_EMBEDDED_TWICE].detach()))
+            if self.randomness:
+                self._tell()
+        if self.randomness:
+            return torch.cat([self._embed(image, self._seed) for image in torch.split(images, 1)])
+        return self._embed(images, self._seed)
+
+    def _movement(self, images: Tensor) -> float:
+        """Embed images twice, from different random states, and compare."""
+        with torch.no_grad():
+            first, second = (self._embed(images, self._seed + i).nan_to_num() for i in (0, 1))
+        if first.shape != second.shape:
+            return math.inf
+        moved = float(((second - first).norm() / first.norm()).nan_to_num(0.0))
+        # Sums of parallel threads, on a GPU, differ in their last digits.
+        return moved if moved > 100 * torch.finfo(first.dtype).eps else 0.0
+
+    def _tell(self) -> None:
+        """Warn of an encoder that does not repeat itself, once in its life and in one process."""
+        known = self.modules[0] if self.modules else self._encoder
+        if _TOLD.get(id(known)) is known or not self._speaks:
+            return
+        with suppress(TypeError):  # an object that cannot be referred to weakly is told of again
+            _TOLD[id(known)] = known
+        warnings.warn(
+            f"`encoder` gives other embeddings at every pass, in eval mode too: a second one moved "
+            f"them by {self.randomness:.1%} of their length. It masks, drops or samples at random, or "
+            "counts its passes. Looks use the same seed for every image, so that they can be compared; "
+            "their numbers hold for this seed only. Pass a function that turns the randomness off.",
+            stacklevel=2,
+        )
+
+    def _embed(self, images: Tensor, seed: int) -> Tensor:
+        seed_all(seed, images.device)
+        embeddings = pool_output(self._output(images), self.pool)
         if len(embeddings) != len(images):
             raise ValueError(
                 f"`encoder` must return one embedding an image, got {len(embeddings)} for "

@@ -20,7 +20,7 @@ from torch import nn
 from jepa_monitor.encoders.holdings import Holdings
 from jepa_monitor.encoders.modules import inner_module, is_of_distributed
 
-__all__ = ["full_float32", "undisturbed"]
+__all__ = ["full_float32", "seed_all", "undisturbed"]
 
 # Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
 # the user has set is used here, since an encoder that reads the other kind would raise.
@@ -80,15 +80,37 @@ def full_float32() -> Iterator[None]:
 
 
 @contextmanager
-def _preserved_rng() -> Iterator[None]:
+def _preserved_rng(device: torch.device) -> Iterator[None]:
     python, numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - the global state
     cuda = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()  # type: ignore[no-untyped-call]
+    backend = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
+    other = backend.get_rng_state() if backend is not None else None
     try:
         with torch.random.fork_rng(devices=cuda):
             yield
     finally:
         random.setstate(python)
         np.random.set_state(numpy)  # noqa: NPY002
+        if backend is not None:
+            backend.set_rng_state(other)
+
+
+def seed_all(seed: int, device: torch.device) -> None:
+    """Seed the random numbers of Python, NumPy and torch; only inside :func:`undisturbed`.
+
+    Args:
+        seed: The seed.
+        device: Where the encoder is.
+    """
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    # Not torch.manual_seed, which would also seed devices that nobody has used yet.
+    torch.default_generator.manual_seed(seed)
+    if torch.cuda.is_initialized():  # type: ignore[no-untyped-call]
+        torch.cuda.manual_seed_all(seed)
+    backend = None if device.type in ("cpu", "cuda") else getattr(torch, device.type, None)
+    if backend is not None:
+        backend.manual_seed(seed)
 
 
 def _silence(modules: Iterable[nn.Module]) -> None:
@@ -127,7 +149,7 @@ def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
     """
     modes = {module: module.training for root in modules for module in root.modules()}
     with ExitStack() as stack:
-        stack.enter_context(_preserved_rng())
+        stack.enter_context(_preserved_rng(device))
         # Inference mode first: leaving it also turns gradients on, which enable_grad then confirms.
         stack.enter_context(torch.inference_mode(False))
         stack.enter_context(torch.enable_grad())

@@ -27,12 +27,15 @@ class PrecisionAudit(NamedTuple):
         spearman: Rank correlation of the two.
         under_floor: Singular values below the noise floor of float32 that were not refined, (B,).
         verdict: The finding in one sentence.
+        random: How far another seed moves the scores, in nats, (B,), float64; 0 for an encoder that
+            repeats itself.
     """
 
     difference: Tensor
     spearman: float
     under_floor: Tensor
     verdict: str
+    random: Tensor
 
 
 def audit_precision(
@@ -69,4 +72,13 @@ def audit_precision(
         f"{worst:.2g} nats on {len(images)} images, with Spearman {spearman:.3f} and up to {under} "
         f"singular values below its noise floor" + ("." if good else '; use precision="float64".')
     )
-    return PrecisionAudit(difference, spearman, low.under_floor, verdict)
+    random = torch.zeros_like(difference)
+    if embedder.randomness:
+        other = spectra(embedder.reseeded(1), images, ScoreOptions(eps=eps))
+        random = log_volume(other.singular_values, eps) - scores[0]
+        verdict = (
+            "no precision is good enough for this encoder, which is random in eval mode, or counts its "
+            f"passes: another seed moves its scores by up to {float(random.abs().max()):.2g} nats on "
+            f"{len(images)} images. With the same seed, float32 is off by at most {worst:.2g} nats."
+        )
+    return PrecisionAudit(difference, spearman, low.under_floor, verdict, random)

@@ -236,6 +236,8 @@ class DensityMonitor:
         scores = torch.cat([data.scores for data in look.sets.values()])
         scalars["monitor/images"] = float(len(scores))
         scalars["monitor/nonfinite"] = float((~torch.isfinite(scores)).sum())
+        moved = processes.gather(lambda: gatherer.embedder.randomness or 0.0)
+        scalars["monitor/random"] = max(moved)
         scalars["monitor/failed_insights"] = float(len(failed))
         scalars["monitor/seconds"] = time.perf_counter() - started
         return Report(scalars, look, insights, failed)

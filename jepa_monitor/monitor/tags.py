@@ -52,6 +52,15 @@ MONITOR_ROWS = (
         "NaN weights, infinite slopes",
     ),
     Row(
+        ("monitor/random",),
+        "how far a second pass, with another seed, moves the embeddings, relative to their length",
+        "≥ 0",
+        "0",
+        "an encoder that masks, drops or samples at random in eval mode, or counts its passes: the "
+        "numbers then hold for the seed that all looks share",
+        "8 images, forward",
+    ),
+    Row(
         ("monitor/failed_insights",),
         "insights and detectors that failed at this evaluation and were left out",
         "≥ 0",
