@@ -39,11 +39,14 @@ from jepa_monitor.functional.lidar import lidar as lidar
 from jepa_monitor.functional.mutual_neighbors import mutual_knn as mutual_knn
 from jepa_monitor.functional.neighbors import knn_distance as knn_distance
 from jepa_monitor.functional.neighbors import knn_score as knn_score
+from jepa_monitor.functional.normality import Normality as Normality
+from jepa_monitor.functional.normality import normality as normality
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
 from jepa_monitor.functional.outliers import robust_fence as robust_fence
 from jepa_monitor.functional.polarity import paired_polarity as paired_polarity
 from jepa_monitor.functional.polarity import severity_order as severity_order
 from jepa_monitor.functional.separation import separation as separation
+from jepa_monitor.functional.sequential import predictive_pit as predictive_pit
 from jepa_monitor.functional.task_priors import prior_kernel as prior_kernel
 from jepa_monitor.functional.task_priors import sample_tasks as sample_tasks
 from jepa_monitor.functional.task_priors import task_prior_performance as task_prior_performance

@@ -114,10 +114,40 @@ def slice_tail(statistic: float, estimated: bool) -> float:
     if statistic > 25 * float(weights[0]):
         factor = float((1 - weights[1:] / weights[0]).rsqrt().prod())
         return factor * math.erfc(math.sqrt(statistic / float(weights[0]) / 2))
-    u = _IMHOF_GRID[:, None]
-    angle = (torch.atan(weights * u).sum(dim=1) - statistic * _IMHOF_GRID) / 2
-    damping = torch.log1p((weights * u) ** 2).sum(dim=1) / 4
+    phase, damping = _imhof_tables(estimated)
+    angle = (phase - statistic * _IMHOF_GRID) / 2
     at_zero = (float(weights.sum()) - statistic) / 2  # limit of the integrand for u → 0
-    integrand = angle.sin() / _IMHOF_GRID * torch.exp(-damping)
+    integrand = angle.sin() * damping
     integral = 0.05 * (float(integrand.sum()) + at_zero / 2)
     return min(max(0.5 + integral / math.pi, 0.0), 1.0)
+
+
+@lru_cache(maxsize=2)
+def _imhof_tables(estimated: bool) -> tuple[Tensor, Tensor]:
+    scaled = null_eigenvalues(estimated) * _IMHOF_GRID[:, None]
+    damping = torch.exp(-torch.log1p(scaled.square()).sum(dim=1) / 4) / _IMHOF_GRID
+    return torch.atan(scaled).sum(dim=1), damping
+
+
+def sum_tail(total: float, copies: int) -> float:
+    """Probability that the sum over several directions of normal data exceeds a total.
+
+    Pearson's approximation by a chi-square law of the same first three moments.
+
+    Args:
+        total: Sum of the Epps-Pulley statistics of uncorrelated directions, each standardised with
+            its own mean and variance.
+        copies: Number of directions.
+
+    Returns:
+        Probability from 0 to 1.
+
+    Source:
+        Pearson (Biometrika 46, 1959), in the form of Imhof (Biometrika 48, 1961), Sec. 4.
+    """
+    weights = null_eigenvalues(estimated=True)
+    first, second, third = (copies * float((weights**power).sum()) for power in (1, 2, 3))
+    freedom = second**3 / third**2
+    quantile = (total - first) * math.sqrt(freedom / second) + freedom
+    half = torch.tensor([freedom / 2, max(quantile, 0.0) / 2], dtype=torch.float64)
+    return float(torch.special.gammaincc(half[0], half[1]))

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._null_laws import (
     KNOTS,
@@ -26,6 +27,7 @@ from jepa_monitor.functional._null_laws import (
 )
 
 _BLOCK = 1024  # rows of the pairwise matrix held at a time
+_CACHED = 32_768  # projections whose characteristic function is computed at a time
 
 
 class SlicedEppsPulley(NamedTuple):
@@ -214,13 +216,18 @@ def characteristic_sums(projections: Tensor) -> Tensor:
     Returns:
         Float64 tensor, shape (17, M, 2); sums of several batches add.
     """
-    step = torch.exp(1j * STEP * projections)
-    phase = torch.ones_like(step)
-    sums = []
-    for _ in range(len(KNOTS)):
-        sums.append(phase.sum(dim=0))
-        phase = phase * step
-    return torch.view_as_real(torch.stack(sums))
+    blocks = []
+    # A few columns at a time: what is read at every knot must stay in the processor's cache.
+    at_once = max(1, _CACHED // max(1, len(projections)))
+    for columns in torch.split(projections, at_once, dim=1):
+        step = torch.exp(1j * STEP * columns)
+        phase = torch.ones_like(step)
+        sums = []
+        for _ in range(len(KNOTS)):
+            sums.append(phase.sum(dim=0))
+            phase = phase * step
+        blocks.append(torch.stack(sums))
+    return torch.view_as_real(torch.cat(blocks, dim=1))
 
 
 def statistic_from_sums(sums: Tensor, count: int) -> Tensor:
@@ -270,19 +277,14 @@ def summarize_slices(
 
 
 def _standardize(z: Tensor, resolution: float) -> Tensor:
-    # The left singular vectors are the whitened coordinates up to a rotation, to which every
-    # statistic here is blind; they are better conditioned than a division by a covariance.
+    # Whitened coordinates up to a rotation, to which every statistic here is blind.
     count, width = z.shape
     if count <= width:
         raise ValueError(
             f"`embeddings` must have more rows than columns to be whitened, got {tuple(z.shape)}."
         )
-    centred = z - z.mean(dim=0)
-    left, singular_values, _ = torch.linalg.svd(centred, full_matrices=False)
-    rounding = 4 * resolution * torch.linalg.vector_norm(z) / math.sqrt(width)
-    relative = torch.finfo(z.dtype).eps * count * singular_values[0]
-    keep = singular_values > torch.maximum(relative, rounding)
-    return torch.where(keep, left * math.sqrt(count), 0.0)
+    scores = principal_scores(z, resolution).scores
+    return F.pad(scores, (0, width - scores.shape[1]))
 
 
 def _henze_zirkler_null(b2: float, width: int) -> tuple[float, float]:

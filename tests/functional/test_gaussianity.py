@@ -74,9 +74,31 @@ def test_tail_is_a_decreasing_probability_everywhere():
 
 
 def test_tail_of_one_weight_is_chi_square(monkeypatch):
-    monkeypatch.setattr(null, "null_eigenvalues", lambda _: torch.full((4,), 0.5).double())
+    monkeypatch.setattr(null, "null_eigenvalues", lambda *_, **__: torch.full((4,), 0.5).double())
+    monkeypatch.setattr(null, "_imhof_tables", null._imhof_tables.__wrapped__)
     for x in (0.5, 2.0, 6.0):
         assert null.slice_tail(x, False) == pytest.approx(stats.chi2.sf(x / 0.5, 4), abs=1e-6)
+    for copies in (1, 3):  # of a single weight the approximation by three moments is exact
+        tail = stats.chi2.sf(3.0 / 0.5, 4 * copies)
+        assert null.sum_tail(3.0, copies) == pytest.approx(tail, rel=1e-9)
+
+
+@pytest.mark.parametrize("copies", [2, 8, 64])
+def test_tail_of_a_sum_by_simulation(copies):
+    weights = null.null_eigenvalues(True)
+    generator = torch.Generator().manual_seed(0)
+    draws = torch.randn(20_000, copies * len(weights), generator=generator, dtype=torch.float64)
+    totals = draws.square() @ weights.repeat(copies)
+    for level in (0.5, 0.1, 0.01):
+        tail = null.sum_tail(float(totals.quantile(1 - level)), copies)
+        assert tail == pytest.approx(level, rel=0.25 if level < 0.1 else 0.08)
+
+
+def test_blocks_of_columns_make_no_difference(monkeypatch):
+    x = normal(50, 7)
+    whole = gaussianity.characteristic_sums(x)
+    monkeypatch.setattr(gaussianity, "_CACHED", 100)
+    torch.testing.assert_close(gaussianity.characteristic_sums(x), whole, rtol=1e-12, atol=0)
 
 
 @pytest.mark.parametrize(
