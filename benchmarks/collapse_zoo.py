@@ -1,7 +1,8 @@
 """Does the collapse alarm see broken runs, in time, and leave healthy ones alone?
 
-    python benchmarks/collapse_zoo.py --processes 2     # train, write collapse_zoo.json, print tables
-    python benchmarks/collapse_zoo.py --report          # tables and pictures from the JSON alone
+    python benchmarks/collapse_zoo.py --processes 2 --out FILE    # trains what FILE lacks; prints tables
+    python benchmarks/collapse_zoo.py --show [FILE]               # the tables of stored runs
+    python benchmarks/collapse_zoo.py --show --pictures FOLDER    # and draws three of them
 
 Every run of `_zoo.py` (four methods, healthy and broken on purpose, digits of 8×8 pixels, 600 steps)
 is looked at every 15 steps on 512 held-out images. The looks are stored, and the rules are replayed
@@ -23,7 +24,6 @@ precision and no head would.
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 import multiprocessing
@@ -36,6 +36,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
+from _results import circumstances, parser
 from _zoo import RUNS, STEPS, digits, train
 from torch import Tensor, nn
 
@@ -52,7 +53,7 @@ from jepa_monitor.monitor.alarm import (
 )
 from jepa_monitor.recipes.evaluation import knn_predict
 
-HERE = pathlib.Path(__file__).parent
+RESULTS = pathlib.Path(__file__).with_suffix(".json")
 EVERY = 15
 PATIENCE = STEPS // 10
 # Seeds for (healthy runs, broken runs): those that chose the constants, those that are reported.
@@ -393,16 +394,16 @@ def draw(runs: list[Run], folder: pathlib.Path) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--processes", type=int, default=1)
-    parser.add_argument("--report", action="store_true", help="train nothing")
-    parser.add_argument("--json", type=pathlib.Path, default=HERE / "collapse_zoo.json")
-    parser.add_argument("--images", type=pathlib.Path, default=HERE.parent / "docs" / "images")
-    options = parser.parse_args()
-    if not options.report:
-        runs: list[Run] = []
-        if options.json.exists():  # goes on where it was; delete the file to train anew
-            runs = json.loads(options.json.read_text())["runs"]
+    asked = parser(__doc__)
+    asked.add_argument("--processes", type=int, default=1, help="each with one thread")
+    asked.add_argument("--show", nargs="?", type=pathlib.Path, const=RESULTS, help="train nothing")
+    asked.add_argument("--pictures", type=pathlib.Path, help="folder for three pictures")
+    options = asked.parse_args()
+    source = options.show or options.out
+    runs: list[Run] = []
+    if source and source.exists():  # training goes on where the file ends
+        runs = json.loads(source.read_text())["runs"]
+    if not options.show:
         done = {(run["method"], run["fault"], run["seed"]) for run in runs}
         todo = [job for job in jobs() if job not in done]
         with multiprocessing.get_context("spawn").Pool(options.processes) as pool:
@@ -412,15 +413,16 @@ def main() -> None:
                     f"{run['method']}, {run['fault']}, seed {run['seed']}: {final(run):.2f}",
                     flush=True,
                 )
-                store(runs, options.json)
-    runs = json.loads(options.json.read_text())["runs"]
+                if options.out:
+                    store(runs, options.out)
     print(report(runs))
-    draw(runs, options.images)
+    if options.pictures:
+        draw(runs, options.pictures)
 
 
 def store(runs: list[Run], path: pathlib.Path) -> None:
-    settings = {
-        "steps": STEPS, "every": EVERY, "patience": PATIENCE, "torch": torch.__version__,
+    settings = circumstances(threads=1) | {
+        "steps": STEPS, "every": EVERY, "patience": PATIENCE,
         "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
     }  # fmt: skip
     rows = ",\n".join(json.dumps(run) for run in runs)

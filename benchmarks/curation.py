@@ -18,8 +18,6 @@ measured on the second; both encoders learned from the same digits. As by defaul
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -27,6 +25,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from _results import circumstances, parser, store
 from PIL import Image
 from sklearn.datasets import load_digits
 from sklearn.ensemble import IsolationForest
@@ -298,13 +297,12 @@ def pair(value: dict[str, float]) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--first", nargs="+", required=True, help="checkpoints to choose a rule by")
-    parser.add_argument("--second", nargs="+", required=True, help="checkpoints to measure it by")
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    options = parser.parse_args()
+    asked = parser(__doc__)
+    asked.add_argument("--first", nargs="+", required=True, help="checkpoints to choose a rule by")
+    asked.add_argument("--second", nargs="+", required=True, help="checkpoints to measure it by")
+    options = asked.parse_args()
     torch.manual_seed(0)
-    torch.set_num_threads(1)
+    torch.set_num_threads(options.threads)
     halves, each = [], {}
     for number, models in enumerate((options.first, options.second)):
         measured = [measure(model, number) for model in models]
@@ -316,7 +314,7 @@ def main() -> None:
     for row in (row for half in halves for row in half["trouble"].values()):
         for detector in row.values():
             del detector["fence"]  # the rules have their averages
-    options.out.write_text(json.dumps(results, indent=1) + "\n")
+    store(options.out, circumstances(options.threads) | results)
     for name, half in zip(("first half", "second half"), halves, strict=True):
         average = means(list(half["trouble"].values()))
         table(f"planted, {name}", {**half["trouble"], "mean of all": average}, pair)

@@ -1,13 +1,13 @@
 """Does the score equal the known log-density? The table of docs/theory.md.
 
-Run `python benchmarks/known_density.py`: trains every encoder of the table from scratch, prints the
-table and writes `known_density.json` beside this file. Set OMP_NUM_THREADS=1 and use `--jobs` for
-several processes. With `--show`, prints the table of the stored results only.
+    python benchmarks/known_density.py --jobs 6       # trains every encoder, prints the table
+    python benchmarks/known_density.py --show [FILE]  # the table of stored results
+
+Each run has one thread, whatever `--threads` says.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import statistics
 import time
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from _results import circumstances, parser, store
 
 from jepa_monitor.recipes.densities import NAMES, make_density
 from jepa_monitor.recipes.known_density import METHODS, SCORES, Settings, compare, train
@@ -98,16 +99,17 @@ def table(runs: list[dict[str, Any]]) -> str:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--jobs", type=int, default=2, help="processes")
-    parser.add_argument("--show", action="store_true", help="print the stored table only")
-    chosen = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0")
+    options.add_argument("--jobs", type=int, default=2, help="processes")
+    options.add_argument("--cases", type=int, help="only so many, the first")
+    options.add_argument("--show", nargs="?", type=Path, const=RESULTS, help="train nothing")
+    chosen = options.parse_args()
     runs: list[dict[str, Any]] = []
     if chosen.show:
-        runs = json.loads(RESULTS.read_text())["runs"]
+        runs = json.loads(chosen.show.read_text())["runs"]
     else:
-        todo = cases(chosen.seeds)
+        todo = cases(chosen.seeds)[: chosen.cases]
         with ProcessPoolExecutor(chosen.jobs, mp_context=get_context("spawn")) as pool:
             for done, run in enumerate(pool.map(measure, todo), 1):
                 runs.append(run)
@@ -115,8 +117,7 @@ def main() -> None:
                 settings = {
                     k: v for k, v in vars(Settings()).items() if k not in ("seed", "method")
                 }
-                record = {"torch": torch.__version__, "settings": settings, "runs": runs}
-                RESULTS.write_text(json.dumps(record, indent=1) + "\n")
+                store(chosen.out, circumstances(1) | {"settings": settings, "runs": runs})
     print(table(runs))
     print(f"{sum(run['cpu_seconds'] for run in runs) / 60:.0f} minutes of one core")
 

@@ -1,6 +1,6 @@
 """How large does rounding make singular values that are zero? The 2 ε σ₁ of `noise_floor`.
 
-    python benchmarks/noise_floor.py    # prints the table, writes noise_floor.json
+    python benchmarks/noise_floor.py    # prints the table; --out FILE writes it
 
 Encoders with random weights that end in a LayerNorm: whatever goes in, their Jacobians have exactly
 singular directions. The smallest singular value of the float32 Jacobian is therefore pure rounding
@@ -10,11 +10,9 @@ error. It is given in units of ε σ₁, ε = 2⁻²³, beside the spectral norm
 
 from __future__ import annotations
 
-import json
-import pathlib
-
 import timm
 import torch
+from _results import circumstances, parser, store
 from torch import nn
 
 from jepa_monitor.encoders.embedder import Embedder
@@ -65,8 +63,9 @@ def rows(encoder: nn.Module, images: torch.Tensor, dtype: torch.dtype) -> torch.
 
 
 def main() -> None:
-    torch.set_num_threads(1)
-    results = {}
+    args = parser(__doc__).parse_args()
+    torch.set_num_threads(args.threads)
+    results = circumstances(args.threads)
     print("| encoder | K | smallest singular value / ε σ₁ | norm of the rounding error / ε σ₁ |")
     print("|---|---|---|---|")
     for name, (encoder, side) in encoders().items():
@@ -79,8 +78,7 @@ def main() -> None:
         results[name] = {"smallest": smallest.tolist(), "error": error.tolist()}
         spans = [f"{v.min().item():.2f} to {v.max().item():.2f}" for v in (smallest, error)]
         print(f"| {name} | {single.shape[1]} | {spans[0]} | {spans[1]} |", flush=True)
-    out = pathlib.Path(__file__).with_suffix(".json")
-    out.write_text(json.dumps(results, indent=1) + "\n")
+    store(args.out, results)
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """What share of a run do the callbacks take? The I-JEPA recipe at its CIFAR size.
 
-    python benchmarks/overhead.py    # prints the table, writes overhead.json
+    python benchmarks/overhead.py    # prints the table; --out FILE writes it
 
 Times training steps (`recipes/configs/ijepa_cifar10.yaml`: ViT of width 192 and depth 9 on 32 px, 256
 images a step) and single evaluations with the callbacks' default settings, taking turns. Seconds are of
@@ -11,16 +11,13 @@ the processor on a CPU and of the wall on a GPU. The share is that of an evaluat
 
 from __future__ import annotations
 
-import argparse
-import json
-import pathlib
 import statistics
 import time
 from collections.abc import Callable
 from typing import Any
 
 import torch
-from score_speed import processor
+from _results import circumstances, parser, store
 from torch import Tensor
 
 from jepa_monitor import DensityMonitor, ScoreOptions
@@ -54,36 +51,38 @@ def seconds(work: Callable[[], Any], device: str) -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=2)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--repeats", type=int, default=2, help="turns (default: %(default)s)")
+    options.add_argument("--batch", type=int, default=BATCH, help="images a training step")
+    options.add_argument("--images", type=int, default=512, help="of the probe, the reference")
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
     torch.manual_seed(0)
     module = IJepa(**MODEL).to(args.device)
     optimizer = module.configure_optimizers()
-    batch = torch.randn(BATCH, 3, 32, 32, device=args.device)
+    batch = torch.randn(args.batch, 3, 32, 32, device=args.device)
 
     def step() -> None:
         optimizer.zero_grad()
-        module.loss(batch, module.masks(BATCH, 0)).backward()
+        module.loss(batch, module.masks(args.batch, 0)).backward()
         optimizer.step()
         module.after_step({"momentum": 0.996})
 
     def draw(count: int) -> Tensor:
         return torch.randn(count, 3, 32, 32)
 
-    sketch = DensityMonitor(draw(512), reference=draw(512), polarity_samples=8)
+    count = args.images
+    sketch = DensityMonitor(draw(count), reference=draw(count), polarity_samples=8)
     insights = DensityMonitor(
-        draw(512),
-        reference=draw(512),
+        draw(count),
+        reference=draw(count),
         polarity_samples=8,
         insights=["alignment", "tasks", "separation", "neighbors"],
-        labels=torch.arange(512) % 10,
+        labels=torch.arange(count) % 10,
     )
-    exact = DensityMonitor(draw(64), options=ScoreOptions(method="exact"))
-    embeddings, alarm = draw(512).to(args.device), CollapseAlarm(1000)
+    exact = DensityMonitor(draw(count // 8), options=ScoreOptions(method="exact"))
+    embeddings, alarm = draw(count).to(args.device), CollapseAlarm(1000)
 
     def collapse() -> None:
         with torch.no_grad():
@@ -96,7 +95,7 @@ def main() -> None:
         "training step": step,
         "JepaScoreCallback, default": lambda: sketch.evaluate(encoder),
         "the same with all insights": lambda: insights.evaluate(encoder),
-        "64 images, all rows, no reference": lambda: exact.evaluate(encoder),
+        f"{count // 8} images, all rows, no reference": lambda: exact.evaluate(encoder),
         "CollapseCallback": collapse,
     }
     step()
@@ -106,16 +105,14 @@ def main() -> None:
             times[name].append(seconds(work, args.device))
     medians = {name: statistics.median(values) for name, values in times.items()}
     one = medians.pop("training step")
-    device = torch.cuda.get_device_name() if args.device == "cuda" else processor()
-    print(f"{device}: a training step takes {one:.2f} s\n")
+    found = circumstances(args.threads, args.device)
+    print(f"{found['device']}: a training step takes {one:.2f} s\n")
     print("| evaluation | seconds | training steps | share of the run |\n|---|---|---|---|")
     for name, value in medians.items():
         every = 50 if name == "CollapseCallback" else STEPS
         share = value / (value + every * one)
         print(f"| {name} | {value:.2f} | {value / one:.1f} | {share:.1%} |")
-    found = {"device": device, "training step": one, **medians}
-    out = pathlib.Path(__file__).with_suffix(".json")
-    out.write_text(json.dumps(found, indent=1) + "\n")
+    store(args.out, found | {"training step": one, **medians})
 
 
 if __name__ == "__main__":

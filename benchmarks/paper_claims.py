@@ -1,7 +1,7 @@
 """Do the claims of the JEPA-SCORE paper (arXiv 2510.05949) hold for our own models?
 
     python benchmarks/paper_claims.py lejepa=runs/lejepa/version_0/checkpoints/last.ckpt \
-        vicreg=… dinov2=… ijepa=…    # JEPA_MONITOR_DATA; prints tables, writes paper_claims.json
+        vicreg=… dinov2=… ijepa=…    # JEPA_MONITOR_DATA; prints tables
 
 For encoders that the recipes trained on the CIFAR-10 subset (`recipes/configs/*_cifar10_cpu.yaml`), on
 held-out images, with exact rows:
@@ -17,8 +17,6 @@ held-out images, with exact rows:
 
 from __future__ import annotations
 
-import argparse
-import json
 import os
 import sys
 from collections.abc import Callable
@@ -28,6 +26,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _results import circumstances, parser, store
 from scipy.stats import spearmanr
 from sklearn.datasets import load_digits
 from torch import Tensor
@@ -79,10 +78,10 @@ def evaluate(
             ood[f"{name} {severity}"] = corrupt(inside, severity)
     monitor = DensityMonitor(
         inside,
-        reference=prepare(data["train_images"][known[0]][:4096]),
+        reference=prepare(data["train_images"][known[0]][: args.reference]),
         ood=ood,
         max_probe_samples=args.images,
-        max_embedding_samples=4096,
+        max_embedding_samples=args.reference,
         options=ScoreOptions(method="exact"),
     )
     return monitor.evaluate(encoder)
@@ -121,18 +120,20 @@ def sheet(path: Path, images: Pixels, labels: Pixels, scores: Pixels, names: lis
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("models", nargs="+", help="RECIPE=CHECKPOINT")
-    parser.add_argument("--images", type=int, default=300)
-    parser.add_argument("--root", default="data")
-    parser.add_argument("--sheets", type=Path)
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("models", nargs="+", help="RECIPE=CHECKPOINT")
+    options.add_argument("--images", type=int, default=300, help="of each set")
+    options.add_argument("--reference", type=int, default=4096, help="images that the law is of")
+    options.add_argument("--root", default="data", help="where torchvision looks")
+    options.add_argument("--sheets", type=Path, help="folder for pictures")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     with np.load(Path(os.environ["JEPA_MONITOR_DATA"]) / "cifar10_subset.npz") as arrays:
         data = {name: arrays[name] for name in arrays.files}
     known = data["test_labels"] < KNOWN_CLASSES
     shown = {k: data[f"test_{k}"][known][: args.images] for k in ("images", "labels")}
     scores: dict[str, Pixels] = {}
-    result: dict[str, Any] = {"images": args.images, "models": {}}
+    result = circumstances(args.threads) | {"images": args.images, "models": {}}
     for recipe, path in (model.split("=", 1) for model in args.models):
         for part, attribute in PARTS[recipe].items():
             loaded = load_encoder(path, ModelSettings(encoder=attribute))
@@ -160,7 +161,7 @@ def main() -> None:
         if a in scores
     }
     report_tables(result)
-    Path(__file__).with_suffix(".json").write_text(json.dumps(result, indent=1) + "\n")
+    store(args.out, result)
 
 
 def report_tables(result: dict[str, Any]) -> None:

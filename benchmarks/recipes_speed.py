@@ -1,6 +1,6 @@
 """How much slower are the recipes than a bare PyTorch loop?
 
-    python benchmarks/recipes_speed.py    # prints the table, writes recipes_speed.json
+    python benchmarks/recipes_speed.py    # prints the table; --out FILE writes it
 
 Every recipe with its settings for CIFAR-10 on a CPU (`recipes/configs/*_cifar10_cpu.yaml`), on random
 images of that size: by Lightning with logging and schedules, but without monitor and k-NN, whose cost
@@ -11,7 +11,6 @@ one thread, from the 10th step on; memory is the most that the process ever held
 
 from __future__ import annotations
 
-import argparse
 import json
 import resource
 import statistics
@@ -25,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from _results import circumstances, parser, store
 from lightning.pytorch import Callback
 from torch.utils.data import DataLoader
 
@@ -104,7 +104,6 @@ def fitted(cli: Any) -> list[float]:
 
 def work(name: str, way: str, steps: int, images: str) -> None:
     """Measure one run in this process."""
-    torch.set_num_threads(1)
     cls, defaults = RECIPES[name]
     folder = str(Path(images).parent)
     arguments = [
@@ -121,15 +120,17 @@ def work(name: str, way: str, steps: int, images: str) -> None:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--steps", type=int, default=40)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--one", nargs=3, metavar=("RECIPE", "WAY", "IMAGES"))
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--recipes", nargs="+", choices=RECIPES, default=list(RECIPES))
+    options.add_argument("--steps", type=int, default=40, help=f"of each run, over {WARM}")
+    options.add_argument("--repeats", type=int, default=3, help="turns of both ways")
+    options.add_argument("--one", nargs=3, metavar=("RECIPE", "WAY", "IMAGES"), help="one run")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     if args.one:
         work(args.one[0], args.one[1], args.steps, args.one[2])
         return
-    rows: dict[str, Any] = {"torch": torch.__version__, "steps": args.steps}
+    rows: dict[str, Any] = circumstances(args.threads) | {"steps": args.steps}
     lines = [
         "| recipe | bare loop, s per step | recipe | ratio (each turn) | memory |",
         "|---|---|---|---|---|",
@@ -145,12 +146,12 @@ def main() -> None:
             test_images=noise[10_000:],
             test_labels=classes[10_000:],
         )
-        for name in RECIPES:
+        for name in args.recipes:
             found: dict[str, list[dict[str, float]]] = {"bare": [], "recipe": []}
             for _ in range(args.repeats):
                 for way, results in found.items():
                     command = [sys.executable, __file__, "--one", name, way, images]
-                    command += ["--steps", str(args.steps)]
+                    command += ["--steps", str(args.steps), "--threads", str(args.threads)]
                     done = subprocess.run(command, capture_output=True, text=True, check=True)
                     results.append(json.loads(done.stdout.splitlines()[-1]))
             pairs = list(zip(found["recipe"], found["bare"], strict=True))
@@ -162,7 +163,7 @@ def main() -> None:
             cells = [name, *(f"{t:.3f}" for t in times), f"{rows[name]['ratio']:.3f} ({each})"]
             lines.append("| " + " | ".join([*cells, f"{memory:.2f} x"]) + " |")
     sys.stdout.write("\n".join(lines) + "\n")
-    Path(__file__).with_suffix(".json").write_text(json.dumps(rows, indent=1) + "\n")
+    store(args.out, rows)
 
 
 if __name__ == "__main__":

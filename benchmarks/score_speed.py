@@ -1,7 +1,7 @@
 """What a score costs: the paper's way, its vectorised variant, and ours, in one interleaved run.
 
-    python benchmarks/score_speed.py                 # prints the table, updates score_speed.json
-    python benchmarks/score_speed.py --cases vit_ti8 --repeats 5
+    python benchmarks/score_speed.py                 # prints the table
+    python benchmarks/score_speed.py --cases vit_ti8_32 --repeats 5 --out FILE    # updates FILE
 
 Every method scores the same images of the same encoder (random weights; the cost does not depend on
 them, and the errors are those of ill-conditioned Jacobians all the same). Methods take turns,
@@ -14,11 +14,8 @@ computed once, apart from the timing (`reference_seconds` in the JSON).
 
 from __future__ import annotations
 
-import argparse
-import json
 import multiprocessing
 import pathlib
-import platform
 import statistics
 import threading
 import time
@@ -27,6 +24,7 @@ from typing import Any
 
 import timm
 import torch
+from _results import circumstances, kept, parser, store
 from scipy.stats import spearmanr
 from torch import Tensor, nn
 
@@ -111,13 +109,6 @@ def timed(method: Callable[[nn.Module, Tensor], Any], encoder: nn.Module, images
     return clock(images) - start
 
 
-def processor() -> str:
-    for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()
-
-
 def resident() -> int:
     pages = pathlib.Path("/proc/self/statm").read_text().split()[1]
     return int(pages) * 4096
@@ -161,7 +152,7 @@ def measured_memory(case: str, method: str, count: int, device: str, threads: in
     return queue.get(timeout=5) / 2**30 if process.exitcode == 0 else float("nan")
 
 
-def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
+def run_case(case: str, args: Any) -> dict[str, Any]:
     encoder, side = build(case, args.device)
     _, _, _, count, compared = CASES[case]
     count = args.images or count
@@ -217,23 +208,16 @@ def run_case(case: str, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--images", type=int, default=None)
-    parser.add_argument("--memory", action="store_true", help="measure the peak memory as well")
-    parser.add_argument("--vectorised", action="store_true", help="also at 224 px on a CPU")
-    parser.add_argument("--out", default=str(pathlib.Path(__file__).with_suffix(".json")))
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--repeats", type=int, default=3, help="turns (default: %(default)s)")
+    options.add_argument("--images", type=int, default=None, help="instead of the case's own")
+    options.add_argument("--memory", action="store_true", help="measure the peak memory as well")
+    options.add_argument("--vectorised", action="store_true", help="also at 224 px on a CPU")
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
-    results: dict[str, Any] = {"device": name or args.device, "torch": torch.__version__}
-    out = pathlib.Path(args.out)
-    kept = json.loads(out.read_text()) if out.exists() else {}
-    if all(kept.get(key) == value for key, value in results.items()):
-        results = kept  # cases that are not measured now stay
+    results = kept(args.out, circumstances(args.threads, args.device))  # other cases stay
     print(
         "| case | K | floor | plain | vectorised | ours, exact | ours, sketch | error plain | error ours |"
     )
@@ -256,7 +240,7 @@ def main() -> None:
             f"floors | {cell('ours, sketch')} | {errors[0]} | {errors[1]} |",
             flush=True,
         )
-        out.write_text(json.dumps(results, indent=1) + "\n")
+        store(args.out, results)
 
 
 if __name__ == "__main__":

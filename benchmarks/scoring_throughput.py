@@ -1,7 +1,7 @@
 """Images a second of `jepa-monitor score`, beside the plain method, in one interleaved run.
 
-    python benchmarks/scoring_throughput.py          # prints the table, updates scoring_throughput.json
-    python benchmarks/scoring_throughput.py --cases vit_ti8_32 --repeats 5
+    python benchmarks/scoring_throughput.py          # prints the table
+    python benchmarks/scoring_throughput.py --cases vit_ti8_32 --repeats 5 --out FILE    # updates FILE
 
 Both read the same PNG files. *Plain* takes one image at a time, one `torch.autograd.grad` for each of
 the K outputs and `torch.linalg.svdvals`, and knows nothing else of an image. The command embeds the
@@ -14,11 +14,9 @@ them.
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import functools
 import io
-import json
 import statistics
 import tempfile
 from collections.abc import Callable
@@ -28,8 +26,9 @@ from typing import Any
 import numpy as np
 import timm
 import torch
+from _results import circumstances, kept, parser, store
 from PIL import Image
-from score_speed import clock, plain, processor
+from score_speed import clock, plain
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
@@ -129,20 +128,14 @@ def measure(case: str, images: int | None, repeats: int | None, device: str) -> 
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=None)
-    parser.add_argument("--images", type=int, default=None)
-    parser.add_argument("--out", type=Path, default=Path(__file__).with_suffix(".json"))
-    args = parser.parse_args()
+    options = parser(__doc__)
+    options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
+    options.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
+    options.add_argument("--repeats", type=int, default=None, help="instead of the case's own")
+    options.add_argument("--images", type=int, default=None, help="instead of the case's own")
+    args = options.parse_args()
     torch.set_num_threads(args.threads)
-    name = torch.cuda.get_device_name() if args.device == "cuda" else processor()
-    results: dict[str, Any] = {"device": name, "torch": torch.__version__}
-    kept = json.loads(args.out.read_text()) if args.out.exists() else {}
-    if all(kept.get(key) == value for key, value in results.items()):
-        results = kept  # cases that are not measured now stay
+    results = kept(args.out, circumstances(args.threads, args.device))  # other cases stay
     print("| encoder | K | plain | exact | auto |\n|---|---|---|---|---|")
     for case in args.cases:
         found = results[case] = measure(case, args.images, args.repeats, args.device)
@@ -151,7 +144,7 @@ def main() -> None:
         print(
             f"| {case}, {found['images']} images | {found['K']} | {' | '.join(cells)} |", flush=True
         )
-        args.out.write_text(json.dumps(results, indent=1) + "\n")
+        store(args.out, results)
 
 
 if __name__ == "__main__":

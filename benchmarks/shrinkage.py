@@ -10,9 +10,8 @@ squared Mahalanobis distance over K (1 is right), and calibration error (0 is ri
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+from _results import parser
 
 from jepa_monitor.functional import calibration_error, hdr_pit
 from jepa_monitor.functional.gaussian import Gaussian
@@ -21,14 +20,15 @@ from jepa_monitor.recipes.ijepa import IJepa
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint")
-    path = parser.parse_args().checkpoint
+    options = parser(__doc__, out=False)
+    options.add_argument("checkpoint", help="of the I-JEPA recipe")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     data = ImageDataModule(image_size=24)
     data.setup()
     seen = torch.stack([data.train_set[(1, i)][0] for i in range(1000)])
     held_out = torch.stack([data.val_set[i][0] for i in range(len(data.val_set))])
-    trained = IJepa.load_from_checkpoint(path, map_location="cpu").target_encoder.eval()
+    trained = IJepa.load_from_checkpoint(args.checkpoint, map_location="cpu").target_encoder.eval()
     torch.manual_seed(0)
     encoders = {"before": IJepa().target_encoder.eval(), "after": trained}
     print("| training | N | shrinkage | s | log-density | distance² / K | calibration error |")

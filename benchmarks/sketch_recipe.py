@@ -9,9 +9,8 @@ digits, and on these with 100 outliers (inverted, blurred, of shuffled pixels, a
 
 from __future__ import annotations
 
-import argparse
-
 import torch
+from _results import parser
 from scipy.stats import spearmanr
 from torch import Tensor
 from torch.nn import functional as F
@@ -41,15 +40,16 @@ def outliers(images: Tensor) -> Tensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("checkpoint")
-    path = parser.parse_args().checkpoint
+    options = parser(__doc__, out=False)
+    options.add_argument("checkpoint", help="of the I-JEPA recipe")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
     data = ImageDataModule(image_size=24)
     data.setup()
     seen = torch.stack([data.train_set[(1, i)][0] for i in range(1000)])
     held_out = torch.stack([data.val_set[i][0] for i in range(200)])
     images = torch.cat([held_out[:100], outliers(held_out[100:])])
-    trained = IJepa.load_from_checkpoint(path, map_location="cpu").target_encoder.eval()
+    trained = IJepa.load_from_checkpoint(args.checkpoint, map_location="cpu").target_encoder.eval()
     torch.manual_seed(0)
     print("| training | R of 64 rows | held-out images | with outliers |")
     print("|---|---|---|---|")

@@ -9,7 +9,6 @@ Needs JEPA_MONITOR_DATA, a folder with cifar10_subset.npz, and Fashion-MNIST in 
 
 from __future__ import annotations
 
-import argparse
 import json
 import time
 from collections.abc import Callable
@@ -28,6 +27,7 @@ from _encoders import (
     outliers,
     train,
 )
+from _results import parser
 from torch import Tensor, nn
 
 from jepa_monitor.functional.gaussian import Gaussian
@@ -464,20 +464,17 @@ def print_table(records: list[dict[str, object]], output: str) -> None:
 
 def main() -> None:
     """Train and measure what the cache lacks, then compare."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--cache", type=Path, required=True, help="folder for Jacobians (700 MB)")
-    parser.add_argument("--out", type=Path, help="JSON file to write")
-    parser.add_argument(
+    options = parser(__doc__)
+    options.add_argument("--cache", type=Path, required=True, help="folder for Jacobians (700 MB)")
+    options.add_argument(
         "--fashion",
         type=Path,
         default=Path("/usr/share/datasets/fashion-mnist"),
         help="folder with t10k-images-idx3-ubyte.gz (default: where Debian's package puts it)",
     )
-    parser.add_argument("--methods", nargs="+", choices=STAGES, default=list(STAGES))
-    arguments = parser.parse_args()
-    torch.set_num_threads(1)
+    options.add_argument("--methods", nargs="+", choices=STAGES, default=list(STAGES))
+    arguments = options.parse_args()
+    torch.set_num_threads(arguments.threads)
     records, encoders = [], []
     for method in arguments.methods:
         for dump in dumps(method, STAGES[method], arguments.cache, arguments.fashion):

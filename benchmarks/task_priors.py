@@ -1,18 +1,18 @@
 """Does the mean of Task Priors order the checkpoints of a run as linear probes do?
 
-    python benchmarks/task_priors.py           # trains 3 LeJEPAs, prints the tables, draws the figure
-    python benchmarks/task_priors.py --show    # the tables of the stored results
+    python benchmarks/task_priors.py                   # trains 3 LeJEPAs, prints the tables
+    python benchmarks/task_priors.py --show [FILE]     # the tables of stored results
+    python benchmarks/task_priors.py --figure FILE     # and draws the figure
 
 At each checkpoint: `task_prior_performance` in closed form, for a prior from the labels, from the
 pixels and from the last checkpoint; and the mean accuracy of linear probes over 30 labelings that are
 sampled from the same prior (`sample_tasks`), fitted on one half of the images and scored on the other.
 And do independent runs grow alike? `mutual_knn` at each checkpoint with the same run's first and last
-checkpoint, with the other runs, and with the pixels. Results go to task_priors.json beside this file.
+checkpoint, with the other runs, and with the pixels.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import logging
 import time
@@ -23,6 +23,7 @@ from typing import Any
 import lightning.pytorch as pl
 import numpy as np
 import torch
+from _results import circumstances, parser, store
 from matplotlib.figure import Figure
 from scipy.stats import spearmanr
 from torch import Tensor
@@ -34,7 +35,6 @@ from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.lejepa import DEFAULTS, LeJepa
 
 RESULTS = Path(__file__).with_suffix(".json")
-PICTURE = Path(__file__).parents[1] / "docs/images/task_priors.png"
 TASKS, IMAGES = 30, 240  # images of each half
 TEMPERATURE = 0.1
 SAMPLER_TEMPERATURE = 0.01  # low enough that the sampled labelings follow the prior
@@ -208,31 +208,32 @@ def draw(run: dict[str, Any]) -> Figure:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    parser.add_argument("--seeds", type=int, default=3)
-    parser.add_argument("--epochs", type=int, default=10)
-    parser.add_argument("--show", action="store_true", help="print the stored table only")
-    chosen = parser.parse_args()
-    if not chosen.show:
-        torch.set_num_threads(1)
+    options = parser(__doc__)
+    options.add_argument("--seeds", type=int, default=3, help="number of seeds, from 0; 2 or more")
+    options.add_argument("--epochs", type=int, default=10)
+    options.add_argument("--show", nargs="?", type=Path, const=RESULTS, help="train nothing")
+    options.add_argument("--figure", type=Path, help="picture to draw")
+    chosen = options.parse_args()
+    if chosen.show:
+        record = json.loads(chosen.show.read_text())
+    else:
+        torch.set_num_threads(chosen.threads)
         warnings.filterwarnings("ignore", ".*does not have many workers")
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         measured = []
         for seed in range(chosen.seeds):
             measured.append(measure(seed, chosen.epochs))
             print(f"seed {seed}: {measured[-1][0]['cpu_seconds']} s", flush=True)
-        record = {
-            "torch": torch.__version__,
+        record = circumstances(chosen.threads) | {
             "runs": [run for run, _ in measured],
             "neighbours": neighbours([embeddings for _, embeddings in measured]),
         }
-        RESULTS.write_text(json.dumps(record, indent=1) + "\n")
-    record = json.loads(RESULTS.read_text())
+        store(chosen.out, record)
     runs = record["runs"]
     print(table(runs))
     print(neighbour_table(runs[0]["epochs"], record["neighbours"]))
-    draw(runs[0]).savefig(PICTURE, dpi=100)
-    print(PICTURE)
+    if chosen.figure:
+        draw(runs[0]).savefig(chosen.figure, dpi=100)
 
 
 if __name__ == "__main__":
