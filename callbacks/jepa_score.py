@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import functools
+import dataclasses
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -15,14 +15,14 @@ from torch import Tensor
 from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
-from jepa_monitor.detectors import Detector, choose_detectors
+from jepa_monitor.detectors import Detector
 from jepa_monitor.encoders import Pool
-from jepa_monitor.insights import choose_insights, default_insights
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
-from jepa_monitor.monitor.monitor import DensityMonitor, check_settings
+from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.report import Report
+from jepa_monitor.monitor.settings import MonitorSettings
 from jepa_monitor.probes.images import BatchToImages
 
 if TYPE_CHECKING:
@@ -154,24 +154,20 @@ class JepaScoreCallback(AlarmedCallback):
             name=name,
             strict=strict,
         )
-        check_settings(
+        self.settings = MonitorSettings(
+            reference=reference,
+            ood=ood,
             max_probe_samples=max_probe_samples,
             max_embedding_samples=max_embedding_samples,
             polarity_samples=polarity_samples,
-            ood=ood,
+            pool=pool,
             batch_to_images=batch_to_images,
             options=options,
+            insights=insights,
+            detectors=detectors,
+            labels=labels,
+            compare_with=compare_with,
         )
-        self.reference = reference
-        self.ood = ood
-        self.max_probe_samples = max_probe_samples
-        self.max_embedding_samples = max_embedding_samples
-        self.polarity_samples = polarity_samples
-        self.insights = choose_insights(insights, labels)
-        self.detectors = choose_detectors(detectors)
-        self.labels = labels
-        self.compare_with = compare_with
-        self.options = options or ScoreOptions(method="auto")
         self.monitor: DensityMonitor | None = None
         self._spectra: dict[int, Tensor] = {}
         self._inverted = False  # whether the user has been told
@@ -227,10 +223,7 @@ class JepaScoreCallback(AlarmedCallback):
         if self.monitor is not None and not self._laid_out:
             self._laid_out = True
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
-            watched = {
-                callback.prefix: (*default_insights(callback.polarity_samples), *callback.insights)
-                for callback in watching
-            }
+            watched = {callback.prefix: callback.settings.all_insights for callback in watching}
             log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), watched)
         if found is not None and takes_pictures(trainer.loggers):
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
@@ -281,34 +274,27 @@ class JepaScoreCallback(AlarmedCallback):
         self._first = state_dict["first_embeddings"]
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
-        build = functools.partial(
-            DensityMonitor,
-            probe,
-            ood=self.ood,
-            max_probe_samples=2
-            if getattr(trainer, "fast_dev_run", False)
-            else self.max_probe_samples,
-            max_embedding_samples=self.max_embedding_samples,
-            polarity_samples=self.polarity_samples,
-            insights=self.insights,
-            detectors=self.detectors,
-            labels=self.labels,
-            compare_with=self.compare_with,
-            pool=self.pool,
-            batch_to_images=self.batch_to_images,
-            options=self.options,
-            shuffle_seed=shuffle_seed,
-            distributed=trainer.world_size > 1,
-        )
-        if self.reference is not None:
-            return build(reference=self.reference)
+        settings = self.settings
+        if getattr(trainer, "fast_dev_run", False):
+            settings = dataclasses.replace(settings, max_probe_samples=2)
+
+        def build(settings: MonitorSettings) -> DensityMonitor:
+            return DensityMonitor(
+                probe,
+                shuffle_seed=shuffle_seed,
+                distributed=trainer.world_size > 1,
+                **settings.arguments,
+            )
+
+        if settings.reference is not None:
+            return build(settings)
         training = find_training_data(trainer) if is_fitting(trainer) else None
         if training is None:
-            return build()
+            return build(settings)
         try:
-            return build(reference=training)
+            return build(dataclasses.replace(settings, reference=training))
         except (TypeError, ValueError) as error:
-            monitor = build()  # if the fault is not the reference's, this raises it
+            monitor = build(settings)  # if the fault is not the reference's, this raises it
             rank_zero_warn(
                 f"JepaScoreCallback goes without a reference, since the training data cannot serve: "
                 f"{error} Pass `reference`."
@@ -321,8 +307,8 @@ class JepaScoreCallback(AlarmedCallback):
             "probe": f"{len(monitor.images)} images",
             "reference": "none" if reference is None else f"{len(reference)} images",
             "out of distribution": ", ".join(ood) or "none",
-            "scored of each": self.max_probe_samples,
-            "options": self.options,
+            "scored of each": monitor.max_probe_samples,
+            "options": monitor.options,
         }
         return "\n".join(
             ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
@@ -334,9 +320,11 @@ class JepaScoreCallback(AlarmedCallback):
         values = values[torch.isfinite(values).all(1)]
         if not len(values):
             return {}
-        self._spectra[step] = values.clamp_min(self.options.eps).log().mean(0).float()
+        self._spectra[step] = (
+            values.clamp_min(self.settings.score_options.eps).log().mean(0).float()
+        )
         if len(self._spectra) > _FAN:
             steps = sorted(self._spectra)
             gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
             del self._spectra[steps[1 + gaps.index(min(gaps))]]
-        return {"jacobian/spectra": plot_spectra(self._spectra, self.options.eps)}
+        return {"jacobian/spectra": plot_spectra(self._spectra, self.settings.score_options.eps)}

@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypedDict
 
 from jepa_monitor._checks import check_choice, check_positive, check_positive_int
 
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["ScoreOptions"]
+__all__ = ["ScoreArguments", "ScoreOptions"]
+
+
+class ScoreArguments(TypedDict, total=False):
+    """The keyword arguments that become :class:`ScoreOptions`, for type checkers."""
+
+    method: str
+    rows: int | None
+    eps: float
+    precision: str
+    max_memory: int | None
+    seed: int
 
 
 @dataclass(frozen=True)

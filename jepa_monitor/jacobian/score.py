@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import math
 import warnings
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_images
+from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra, spectra
-from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
 from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.probes.images import visit_images
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = [
     "REFERENCE_IMAGES",
@@ -144,17 +148,14 @@ def _scored(
     return spectra(embedder, images, options, law), law
 
 
+@takes(ScoreOptions)
 def jacobian_spectrum(
     encoder: Any,
     images: Tensor,
     *,
-    method: str = "exact",
-    rows: int | None = None,
     reference: Any = None,
-    precision: str = "float32",
-    max_memory: int | None = None,
-    seed: int = 0,
     pool: Pool = "auto",
+    **options: Unpack[ScoreArguments],
 ) -> Tensor:
     """Singular values of the encoder's Jacobian at each image.
 
@@ -164,14 +165,10 @@ def jacobian_spectrum(
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them; D numbers an image.
-        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
-        precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
-        max_memory: Bytes to use at most beyond the model; default: a share of what is free.
-        seed: Of the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
+        **options: See :class:`~jepa_monitor.ScoreOptions`.
 
     Returns:
         (B, min(K, D)), descending, float64; NaN where the Jacobian is not finite. Of a sketch, the
@@ -191,22 +188,18 @@ def jacobian_spectrum(
         >>> jacobian_spectrum(encoder, torch.zeros(1, 3))
         tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
-    options = ScoreOptions(method, rows, 1e-6, precision, max_memory, seed)
-    return _scored(encoder, images, options, reference, pool)[0].singular_values
+    found, _ = _scored(encoder, images, ScoreOptions(**options), reference, pool)
+    return found.singular_values
 
 
+@takes(ScoreOptions)
 def jepa_score(
     encoder: Any,
     images: Tensor,
     *,
-    method: str = "exact",
-    rows: int | None = None,
     reference: Any = None,
-    eps: float = 1e-6,
-    precision: str = "float32",
-    max_memory: int | None = None,
-    seed: int = 0,
     pool: Pool = "auto",
+    **options: Unpack[ScoreArguments],
 ) -> Tensor:
     r"""JEPA-SCORE: the log-density that an encoder has learned, up to a constant.
 
@@ -218,15 +211,10 @@ def jepa_score(
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them.
-        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 16.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
-        eps: Singular values below it count as it.
-        precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
-        max_memory: Bytes to use at most beyond the model; default: a share of what is free.
-        seed: Of the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
+        **options: See :class:`~jepa_monitor.ScoreOptions`.
 
     Returns:
         (B,), float64, in nats; NaN where the Jacobian is not finite.
@@ -245,23 +233,19 @@ def jepa_score(
         >>> jepa_score(encoder, torch.zeros(1, 3))  # log 3 + log 0.5
         tensor([0.4055], dtype=torch.float64)
     """
-    options = ScoreOptions(method, rows, eps, precision, max_memory, seed)
-    found, _ = _scored(encoder, images, options, reference, pool)
-    return log_volume(found.singular_values, eps)
+    how = ScoreOptions(**options)
+    found, _ = _scored(encoder, images, how, reference, pool)
+    return log_volume(found.singular_values, how.eps)
 
 
+@takes(ScoreOptions)
 def log_density(
     encoder: Any,
     images: Tensor,
     reference: Any,
     *,
-    method: str = "exact",
-    rows: int | None = None,
-    eps: float = 1e-6,
-    precision: str = "float32",
-    max_memory: int | None = None,
-    seed: int = 0,
     pool: Pool = "auto",
+    **options: Unpack[ScoreArguments],
 ) -> LogDensity:
     r"""The full change of variables: JEPA-SCORE and the law of the embeddings together.
 
@@ -279,13 +263,8 @@ def log_density(
         reference: Images of the training distribution (a tensor, Dataset or DataLoader), whose
             first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`.
-        method: ``"exact"``, ``"sketch"`` or ``"auto"``; see :class:`~jepa_monitor.ScoreOptions`.
-        rows: Of a sketch; default K/16, at least 16.
-        eps: Singular values below it count as it.
-        precision: ``"float32"`` or ``"float64"``; see :class:`~jepa_monitor.ScoreOptions`.
-        max_memory: Bytes to use at most beyond the model; default: a share of what is free.
-        seed: Of the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
+        **options: See :class:`~jepa_monitor.ScoreOptions`.
 
     Returns:
         ``(log_density, jepa_score, log_prior)``, each (B,), float64, in nats.
@@ -305,7 +284,7 @@ def log_density(
     """
     if reference is None:
         raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
-    options = ScoreOptions(method, rows, eps, precision, max_memory, seed)
-    found, law = _scored(encoder, images, options, reference, pool)
+    how = ScoreOptions(**options)
+    found, law = _scored(encoder, images, how, reference, pool)
     assert law is not None
-    return density_terms(found, law, eps)
+    return density_terms(found, law, how.eps)

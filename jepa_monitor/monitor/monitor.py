@@ -4,73 +4,35 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from jepa_monitor._checks import check_positive_int
-from jepa_monitor.detectors import Detector, choose_detectors
-from jepa_monitor.encoders import Pool, check_pool
+from jepa_monitor._settings import takes
+from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights import (
     FIRST_EMBEDDINGS,
     Gatherer,
+    Insight,
     Sources,
-    choose_insights,
     default_insights,
 )
 from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
-from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.report import Report
-from jepa_monitor.probes.images import BatchToImages, check_batch_to_images, collect_images
+from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
+from jepa_monitor.probes.images import collect_images
 
-__all__ = ["DensityMonitor", "check_settings"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-def check_settings(
-    *,
-    max_probe_samples: Any,
-    max_embedding_samples: Any,
-    polarity_samples: Any,
-    ood: Any,
-    batch_to_images: Any,
-    options: Any,
-) -> None:
-    """Check what can be checked before any data are read; see :class:`DensityMonitor`.
-
-    Args:
-        max_probe_samples: An integer of at least 1.
-        max_embedding_samples: An integer of at least 1.
-        polarity_samples: An integer of at least 0.
-        ood: A mapping whose keys are strings, or ``None``.
-        batch_to_images: A function, a dict of functions by set, or ``None``.
-        options: :class:`~jepa_monitor.ScoreOptions` or ``None``.
-
-    Raises:
-        TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range.
-    """
-    check_positive_int(max_probe_samples, "max_probe_samples")
-    check_positive_int(max_embedding_samples, "max_embedding_samples")
-    if isinstance(polarity_samples, bool) or not isinstance(polarity_samples, int):
-        raise TypeError(f"`polarity_samples` must be an integer, got {polarity_samples!r}.")
-    if polarity_samples < 0:
-        raise ValueError(f"`polarity_samples` must be at least 0, got {polarity_samples}.")
-    check_batch_to_images(batch_to_images)
-    if options is not None and not isinstance(options, ScoreOptions):
-        raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
-    if ood is None:
-        return
-    if not isinstance(ood, Mapping):
-        raise TypeError(f"`ood` must be a dict of data by name, got {type(ood).__name__}.")
-    for name in ood:
-        if not isinstance(name, str) or not name:
-            raise TypeError(f"`ood` must have names for keys, got {name!r}.")
+__all__ = ["DensityMonitor"]
 
 
+@takes(MonitorSettings)
 class DensityMonitor:
     """Measures, on fixed sets of images, what density an encoder has learned.
 
@@ -80,32 +42,11 @@ class DensityMonitor:
 
     Args:
         probe: Held-out images: a tensor (N, ...), a Dataset, a DataLoader or an iterable of batches.
-        reference: Training images, of the same kinds. With it come the full log-density,
-            calibration, outlier fractions and the whitening of a sketch.
-        ood: Out-of-distribution images by name.
-        max_probe_samples: How many images of each set to score.
-        max_embedding_samples: How many images of each set to embed.
-        polarity_samples: How many probe images to score again in corrupted versions (three kinds,
-            three severities), which tells whether the score is inverted; 0 for none.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
-        batch_to_images: Finds the images in a batch; one function, or a dict with one for each of
-            ``probe``, ``reference`` and ``ood``. Default: :func:`~jepa_monitor.probes.batch_images`.
-        options: How to score; default ``ScoreOptions(method="auto")``: a sketch where a reference
-            is given, all rows otherwise.
         shuffle_seed: Draws the probe at random instead of taking the first images.
-        insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
-            their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
-            (agreement with the first evaluation, and with ``compare_with``), insights of your own
-            (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
-            One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
-        detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
-            detectors of your own; default: all that have a name.
-        labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
-            of the probe, (B,).
-        compare_with: Another encoder, whose neighbourhoods to compare with.
         distributed: Share the work among the processes of ``torch.distributed``. Then every process
             must make its monitor and call :meth:`evaluate` when the others do, and every one gets
             the whole report; a failure in one is an error in all.
+        **settings: See :class:`~jepa_monitor.monitor.settings.MonitorSettings`.
 
     Raises:
         TypeError: If an argument is of the wrong type or a set holds no images.
@@ -126,32 +67,18 @@ class DensityMonitor:
         self,
         probe: Any,
         *,
-        reference: Any = None,
-        ood: Mapping[str, Any] | None = None,
-        max_probe_samples: int = 64,
-        max_embedding_samples: int = 512,
-        polarity_samples: int = 0,
-        pool: Pool = "auto",
-        batch_to_images: BatchToImages = None,
-        options: ScoreOptions | None = None,
         shuffle_seed: int | None = None,
-        insights: Iterable[Any] = (),
-        detectors: Iterable[str | Detector] | None = None,
-        labels: Tensor | Callable[[Any], Tensor] | None = None,
-        compare_with: Any = None,
         distributed: bool = False,
+        **settings: Unpack[MonitorArguments],
     ) -> None:
-        check_settings(
-            max_probe_samples=max_probe_samples,
-            max_embedding_samples=max_embedding_samples,
-            polarity_samples=polarity_samples,
-            ood=ood,
-            batch_to_images=batch_to_images,
-            options=options,
-        )
-        self.max_probe_samples = max_probe_samples
-        self.options = options or ScoreOptions(method="auto")
-        self.pool = check_pool(pool)
+        given = MonitorSettings(**settings)
+        self.options = given.score_options
+        self.pool = given.pool
+        self.max_probe_samples = given.max_probe_samples
+        self.polarity_samples = given.polarity_samples
+        self.insights: tuple[Insight, ...] = tuple(given.insights)
+        self.detectors = choose_detectors(given.detectors)
+        self.compare_with = given.compare_with
         self.distributed = distributed
         processes = Processes(distributed)
 
@@ -161,9 +88,9 @@ class DensityMonitor:
                 lambda: (
                     collect_images(
                         data,
-                        max(max_probe_samples, max_embedding_samples),
+                        max(given.max_probe_samples, given.max_embedding_samples),
                         name=name,
-                        batch_to_images=batch_to_images,
+                        batch_to_images=given.batch_to_images,
                         shuffle_seed=seed,
                     ),
                 )
@@ -176,22 +103,24 @@ class DensityMonitor:
             return images
 
         self.images = collect(probe, "probe", shuffle_seed)
-        self.reference = None if reference is None else collect(reference, "reference", 1)
-        if self.reference is not None and len(self.reference) < 3:
-            raise ValueError(f"`reference` must hold at least 3 images, got {len(self.reference)}.")
-        self.ood = {name: collect(data, f"ood[{name!r}]") for name, data in (ood or {}).items()}
-        self.polarity_samples = polarity_samples
-        self.insights = choose_insights(insights, labels)
-        self.detectors = choose_detectors(detectors)
-        self._told: set[str] = set()  # failures that the user has been told of
+        self.reference: Tensor | None = None
+        if given.reference is not None:
+            self.reference = collect(given.reference, "reference", 1)
+            if len(self.reference) < 3:
+                raise ValueError(
+                    f"`reference` must hold at least 3 images, got {len(self.reference)}."
+                )
+        self.ood = {
+            name: collect(data, f"ood[{name!r}]") for name, data in (given.ood or {}).items()
+        }
         self.labels: Tensor | None = None
-        if labels is not None:
-            found = labels
+        if given.labels is not None:
+            found = given.labels
             if not isinstance(found, Tensor):
                 found = self._read_labels(probe, found, shuffle_seed)
             self.labels = check_labels(found, len(self.images))
-        self.compare_with = compare_with
         self.first_embeddings: Tensor | None = None  # of the probe, for `neighbors/drift`
+        self._told: set[str] = set()  # failures that the user has been told of
 
     def evaluate(self, encoder: Any) -> Report:
         """Score the probe, and the other sets that were given.

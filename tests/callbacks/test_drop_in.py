@@ -681,7 +681,7 @@ def test_a_configuration_file_makes_the_round_trip(tmp_path: pathlib.Path) -> No
     saved, (score, fast) = train(first, "one")
     again, (same_score, same_fast) = train(saved, "two")
     assert saved.read_text().replace("/one", "/two") == again.read_text()
-    assert (score.every_n_steps, score.max_probe_samples, score.pool) == (1, 3, "flatten")
+    assert (score.every_n_steps, score.settings.max_probe_samples, score.pool) == (1, 3, "flatten")
     assert score.options == same_score.options == ScoreOptions("sketch", rows=4)
     assert (fast.name, fast.on_collapse) == ("fast", "stop")
     assert len(score.history) == 3

@@ -1,0 +1,87 @@
+"""Settings that several entry points share: written once in a dataclass, spelt out in each."""
+
+from __future__ import annotations
+
+import dataclasses
+import inspect
+import re
+import typing
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+__all__ = ["takes"]
+
+_T = TypeVar("_T")
+_KEYWORDS = re.compile(r"^(?P<indent> *)\*\*\w+: .*\n(?:(?P=indent) +.*\n)*", re.MULTILINE)
+
+
+def takes(settings: type) -> Callable[[_T], _T]:
+    """Spell out the keyword arguments that a function or a class hands on to a dataclass.
+
+    ``inspect.signature``, ``help`` and configuration files then see the fields of the dataclass,
+    their defaults and what its docstring says of them, where the code has ``**settings``.
+
+    Args:
+        settings: A dataclass.
+
+    Returns:
+        A decorator.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Style:
+        ...     '''How to draw.
+        ...
+        ...     Args:
+        ...         width: Of the lines.
+        ...     '''
+        ...
+        ...     width: float = 1.0
+        >>> @takes(Style)
+        ... def draw(curve, **style):
+        ...     '''Draw a curve.
+        ...
+        ...     Args:
+        ...         curve: What to draw.
+        ...         **style: How.
+        ...     '''
+        >>> inspect.signature(draw)
+        <Signature (curve, *, width: float = 1.0)>
+        >>> print(inspect.getdoc(draw))
+        Draw a curve.
+        <BLANKLINE>
+        Args:
+            curve: What to draw.
+            width: Of the lines.
+    """
+
+    def spell_out(target: _T) -> _T:
+        function: Any = vars(target)["__init__"] if isinstance(target, type) else target
+        signature = inspect.signature(function)
+        own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
+        function.__signature__ = signature.replace(parameters=[*own, *_parameters(settings)])
+        lines = _arguments(inspect.getdoc(settings) or "")
+        text = (inspect.getdoc(target) or "") + "\n"
+        target.__doc__ = _KEYWORDS.sub(lambda _: lines, text, count=1)
+        return target
+
+    return spell_out
+
+
+def _parameters(settings: Any) -> list[inspect.Parameter]:
+    hints = typing.get_type_hints(settings)
+    return [
+        inspect.Parameter(
+            field.name,
+            inspect.Parameter.KEYWORD_ONLY,
+            default=field.default,
+            annotation=hints[field.name],
+        )
+        for field in dataclasses.fields(settings)
+    ]
+
+
+def _arguments(text: str) -> str:
+    """Cut the lines out of a docstring that explain the arguments."""
+    _, _, after = text.partition("Args:\n")
+    return re.split(r"\n\n", after)[0].rstrip("\n") + "\n"
