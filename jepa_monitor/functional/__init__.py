@@ -11,6 +11,9 @@ from jepa_monitor.functional.calibration import density_agreement as density_agr
 from jepa_monitor.functional.calibration import hdr_pit as hdr_pit
 from jepa_monitor.functional.calibration import kolmogorov_smirnov as kolmogorov_smirnov
 from jepa_monitor.functional.calibration import rank_pit as rank_pit
+from jepa_monitor.functional.calibration import (
+    two_sample_kolmogorov_smirnov as two_sample_kolmogorov_smirnov,
+)
 from jepa_monitor.functional.collapse import alpha_req as alpha_req
 from jepa_monitor.functional.collapse import collapse_level as collapse_level
 from jepa_monitor.functional.collapse import effective_rank as effective_rank

@@ -7,7 +7,8 @@ Three questions, three kinds of number from 0 to 1, uniform if all is well:
   not whether the density is right.
 - *Known density*: :func:`density_agreement`, where the truth is known by construction.
 
-The curve, the error, the gap and the Kolmogorov-Smirnov test take either kind of number.
+The curve, the error and the gap take either kind of number; the Kolmogorov-Smirnov test is that of
+one sample for levels of a law, of two for scores (:func:`two_sample_kolmogorov_smirnov`).
 """
 
 from __future__ import annotations
@@ -91,7 +92,8 @@ def rank_pit(scores: Tensor, reference_scores: Tensor) -> Tensor:
     Range ½/(M + 1) to 1 − ½/(M + 1); uniform on that grid if probe and reference scores have one
     law. Low values mean that held-out data are less likely to the density than the training data:
     memorisation or a shift. Ties get the middle of their interval, so that scores which are all
-    equal give ½ throughout: not uniform, and the Kolmogorov-Smirnov distance is then ½.
+    equal give ½ throughout, which is not uniform. All u share one reference and are not independent:
+    whether both laws are one, :func:`two_sample_kolmogorov_smirnov` asks.
 
     Args:
         scores: Probe scores, shape (N,), higher is denser.
@@ -196,20 +198,17 @@ def coverage_gap(u: Tensor) -> Tensor:
     return 0.5 - as_unit_interval(u, "u").mean()
 
 
-def kolmogorov_smirnov(u: Tensor, reference_size: int | None = None) -> KolmogorovSmirnov:
+def kolmogorov_smirnov(u: Tensor) -> KolmogorovSmirnov:
     r"""Kolmogorov-Smirnov test of uniformity.
 
     .. math:: D = \sup_a \lvert F_N(a) - a \rvert
 
     Range 1/(2N) to 1; lower is healthier. The p-value is uniform if the u are independent and
-    uniform. For :func:`rank_pit` they share one reference of M scores and are not independent:
-    pass M, and the p-value is that of the two-sample test, with NM/(N + M) for N. It is invalid
-    where the law was fitted to the same data, and it says little about the tails.
+    uniform, as levels of a known law are. It is invalid where the law was fitted to the same data,
+    and it says little about the tails.
 
     Args:
         u: Numbers from 0 to 1, shape (N,).
-        reference_size: Number M of reference scores behind :func:`rank_pit`; None for
-            :func:`hdr_pit`.
 
     Returns:
         Distance D and p-value, the latter within 3e-3 of the exact law for N ≥ 10.
@@ -229,11 +228,62 @@ def kolmogorov_smirnov(u: Tensor, reference_size: int | None = None) -> Kolmogor
     above = ((steps + 1) / count - values).max()
     below = (values - steps / count).max()
     distance = torch.maximum(above, below)
-    size = float(count)
-    if reference_size is not None:
-        check_positive_int(reference_size, "reference_size")
-        size = count * reference_size / (count + reference_size)
-    return KolmogorovSmirnov(distance, distance.new_tensor(kolmogorov_tail(float(distance), size)))
+    p_value = kolmogorov_tail(float(distance), float(count))
+    return KolmogorovSmirnov(distance, distance.new_tensor(p_value))
+
+
+def two_sample_kolmogorov_smirnov(scores: Tensor, reference_scores: Tensor) -> KolmogorovSmirnov:
+    r"""Kolmogorov-Smirnov test that two samples are of one law.
+
+    .. math:: D = \sup_s \lvert F_N(s) - G_M(s) \rvert
+
+    Range 0 to 1; lower is healthier. The p-value is the share of all orders of the N + M scores
+    that lie at least as far apart: exact for any N and M. Ties make it conservative, so that equal
+    scores of one law read 1. It says little about the tails. Time O((N + M)·N).
+
+    Args:
+        scores: Probe scores, shape (N,).
+        reference_scores: Reference scores, shape (M,).
+
+    Returns:
+        Distance D and p-value.
+
+    Source:
+        Hodges (Arkiv för Matematik 3, 1958): lattice paths that stay inside a band.
+
+    Example:
+        >>> import torch
+        >>> two_sample_kolmogorov_smirnov(torch.arange(4.0), torch.arange(4.0) + 2)
+        KolmogorovSmirnov(distance=tensor(0.5000, dtype=torch.float64), p_value=tensor(0.7714, dtype=torch.float64))
+    """
+    values = as_vector(scores, "scores").sort().values
+    others = as_vector(reference_scores, "reference_scores").sort().values.to(values.device)
+    n, m = len(values), len(others)
+    points = torch.cat([values, others])
+    below = torch.searchsorted(values, points, right=True)
+    reference_below = torch.searchsorted(others, points, right=True)
+    # In whole numbers, N·M times the distance: nothing is lost where two are equal.
+    apart = int((below * m - reference_below * n).abs().max())
+    return KolmogorovSmirnov(
+        values.new_tensor(apart / (n * m)), values.new_tensor(_lattice_tail(apart, n, m))
+    )
+
+
+def _lattice_tail(apart: int, n: int, m: int) -> float:
+    """Probability that a random order of n and m scores comes as far apart as ``apart`` / (n·m)."""
+    if apart == 0:
+        return 1.0
+    drawn = torch.arange(n + 1, dtype=torch.float64)  # how many of the first sample came so far
+    inside = (drawn == 0).double()
+    lost = 0.0
+    for step in range(n + m):
+        first = inside * (n - drawn) / (n + m - step)
+        inside = inside * (m - step + drawn).clamp_min(0) / (n + m - step)
+        inside[1:] += first[:-1]
+        far = (drawn * m - (step + 1 - drawn) * n).abs() >= apart
+        lost += float(inside[far].sum())
+        inside[far] = 0
+    return min(lost, 1.0)
 
 
 def density_agreement(scores: Tensor, true_log_density: Tensor) -> DensityAgreement:

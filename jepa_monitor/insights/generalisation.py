@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
-from jepa_monitor.functional.calibration import coverage_gap, kolmogorov_smirnov, rank_pit
+from jepa_monitor.functional.calibration import (
+    coverage_gap,
+    rank_pit,
+    two_sample_kolmogorov_smirnov,
+)
 from jepa_monitor.insights._statistics import finite_only
 from jepa_monitor.insights.base import Insight, Row
 from jepa_monitor.insights.look import Look
@@ -34,7 +38,7 @@ class Generalisation(Insight):
             "above 0.01",
             "the same",
             "free",
-            "`kolmogorov_smirnov`",
+            "`two_sample_kolmogorov_smirnov`",
         ),
     )
 
@@ -53,9 +57,9 @@ class Generalisation(Insight):
         others = finite_only(look.reference.scored.scores)
         if not (len(scores) and len(others)):
             return {}
-        ranks = rank_pit(scores, others)
+        test = two_sample_kolmogorov_smirnov(scores, others)
         scalars = {
-            "density/generalisation_gap": coverage_gap(ranks).item(),
-            "density/generalisation_p": kolmogorov_smirnov(ranks, len(others)).p_value.item(),
+            "density/generalisation_gap": coverage_gap(rank_pit(scores, others)).item(),
+            "density/generalisation_p": test.p_value.item(),
         }
         return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
