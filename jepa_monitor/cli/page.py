@@ -120,7 +120,8 @@ def write_page(
     made, missing = _thumbnails(table, scores, data, wanted)
     notes = [
         missing,
-        len(kept) < len(table) and f"The page holds {len(kept)} of {len(table)} images.",
+        len(kept) < len(table)
+        and f"The page holds {len(kept)} of {len(table)} images, all outliers among them.",
         not missing
         and len(wanted) < len(kept)
         and f"Pictures of {len(wanted)} of them (--thumbnails).",

@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 import pytest
 from cli_helpers import Small, make_folder, transform
+from PIL import Image
 from scipy.stats import spearmanr
 
 from jepa_monitor.cli import (
@@ -109,6 +110,61 @@ def test_page_of_a_table_whose_images_are_gone(tmp_path: pathlib.Path) -> None:
         report(str(tmp_path / "s.csv"), data="nowhere")
     with pytest.raises(ValueError, match="`rank_by` must be one of jepa_score"):
         report(str(tmp_path / "s.csv"), rank_by="knn")
+
+
+def test_a_page_of_a_sample_holds_all_outliers(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("jepa_monitor.cli.page._ROWS", 10)
+    table = made(200)
+    ranks = np.argsort(np.argsort(table["jepa_score"].to_numpy()))
+    odd = np.isin(ranks, [3, 60, 100, 101, 150])  # by another score than the one that sorts
+    write_table(table.append_column("outlier", pa.array(odd)), tmp_path / "s.parquet")
+    data = content(report(str(tmp_path / "s.parquet"), images=2))
+    held = dict(zip(data["columns"]["path"], data["columns"]["outlier"], strict=True))
+    paths = table["path"].to_pylist()
+    assert {path for path, is_odd in held.items() if is_odd} == {
+        paths[i] for i in np.flatnonzero(odd)
+    }
+    assert {paths[i] for i in np.flatnonzero(ranks < 10)} <= held.keys()
+    assert data["total"] == 200
+    assert f"The page holds {len(held)} of 200 images, all outliers among them." in data["notes"]
+    # What the buttons save says in its name and below them what it covers.
+    text = (tmp_path / "s.html").read_text()
+    assert "all outliers among ${data.total} scored images" in text
+    assert "images in this page${sample}" in text
+
+
+def test_the_page_lists_files_that_were_skipped_or_converted(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_folder(tmp_path / "data", 6)
+    make_folder(tmp_path / "other", 4)
+    (tmp_path / "data" / "a" / NASTY).write_bytes(b"no image")
+    (tmp_path / "data" / "b" / "empty.png").write_bytes(b"")
+    (tmp_path / "other" / "b" / "gone.png").symlink_to("nowhere")
+    Image.new("CMYK", (9, 9)).save(tmp_path / "data" / "a" / "cmyk.jpg")
+    out = str(tmp_path / "s.csv")
+    score_dataset(
+        Small(), str(tmp_path / "data"), out, reference=str(tmp_path / "other"),
+        transform=transform, settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    skipped, converted = content(report(out))["files"]
+    assert skipped["total"] == 3
+    assert {path for path, _ in skipped["rows"]} == {f"a/{NASTY}", "b/empty.png", "b/gone.png"}
+    reasons = dict(skipped["rows"])
+    assert reasons["b/empty.png"] == "is empty (0 bytes)"
+    assert reasons["b/gone.png"].endswith("(in the reference)")
+    assert converted["rows"] == [["a/cmyk.jpg", "CMYK without its colour profile"]]
+    monkeypatch.setattr("jepa_monitor.cli.page._FILES", 2)
+    skipped, _ = content(report(out))["files"]
+    assert (skipped["total"], len(skipped["rows"])) == (3, 2)
+    make_folder(tmp_path / "good", 4)
+    score_dataset(
+        Small(), str(tmp_path / "good"), tmp_path / "g.csv", transform=transform,
+        settings=Settings(polarity_samples=0),
+    )  # fmt: skip
+    assert content(report(str(tmp_path / "g.csv")))["files"] == []
 
 
 def test_comparison_against_scipy(tmp_path: pathlib.Path) -> None:
