@@ -4,34 +4,30 @@ Run ``python -m jepa_monitor.recipes.diet`` to pretrain a small ViT on photograp
 handwritten digits in a few minutes; see ``docs/recipes/diet.md``. One linear head tells which of the
 N training images a view shows (DIET, arXiv 2302.10260): no teacher, no pairs, no projector. To change
 the method, edit one function: ``Diet.loss`` for what is predicted, ``Diet.scheduled`` for which part
-trains when, ``freeze_all_but_last`` for how much of the backbone may move.
+trains when, ``freeze_all_but_last`` in ``backbones.py`` for how much of the backbone may move.
 """
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
-import numpy as np
-import timm
-import torch
-from lightning.pytorch import Trainer
-from timm.layers.pos_embed import resample_abs_pos_embed
-from timm.models import group_parameters
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, Dataset
 
-from jepa_monitor.callbacks import JepaScoreCallback
-from jepa_monitor.recipes.cli import ClosingTable, RecipeCLI, train
+from jepa_monitor.recipes.backbones import (
+    build_backbone,
+    freeze_all_but_last,
+    load_weights,
+    read_checkpoint,
+)
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.lejepa import LeJepa
 from jepa_monitor.recipes.module import ScheduledModule, is_decayed
 from jepa_monitor.recipes.networks import build_vit
 
 if TYPE_CHECKING:
-    from lightning.pytorch.cli import LightningArgumentParser
+    from lightning.pytorch import Trainer
     from torch.optim import Optimizer
 
     from jepa_monitor.recipes.views import Views
@@ -46,127 +42,6 @@ DEFAULTS: dict[str, Any] = {
     "old_monitor.name": "old",
     "old_monitor.max_overhead": 0.2,
 }
-# Where the methods of this package keep the encoder that they are evaluated by, EMA targets first.
-ENCODERS = ("target_encoder.", "teacher.backbone.", "network.encoder.", "backbone.")
-# What makes a backbone, beside the size and the channels of its images.
-ARCHITECTURE = (
-    "backbone",
-    "patch_size",
-    "stem",
-    "width",
-    "depth",
-    "heads",
-    "layer_scale",
-    "class_token",
-)
-OLD_ROWS = (
-    ("Old domain: JEPA-SCORE, mean (nats)", "old/jepa_score/mean", "{:.1f}"),
-    ("Old domain: RankMe", "old/collapse/rankme", "{:.1f}"),
-)
-
-State: TypeAlias = "dict[str, Tensor]"
-
-
-# ---------------------------------------------------------------------------------------- backbone
-def build_backbone(name: str, pretrained: bool, image_size: int, in_channels: int) -> nn.Module:
-    """Build a timm model without its classifier.
-
-    Args:
-        name: timm's name, such as ``vit_small_patch14_dinov2.lvd142m`` or ``resnet18``.
-        pretrained: Whether timm shall load its weights, which it may have to download.
-        image_size: Side of the image in pixels; models whose positions are bound to a size are built
-            for it, and their weights interpolated.
-        in_channels: Colour channels.
-
-    Returns:
-        A model that maps images (B, C, H, W) to embeddings (B, K).
-
-    Raises:
-        ValueError: If timm has no such model.
-    """
-    if not timm.is_model(name):
-        near = ", ".join(timm.list_models(f"*{name}*")[:5]) or "none that contains it"
-        raise ValueError(f"`backbone`={name!r} is no model of timm; similar names: {near}.")
-    settings = timm.get_pretrained_cfg(name)
-    bound = settings is not None and settings.fixed_input_size
-    size: dict[str, Any] = {"img_size": image_size} if bound else {}
-    model: nn.Module = timm.create_model(
-        name, pretrained=pretrained, in_chans=in_channels, num_classes=0, **size
-    )
-    return model
-
-
-def read_checkpoint(path: str, in_channels: int) -> tuple[dict[str, Any], State]:
-    """Find the encoder in a checkpoint of any recipe of this package.
-
-    Args:
-        path: The checkpoint of I-JEPA, LeJEPA, VICReg, DINOv2 (their EMA target, where they have
-            one) or of this recipe.
-        in_channels: Colour channels that the encoder must take.
-
-    Returns:
-        What to build, by the names of ``ARCHITECTURE``, and the weights.
-
-    Raises:
-        ValueError: If there is no such file, no such encoder in it, or it takes other channels.
-    """
-    if not Path(path).is_file():
-        raise ValueError(f"`backbone_checkpoint`={path!r}: there is no such file.")
-    saved = torch.load(path, map_location="cpu", weights_only=True)
-    weights, h = saved["state_dict"], saved.get("hyper_parameters", {})
-    prefix = next((p for p in ENCODERS if any(name.startswith(p) for name in weights)), None)
-    if prefix is None or "in_channels" not in h:
-        raise ValueError(
-            f"`backbone_checkpoint`={path!r} is no checkpoint of a recipe of this package: none of "
-            f"{', '.join(ENCODERS)} in its weights, or no `in_channels` in its hyperparameters."
-        )
-    if h["in_channels"] != in_channels:
-        raise ValueError(
-            f"`backbone_checkpoint`={path!r} takes images of {h['in_channels']} channels, the data "
-            f"have {in_channels}. Folders can be read as grey or colour: --data.folder_mode."
-        )
-    state = {n.removeprefix(prefix): w for n, w in weights.items() if n.startswith(prefix)}
-    architecture = {name: h[name] for name in ARCHITECTURE if name in h}
-    return {"backbone": None, **architecture, "class_token": "cls_token" in state}, state
-
-
-def load_weights(backbone: nn.Module, state: State) -> None:
-    """Load weights, with positions interpolated if they were learned at another image size.
-
-    Args:
-        backbone: The network.
-        state: Weights by name.
-    """
-    if (positions := state.get("pos_embed")) is not None:
-        grid: list[int] = list(backbone.patch_embed.grid_size)  # type: ignore[union-attr, arg-type]
-        prefix: int = backbone.num_prefix_tokens  # type: ignore[assignment]
-        resampled = resample_abs_pos_embed(positions, grid, num_prefix_tokens=prefix)
-        state = {**state, "pos_embed": resampled}
-    backbone.load_state_dict(state)
-
-
-def freeze_all_but_last(backbone: nn.Module, layers: int) -> None:
-    """Let only the last layers train, and what follows them, such as the last norm.
-
-    What a layer is, timm says: a block of a ViT, a residual block of a ResNet; the stem is one too.
-
-    Args:
-        backbone: A timm model.
-        layers: How many.
-
-    Raises:
-        ValueError: If there are not as many.
-    """
-    matcher = backbone.group_matcher(coarse=False)  # type: ignore[operator]
-    # What timm has no layer for (a norm after pooling) belongs to the layer before it.
-    matcher = {**matcher, "rest": [(".*", (99999,))]}
-    layer_of = group_parameters(backbone, matcher, reverse=True)
-    count = max(layer_of.values()) + 1
-    if not 1 <= layers <= count:
-        raise ValueError(f"`unfrozen_layers`={layers} must be from 1 to {count}, all there are.")
-    for name, parameter in backbone.named_parameters():
-        if layer_of[name] < count - layers:
-            parameter.requires_grad_(False)
 
 
 # ------------------------------------------------------------------------------------------ method
@@ -392,16 +267,13 @@ class Diet(ScheduledModule):
         Returns:
             Scalar loss.
         """
-        values = self.loss(*batch)
-        self.log("train/loss", values["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": values[name] for name in ("excess", "index_accuracy")})
-        return values["loss"]
+        return self.log_terms(self.loss(*batch))
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Part the trained parameters by weight decay and by whether they are the backbone's.
 
         Returns:
-            Groups for AdamW, each with ``decays`` and ``of_backbone``.
+            Groups for AdamW, each with ``decays`` and ``rate``.
         """
         groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
         for name, parameter in self.named_parameters():
@@ -409,7 +281,7 @@ class Diet(ScheduledModule):
                 key = (is_decayed(name, parameter), name.startswith("backbone."))
                 groups.setdefault(key, []).append(parameter)
         return [
-            {"params": parameters, "decays": decays, "of_backbone": of_backbone}
+            {"params": parameters, "decays": decays, "rate": "backbone_lr" if of_backbone else "lr"}
             for (decays, of_backbone), parameters in groups.items()
         ]
 
@@ -424,22 +296,10 @@ class Diet(ScheduledModule):
             ``weight_decay``.
         """
         h, values = self.hparams, super().scheduled(step)
-        free = step - math.ceil(
-            h["head_only"] * self.total_steps
-        )  # steps since the backbone trains
+        free = step - math.ceil(h["head_only"] * self.total_steps)  # since the backbone trains
         warmup = max(round(h["warmup"] * self.total_steps), 1)
         rise = min(max((free + 1) / warmup, 0.0), 1.0)
         return {**values, "backbone_lr": rise * h["backbone_lr"] * values["lr"]}
-
-    def set_group(self, group: dict[str, Any], values: dict[str, float]) -> None:
-        """Give a group of parameters its values.
-
-        Args:
-            group: One of the optimiser's.
-            values: What :meth:`scheduled` says.
-        """
-        lr = values["backbone_lr"] if group["of_backbone"] else values["lr"]
-        super().set_group(group, {**values, "lr": lr})
 
     def head_learns_alone(self) -> bool:
         """Say whether the backbone stays as it is in this step.
@@ -510,160 +370,6 @@ class IndexedDataModule(ImageDataModule):
         return super()._loader(IndexedImages(dataset) if is_train else dataset, **options)
 
 
-def photographs(root: str | Path, channels: int) -> str:
-    """Cut scikit-learn's two photographs (China, flower) into an old domain without a download.
-
-    Squares of 64 pixels at random places: 1000 from the left three quarters of the photographs, 200
-    to hold out from the right quarter. The label says which photograph it was.
-
-    Args:
-        root: Folder to write them to, once.
-        channels: 1 for grey, 3 for colour.
-
-    Returns:
-        A name for ``ImageDataModule``.
-
-    Raises:
-        ValueError: If there shall be other channels.
-    """
-    from sklearn.datasets import load_sample_images
-
-    if channels not in (1, 3):
-        raise ValueError(
-            f"`old.name`='photographs' has 1 or 3 channels, the images have {channels}: name others, "
-            "or null for none."
-        )
-    path = Path(root) / f"photographs_{channels}.npz"
-    if path.is_file():
-        return f"npz:{path}"
-    generator, side = np.random.default_rng(0), 64
-    arrays: dict[str, Any] = {}
-    pictures: list[Any] = load_sample_images().images
-    for part, count in (("train", 1000), ("test", 200)):
-        labels = np.arange(count) % len(pictures)
-        squares = []
-        for label in labels:
-            height, width = pictures[label].shape[:2]
-            border = 3 * width // 4
-            low, high = (0, border) if part == "train" else (border, width)
-            top, left = generator.integers(0, height - side), generator.integers(low, high - side)
-            squares.append(pictures[label][top : top + side, left : left + side])
-        images = np.stack(squares)
-        if channels == 1:
-            images = (images @ np.array([0.299, 0.587, 0.114])).round().astype(np.uint8)
-        arrays |= {f"{part}_images": images, f"{part}_labels": labels}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    np.savez_compressed(path, **arrays)
-    return f"npz:{path}"
-
-
-# ------------------------------------------------------------------------------------ command line
-class DietCLI(RecipeCLI):
-    """The recipes' command line, with an old domain: its images, its monitor, and its pretraining.
-
-    Args:
-        model: The method.
-        data: Ignored: the method needs an ``IndexedDataModule``.
-        **kwargs: See ``RecipeCLI``.
-    """
-
-    def __init__(self, model: type[Diet], data: type[ImageDataModule], **kwargs: Any) -> None:
-        super().__init__(model, IndexedDataModule, **kwargs)
-
-    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add ``--old.name``, ``--old.epochs`` and ``--old_monitor.*``.
-
-        Args:
-            parser: The parser to extend.
-        """
-        parser.add_argument(
-            "--old.name",
-            type=str | None,
-            default="photographs",
-            help="Images that the backbone knew before, to watch beside the new ones: "
-            "``photographs`` (scikit-learn's two, in pieces), a name as for --data, or null.",
-        )
-        parser.add_argument(
-            "--old.epochs",
-            type=int,
-            default=20,
-            help="Epochs for which a backbone that knows nothing is first trained on the old "
-            "images, with LeJEPA; 0 for none.",
-        )
-        parser.add_lightning_class_args(JepaScoreCallback, "old_monitor")
-        super().add_arguments_to_parser(parser)
-
-    def before_instantiate_classes(self) -> None:
-        """Look at both domains at the same times."""
-        super().before_instantiate_classes()
-        for name in ("every_n_epochs", "every_n_steps"):
-            self.config["old_monitor"][name] = self.config["monitor"][name]
-
-    def before_fit(self) -> None:
-        """Give the old domain's monitor its images, and the backbone its past."""
-        trainer, model = self.trainer, self.model
-        callbacks: list[Any] = trainer.callbacks  # type: ignore[attr-defined]
-        monitor = self.config_init["old_monitor"]
-        if self.config["old.name"] is None:
-            callbacks.remove(monitor)
-            return
-        old = self.old_data()
-        old.prepare_data()
-        old.setup()
-        monitor.probe, monitor.reference = old.val_set, old.train_set
-        for table in callbacks:
-            if isinstance(table, ClosingTable):
-                table.rows = (*table.rows, *OLD_ROWS)
-        resumed, epochs = self.config["ckpt_path"] is not None, self.config["old.epochs"]
-        if epochs > 0 and not (resumed or model.is_pretrained or model.hparams["backbone"]):
-            print(f"First, LeJEPA for {epochs} epochs on {self.config['old.name']}.", flush=True)
-            pretrain(model, self.old_data(global_views=2, crop_scale=0.6), epochs)
-
-    def old_data(self, **changes: Any) -> ImageDataModule:
-        """Make the old domain's images, in the format of the new ones'.
-
-        Args:
-            **changes: Arguments that shall differ.
-
-        Returns:
-            The data module.
-
-        Raises:
-            ValueError: If they have other channels.
-        """
-        new, name = self.datamodule, self.config["old.name"]
-        name = photographs(new.root, new.channels) if name == "photographs" else name
-        settings = {**self.config["data"].as_dict(), "name": name, "flip": None, **changes}
-        old = ImageDataModule(**settings)
-        if old.channels != new.channels:
-            raise ValueError(
-                f"`old.name`={name!r} has {old.channels} channels, the new images have "
-                f"{new.channels}: name others, or null for none."
-            )
-        return old
-
-
-def pretrain(model: Diet, data: ImageDataModule, epochs: int) -> None:
-    """Give a small ViT a past: train it with LeJEPA, at that recipe's own settings.
-
-    Args:
-        model: Whose backbone to train.
-        data: Images of the old domain, with two views of each.
-        epochs: How many.
-    """
-    names = ("image_size", "in_channels", "patch_size", "width", "depth", "heads", "seed")
-    method = LeJepa(**{name: model.hparams[name] for name in names})
-    method.network.encoder = model.backbone
-    trainer = Trainer(
-        max_epochs=epochs,
-        logger=False,
-        enable_checkpointing=False,
-        enable_model_summary=False,
-        devices=1,
-    )
-    trainer.fit(method, datamodule=data)
-
-
 def main(args: list[str] | None = None) -> Trainer:
     """Train from the command line.
 
@@ -673,6 +379,9 @@ def main(args: list[str] | None = None) -> Trainer:
     Returns:
         The trainer after ``fit``.
     """
+    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.old_domain import DietCLI
+
     return train(Diet, "diet", max_epochs=40, args=args, defaults=DEFAULTS, cli=DietCLI)
 
 

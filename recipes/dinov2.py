@@ -1,10 +1,11 @@
 """DINOv2 (Oquab et al., arXiv 2304.07193): distil an EMA teacher across crops and masked patches.
 
 Run ``python -m jepa_monitor.recipes.dinov2`` to train on handwritten digits in a few minutes; see
-``docs/recipes/dinov2.md``. To change the method, edit one function: ``sample_patch_masks`` for the
-masking, ``sinkhorn_knopp`` for how the teacher's answers are balanced, ``dino_loss``, ``ibot_loss``
-and ``koleo`` for the terms of the loss, ``DinoV2.scheduled`` for the schedules,
-``DinoV2.restart`` for what a curriculum does between its two stages.
+``docs/recipes/dinov2.md``. To change the method, edit one function: ``sample_patch_masks`` in
+``masking.py`` for the masking; in ``distillation.py`` ``sinkhorn_knopp`` for how the teacher's answers
+are balanced, ``dino_loss``, ``ibot_loss`` and ``koleo`` for the terms of the loss;
+``DinoV2.scheduled`` for the schedules, ``DinoV2.restart`` for what a curriculum does between its two
+stages.
 """
 
 from __future__ import annotations
@@ -14,16 +15,25 @@ import math
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.distributed as dist
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa_monitor._checks import check_choice
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.module import ScheduledModule, follow, is_decayed
-from jepa_monitor.recipes.networks import blanked, build_vit, sees_beyond_patches
+from jepa_monitor.recipes.distillation import (
+    Centre,
+    Head,
+    dino_loss,
+    ibot_loss,
+    koleo,
+    sinkhorn_knopp,
+    student_groups,
+)
+from jepa_monitor.recipes.masking import patch_grid, sample_patch_masks
+from jepa_monitor.recipes.module import check_shares, check_warmup, follow
+from jepa_monitor.recipes.networks import build_vit, encode_masked
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
+from jepa_monitor.recipes.stages import TwoStageModule
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -44,277 +54,8 @@ DEFAULTS: dict[str, Any] = {
 CENTERINGS = ("sinkhorn_knopp", "centering")
 
 
-# ------------------------------------------------------------------------------------- masking
-def sample_patch_masks(
-    images: int,
-    grid: tuple[int, int],
-    generator: torch.Generator,
-    probability: float = 0.5,
-    ratio: tuple[float, float] = (0.1, 0.5),
-    aspect: tuple[float, float] = (0.3, 1 / 0.3),
-) -> Tensor:
-    """Hide blocks of patches, as iBOT and BEiT do (arXiv 2111.07832, 2106.08254).
-
-    ``probability`` of the images are masked. Their shares of hidden patches are spread evenly over
-    ``ratio``, so that every batch has easy and hard ones. An image gets rectangles of random area,
-    aspect and place until its share is reached, and never more than its share.
-
-    Args:
-        images: Number of images B.
-        grid: Rows and columns of patches.
-        generator: Source of all randomness, on the CPU.
-        probability: Share of the images that are masked, in [0, 1].
-        ratio: Lowest and highest share of hidden patches in a masked image.
-        aspect: Lowest and highest ratio of a rectangle's height to its width.
-
-    Returns:
-        True where a patch is hidden, shape (B, rows · columns), on the CPU.
-    """
-    rows, columns = grid
-    masked = int(images * probability)
-    masks = torch.zeros(images, rows, columns, dtype=torch.bool)
-
-    def draw(low: float, high: float) -> float:
-        return low + (high - low) * float(torch.rand((), generator=generator))
-
-    for image, place in enumerate(torch.randperm(images, generator=generator)[:masked].tolist()):
-        step = (ratio[1] - ratio[0]) / masked
-        share = draw(ratio[0] + image * step, ratio[0] + (image + 1) * step)
-        goal = max(int(rows * columns * share), 1)
-        mask = masks[place]
-        for _ in range(10 * goal):
-            left = goal - int(mask.sum())
-            if left == 0:
-                break
-            area = draw(min(4, left), left)
-            ratio_of_sides = math.exp(draw(math.log(aspect[0]), math.log(aspect[1])))
-            height = min(max(round(math.sqrt(area * ratio_of_sides)), 1), rows)
-            width = min(max(round(math.sqrt(area / ratio_of_sides)), 1), columns)
-            top = int(torch.randint(rows - height + 1, (), generator=generator))
-            side = int(torch.randint(columns - width + 1, (), generator=generator))
-            block = mask[top : top + height, side : side + width]
-            if block.numel() - int(block.sum()) <= left:
-                block.fill_(True)
-    return masks.flatten(1)
-
-
-# --------------------------------------------------------------------------- the teacher's answers
-def summed(value: Tensor) -> Tensor:
-    """Add a tensor up over all processes.
-
-    Args:
-        value: This process's part; changed in place.
-
-    Returns:
-        The sum.
-    """
-    if dist.is_available() and dist.is_initialized():
-        dist.all_reduce(value)
-    return value
-
-
-def sinkhorn_knopp(logits: Tensor, temperature: float, iterations: int = 3) -> Tensor:
-    """Assign samples to prototypes so that all prototypes are used equally (arXiv 2006.09882).
-
-    Alternately scales the prototypes to equal mass and the samples to mass 1, over all processes.
-    No prototype can win every sample, so the teacher cannot collapse to one answer.
-
-    Args:
-        logits: Shape (N, P), float32, of a size for which exp(logits / temperature) is finite.
-        temperature: Positive; small values sharpen.
-        iterations: How often.
-
-    Returns:
-        Probabilities, shape (N, P); rows sum to 1.
-    """
-    mass = torch.exp(logits / temperature)
-    count = summed(torch.tensor(float(len(logits)), device=logits.device))
-    for _ in range(iterations):
-        mass = mass / summed(mass.sum(0)) * (count / logits.shape[1])
-        mass = mass / mass.sum(1, keepdim=True)
-    return mass
-
-
-class Centre(nn.Module):
-    """DINO's alternative to Sinkhorn-Knopp: subtract the running mean of the logits, then sharpen.
-
-    Args:
-        prototypes: P.
-        momentum: Share of the old mean that stays.
-    """
-
-    value: Tensor
-
-    def __init__(self, prototypes: int, momentum: float = 0.9) -> None:
-        super().__init__()
-        self.momentum = momentum
-        self.register_buffer("value", torch.zeros(prototypes))
-
-    def forward(self, logits: Tensor, temperature: float) -> Tensor:
-        """Answer with the mean so far, then learn from these logits.
-
-        Args:
-            logits: Shape (N, P).
-            temperature: Positive.
-
-        Returns:
-            Probabilities, shape (N, P).
-        """
-        answers = ((logits - self.value) / temperature).softmax(1)
-        total = summed(logits.sum(0))
-        count = summed(torch.tensor(float(len(logits)), device=logits.device))
-        if count > 0:
-            self.value.lerp_(total / count, 1 - self.momentum)
-        return answers
-
-
-# ------------------------------------------------------------------------------------------ losses
-def dino_loss(students: list[Tensor], teachers: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of every crop against the teacher's answer to every *other* global crop.
-
-    Args:
-        students: Logits of the crops, (B, P) each, the global crops first.
-        teachers: Probabilities of the G global crops, shape (G, B, P).
-        temperature: Of the student.
-
-    Returns:
-        Scalar, the mean over images and pairs of crops.
-    """
-    pairs = [
-        -(teacher * (student / temperature).log_softmax(1)).sum(1).mean()
-        for crop, student in enumerate(students)
-        for place, teacher in enumerate(teachers)
-        if crop != place
-    ]
-    return torch.stack(pairs).mean()
-
-
-def ibot_loss(student: Tensor, teacher: Tensor, masks: Tensor, temperature: float) -> Tensor:
-    """Cross-entropy of hidden patches against what the teacher says of them, seeing all.
-
-    Args:
-        student: Logits of the hidden patches of all images, image by image, shape (n, P).
-        teacher: Probabilities of the same patches, shape (n, P).
-        masks: Where they are, shape (B, N).
-        temperature: Of the student.
-
-    Returns:
-        Scalar: the mean of each image over its hidden patches, averaged over all images; an image
-        without hidden patches counts as 0.
-    """
-    entropies = -(teacher * (student / temperature).log_softmax(1)).sum(1)
-    hidden = masks.sum(1, keepdim=True).clamp_min(1)
-    return (entropies / hidden.expand_as(masks)[masks]).sum() / len(masks)
-
-
-def koleo(embeddings: Tensor) -> Tensor:
-    """Kozachenko-Leonenko regulariser: keep nearest neighbours on the sphere apart.
-
-    Args:
-        embeddings: Shape (B, K), B ≥ 2.
-
-    Returns:
-        Scalar: minus the mean logarithm of the distance to the nearest neighbour in the batch.
-    """
-    with torch.autocast(embeddings.device.type, enabled=False):
-        points = F.normalize(embeddings.float(), dim=1)
-        with torch.no_grad():
-            nearest = (points @ points.T).fill_diagonal_(-1).argmax(1)
-        return -(F.pairwise_distance(points, points[nearest]) + 1e-8).log().mean()
-
-
-# ---------------------------------------------------------------------------------------- networks
-class Head(nn.Module):
-    """Three linear layers, then cosines with the prototypes: a weight-normalised last layer.
-
-    Args:
-        width: Numbers in.
-        hidden: Numbers in each of the two hidden layers.
-        bottleneck: Numbers in a prototype.
-        prototypes: Numbers out, P.
-        batchnorm: Whether batch normalisation follows the two hidden layers.
-    """
-
-    def __init__(
-        self, width: int, hidden: int, bottleneck: int, prototypes: int, batchnorm: bool = False
-    ) -> None:
-        super().__init__()
-        layers: list[nn.Module] = []
-        for inputs in (width, hidden):
-            layers.append(nn.Linear(inputs, hidden))
-            layers += [nn.BatchNorm1d(hidden)] if batchnorm else []
-            layers.append(nn.GELU())
-        self.mlp = nn.Sequential(*layers, nn.Linear(hidden, bottleneck))
-        self.last_layer = nn.Linear(bottleneck, prototypes, bias=False)
-        for layer in (*self.mlp, self.last_layer):
-            if isinstance(layer, nn.Linear):
-                nn.init.trunc_normal_(layer.weight, std=layer.in_features**-0.5)
-                if layer.bias is not None:
-                    nn.init.zeros_(layer.bias)
-
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Compare tokens with the prototypes.
-
-        Args:
-            tokens: Shape (n, K).
-
-        Returns:
-            Cosines, float32, shape (n, P).
-        """
-        found = F.normalize(self.mlp(tokens), dim=1)
-        return F.linear(found, F.normalize(self.last_layer.weight, dim=1)).float()
-
-
-def patch_grid(images: Tensor, patch_size: int) -> tuple[int, int]:
-    """Count the patches of images.
-
-    Args:
-        images: Shape (..., H, W).
-        patch_size: Side of a patch.
-
-    Returns:
-        Rows and columns.
-
-    Raises:
-        ValueError: If the patches do not cover the images: a ViT would drop the rest.
-    """
-    height, width = images.shape[-2:]
-    if height % patch_size or width % patch_size:
-        raise ValueError(
-            f"`patch_size` {patch_size} must divide the sides of all crops, got {height}x{width}."
-        )
-    return height // patch_size, width // patch_size
-
-
-def encode_masked(
-    vit: Any, images: Tensor, mask_token: Tensor, masks: Tensor | None = None
-) -> tuple[Tensor, Tensor]:
-    """Run a timm ViT, hidden patches replaced by a learned token.
-
-    Args:
-        vit: A timm ``VisionTransformer``.
-        images: Shape (B, C, H, W).
-        mask_token: Shape (1, 1, K).
-        masks: True where a patch is hidden, shape (B, N); none if None.
-
-    Returns:
-        Embeddings of the images (B, K), which are the class tokens or, of a ViT that has none, the
-        means of the patch tokens; and the patch tokens (B, N, K). All tokens are normalised.
-    """
-    if masks is not None and sees_beyond_patches(vit):
-        images = blanked(images, masks, vit.patch_embed.patch_size[0])
-    patches = vit.patch_embed(images)  # (B, rows, columns, K)
-    if masks is not None:
-        hidden = masks.view(*patches.shape[:3], 1)
-        patches = torch.where(hidden, mask_token[0, 0].to(patches.dtype), patches)
-    tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
-    if vit.num_prefix_tokens == 0:
-        return tokens.mean(1), tokens
-    return tokens[:, 0], tokens[:, 1:]
-
-
 # ------------------------------------------------------------------------------------------ method
-class DinoV2(ScheduledModule):
+class DinoV2(TwoStageModule):
     """DINOv2: a student that sees crops and masked images, and an EMA teacher that sees all.
 
     Masks depend on ``(seed, epoch, batch)`` and every schedule on the step, so a run resumed from
@@ -422,19 +163,11 @@ class DinoV2(ScheduledModule):
     ) -> None:
         super().__init__()
         check_choice(centering, "centering", CENTERINGS)
-        for name, share in {
-            "mask_probability": mask_probability,
-            "teacher_warmup": teacher_warmup,
-            "freeze_last_layer": freeze_last_layer,
-        }.items():
-            if not 0 <= share <= 1:
-                raise ValueError(f"{name}={share} must be in [0, 1].")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup} must be in [0, 1).")
+        check_shares(mask_probability=mask_probability, teacher_warmup=teacher_warmup)
+        check_shares(freeze_last_layer=freeze_last_layer, momentum=momentum)
+        check_warmup(warmup)
         if not 0 < mask_ratio[0] <= mask_ratio[1] <= 1:
             raise ValueError(f"mask_ratio={mask_ratio} must rise within (0, 1].")
-        if not all(0 <= m <= 1 for m in momentum):
-            raise ValueError(f"momentum={momentum} must lie in [0, 1].")
         if min(student_temperature, *teacher_temperature) <= 0:
             raise ValueError(
                 f"student_temperature={student_temperature} and "
@@ -447,25 +180,20 @@ class DinoV2(ScheduledModule):
                 f"anchor_weight={anchor_weight} must be at least 0, and 0 without first_epochs."
             )
         self.save_hyperparameters()
-        backbone = build_vit(
-            image_size,
-            patch_size,
-            in_channels,
-            width,
-            depth,
-            heads,
-            class_token=class_token,
-            drop_path=drop_path,
-            layer_scale=layer_scale,
-            stem=stem,
-        )
-        self.student = nn.ModuleDict(
-            {
-                "backbone": backbone,
-                "dino_head": Head(width, head_hidden, bottleneck, prototypes, head_batchnorm),
-                "ibot_head": Head(width, head_hidden, bottleneck, prototypes, head_batchnorm),
-            }
-        )
+        shape = (image_size, patch_size, in_channels, width, depth, heads)
+        networks: dict[str, nn.Module] = {
+            "backbone": build_vit(
+                *shape,
+                class_token=class_token,
+                drop_path=drop_path,
+                layer_scale=layer_scale,
+                stem=stem,
+            )
+        }
+        for kind in ("dino", "ibot"):
+            head = Head(width, head_hidden, bottleneck, prototypes, head_batchnorm)
+            networks[f"{kind}_head"] = head
+        self.student = nn.ModuleDict(networks)
         self.mask_token = nn.Parameter(torch.zeros(1, 1, width))
         self.teacher = copy.deepcopy(self.student).requires_grad_(False)
         for module in self.teacher.modules():
@@ -488,22 +216,6 @@ class DinoV2(ScheduledModule):
         embeddings: Tensor = self.teacher["backbone"](images)
         return embeddings
 
-    def balanced(self, logits: Tensor, kind: str, temperature: float) -> Tensor:
-        """Turn the teacher's logits into answers that use all prototypes.
-
-        Args:
-            logits: Shape (N, P).
-            kind: Name of the running mean, one of ``centres``.
-            temperature: Of the teacher.
-
-        Returns:
-            Probabilities, shape (N, P).
-        """
-        if self.hparams["centering"] == "sinkhorn_knopp":
-            return sinkhorn_knopp(logits, temperature)
-        answers: Tensor = self.centres[kind](logits, temperature)
-        return answers
-
     @torch.no_grad()
     def targets(
         self, crops: Tensor, masks: Tensor, temperature: float, anchored: bool = False
@@ -522,10 +234,15 @@ class DinoV2(ScheduledModule):
         backbone = self.anchor if anchored else self.teacher["backbone"]
         prefix = "anchor_" if anchored else ""
         classes, patches = encode_masked(backbone, crops, self.mask_token)
-        return (
-            self.balanced(self.teacher["dino_head"](classes), f"{prefix}dino", temperature),
-            self.balanced(self.teacher["ibot_head"](patches[masks]), f"{prefix}ibot", temperature),
-        )
+        tokens = {"dino": classes, "ibot": patches[masks]}
+
+        def balanced(kind: str) -> Tensor:
+            answers: Tensor = self.teacher[f"{kind}_head"](tokens[kind])
+            if self.hparams["centering"] == "sinkhorn_knopp":
+                return sinkhorn_knopp(answers, temperature)
+            return torch.as_tensor(self.centres[f"{prefix}{kind}"](answers, temperature))
+
+        return balanced("dino"), balanced("ibot")
 
     def loss(self, views: Views, masks: Tensor, temperature: float) -> dict[str, Tensor]:
         """Sum DINO's loss, iBOT's loss and KoLeo, and the first two against the anchor.
@@ -590,37 +307,9 @@ class DinoV2(ScheduledModule):
         masks = sample_patch_masks(crops, grid, generator, h["mask_probability"], h["mask_ratio"])
         return masks.to(self.device)
 
-    def on_train_start(self) -> None:
-        """Find the lengths of the schedules.
-
-        Raises:
-            ValueError: If the run ends with the first stage.
-        """
-        super().on_train_start()
-        if epochs := self.hparams["first_epochs"]:
-            batches = self.trainer.num_training_batches / self.trainer.accumulate_grad_batches
-            self.first_steps = epochs * math.ceil(batches)
-            if self.first_steps >= self.total_steps:
-                raise ValueError(
-                    f"first_epochs={epochs} are {self.first_steps} of {self.total_steps} steps; "
-                    "expected fewer, to leave some to the second stage."
-                )
-
-    def on_train_batch_start(self, batch: tuple[Views, Tensor], batch_idx: int) -> None:
-        """Restart where the second stage begins, and seed what the networks draw.
-
-        Args:
-            batch: Views of B images, and labels (B,).
-            batch_idx: Number of the batch in the epoch.
-        """
-        super().on_train_batch_start(batch, batch_idx)
-        if batch_idx == 0 and 0 < self.current_epoch == self.hparams["first_epochs"]:
-            self.restart()
-
     def restart(self) -> None:
-        """Keep the weights only, as a new run from a checkpoint would; the anchor is the teacher's."""
-        for optimizer in self.trainer.optimizers:
-            optimizer.state.clear()
+        """Keep the weights only; the anchor is the teacher as it is now."""
+        super().restart()
         if self.anchor is not None:
             self.anchor.load_state_dict(self.teacher["backbone"].state_dict())
             for kind in ("dino", "ibot"):
@@ -649,10 +338,7 @@ class DinoV2(ScheduledModule):
         crops = len(views.global_crops) * views.batch_size
         masks = self.masks(crops, grids[0], self.current_epoch, batch_idx)
         values = self.loss(views, masks, self.scheduled(self.global_step)["teacher_temperature"])
-        loss = values.pop("loss")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
-        return loss
+        return self.log_terms(values)
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         """Part the student's parameters by weight decay, by layer and by being a last layer.
@@ -661,23 +347,7 @@ class DinoV2(ScheduledModule):
             Groups for AdamW, each with ``decays``, ``lr_scale`` and ``last_layer``.
         """
         h = self.hparams
-        groups: dict[tuple[float, bool, bool], list[nn.Parameter]] = {}
-        for name, parameter in self.named_parameters():
-            if not parameter.requires_grad:
-                continue
-            layer = h["depth"] + 1  # the last norm and the heads
-            if ".blocks." in name:
-                layer = int(name.partition(".blocks.")[2].partition(".")[0]) + 1
-            elif "token" in name or "pos_embed" in name or "patch_embed" in name:
-                layer = 0
-            scale = h["layer_decay"] ** (h["depth"] + 1 - layer)
-            scale *= h["patch_embed_lr"] if "patch_embed" in name else 1.0
-            key = (scale, is_decayed(name, parameter), "last_layer" in name)
-            groups.setdefault(key, []).append(parameter)
-        return [
-            {"params": parameters, "lr_scale": scale, "decays": decays, "last_layer": last}
-            for (scale, decays, last), parameters in groups.items()
-        ]
+        return student_groups(self, h["depth"], h["layer_decay"], h["patch_embed_lr"])
 
     def scheduled(self, step: int) -> dict[str, float]:
         """All that changes from step to step.
@@ -689,9 +359,8 @@ class DinoV2(ScheduledModule):
             Values by the names ``lr``, ``last_layer_lr``, ``weight_decay``, ``momentum`` and
             ``teacher_temperature``.
         """
-        h, total = self.hparams, self.total_steps
-        if step >= self.first_steps:  # of the second stage, which is all without a curriculum
-            step, total = step - self.first_steps, total - self.first_steps
+        h = self.hparams
+        step, total = self.within_stage(step)
         warmup = round(h["warmup"] * total)
         lr = warmup_cosine(step, total, warmup, h["learning_rate"], h["final_learning_rate"])
         frozen = step < math.ceil(h["freeze_last_layer"] * total)
@@ -703,16 +372,6 @@ class DinoV2(ScheduledModule):
             "momentum": cosine(step, total, *h["momentum"]),
             "teacher_temperature": linear(step, warm, *h["teacher_temperature"]),
         }
-
-    def set_group(self, group: dict[str, Any], values: dict[str, float]) -> None:
-        """Give a group of parameters its values; a learning rate of 0 freezes it.
-
-        Args:
-            group: One of the optimiser's.
-            values: What :meth:`scheduled` says.
-        """
-        lr = values["last_layer_lr"] if group["last_layer"] else values["lr"]
-        super().set_group(group, {**values, "lr": lr})
 
     def after_step(self, values: dict[str, float]) -> None:
         """Move the teacher towards the student.

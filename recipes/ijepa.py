@@ -1,14 +1,13 @@
 """I-JEPA (Assran et al., arXiv 2301.08243): predict embeddings of hidden blocks of an image.
 
 Run ``python -m jepa_monitor.recipes.ijepa`` to train on handwritten digits in a few minutes; see
-``docs/recipes/ijepa.md``. To change the method, edit one function: ``sample_masks`` for the
-masking, ``IJepa.targets`` for what is predicted, ``IJepa.loss`` for the loss.
+``docs/recipes/ijepa.md``. To change the method, edit one function: ``sample_masks`` in ``masking.py``
+for the masking, ``IJepa.targets`` for what is predicted, ``IJepa.loss`` for the loss.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -18,125 +17,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.module import ScheduledModule, follow
+from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
+from jepa_monitor.recipes.module import ScheduledModule, check_shares, check_warmup, follow
 from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
-
-Range = tuple[float, float]
-
-
-# ------------------------------------------------------------------------------------- masking
-@dataclass(frozen=True)
-class Masks:
-    """Which patches are seen and which are predicted, as indices into the row-major patch grid.
-
-    Attributes:
-        context: Visible patches, shape (B, N_context).
-        targets: Patches of the M target blocks, shape (B, M, N_target).
-    """
-
-    context: Tensor
-    targets: Tensor
-
-
-def block_shapes(grid: tuple[int, int], scale: Range, aspect: Range) -> list[tuple[int, int]]:
-    """List the blocks of whole patches whose area and aspect ratio lie in the given ranges.
-
-    Args:
-        grid: Rows and columns of patches in the image.
-        scale: Lowest and highest share of the image's area, in (0, 1].
-        aspect: Lowest and highest ratio of height to width, in patches.
-
-    Returns:
-        Pairs of (height, width) in patches.
-
-    Raises:
-        ValueError: If there is none.
-    """
-    rows, columns = grid
-    shapes = [
-        (height, width)
-        for height in range(1, rows + 1)
-        for width in range(1, columns + 1)
-        if scale[0] <= height * width / (rows * columns) <= scale[1]
-        and aspect[0] <= height / width <= aspect[1]
-    ]
-    if not shapes:
-        raise ValueError(
-            f"No block of whole patches on a grid of {rows}x{columns} has scale={scale} and "
-            f"aspect={aspect}; widen a range or use smaller patches."
-        )
-    return shapes
-
-
-def sample_masks(
-    batch_size: int,
-    grid: tuple[int, int],
-    generator: torch.Generator,
-    target_blocks: int = 4,
-    target_scale: Range = (0.15, 0.2),
-    target_aspect: Range = (0.75, 1.5),
-    context_scale: Range = (0.85, 1.0),
-    min_context: int = 8,
-) -> Masks:
-    """Draw multi-block masks (§3 of arXiv 2301.08243): target blocks, and a context without them.
-
-    The size of the blocks is drawn once per batch and their places once per image, so that all
-    images have equally many tokens. Sizes are drawn among the blocks of whole patches that satisfy
-    the ranges exactly. Where the contexts' sizes differ, random patches are left out of the larger.
-
-    Args:
-        batch_size: Images B in the batch.
-        grid: Rows and columns of patches in the image.
-        generator: Source of all randomness, on the CPU.
-        target_blocks: Number M of target blocks; they may overlap.
-        target_scale: Range of the area of a target block, as a share of the image.
-        target_aspect: Range of its height over its width.
-        context_scale: Range of the area of the square context block before the targets are removed.
-        min_context: Visible patches that every image has at least; images with fewer are redrawn.
-
-    Returns:
-        The masks, on the CPU.
-
-    Raises:
-        ValueError: If no block fits the ranges, or none leaves ``min_context`` patches.
-    """
-    rows, columns = grid
-
-    def draw_shape(scale: Range, aspect: Range) -> tuple[int, int]:
-        shapes = block_shapes(grid, scale, aspect)
-        return shapes[int(torch.randint(len(shapes), (1,), generator=generator))]
-
-    def place(shape: tuple[int, int], images: int, blocks: int) -> Tensor:
-        (height, width), size = shape, (images, blocks, 1)
-        top = torch.randint(rows - height + 1, size, generator=generator)
-        left = torch.randint(columns - width + 1, size, generator=generator)
-        row, column = torch.arange(rows) - top, torch.arange(columns) - left
-        in_rows, in_columns = (row >= 0) & (row < height), (column >= 0) & (column < width)
-        return (in_rows[..., :, None] & in_columns[..., None, :]).flatten(2)
-
-    target_shape = draw_shape(target_scale, target_aspect)
-    context_shape = draw_shape(context_scale, (rows / columns, rows / columns))
-    targets = torch.zeros(batch_size, target_blocks, rows * columns, dtype=torch.bool)
-    context = torch.zeros(batch_size, rows * columns, dtype=torch.bool)
-    todo = torch.arange(batch_size)
-    for _ in range(100):
-        targets[todo] = place(target_shape, len(todo), target_blocks)
-        context[todo] = place(context_shape, len(todo), 1)[:, 0] & ~targets[todo].any(1)
-        todo = (context.sum(1) < min_context).nonzero()[:, 0]
-        if len(todo) == 0:
-            break
-    else:
-        raise ValueError(
-            f"{target_blocks} targets of {target_shape} patches on a grid of {rows}x{columns} do "
-            f"not leave min_context={min_context} visible patches; lower it or target_scale."
-        )
-    keep = int(context.sum(1).min())
-    order = torch.rand(context.shape, generator=generator).masked_fill(~context, 2.0)
-    return Masks(
-        context=order.argsort(1)[:, :keep].sort(1).values,
-        targets=targets.nonzero()[:, 2].view(batch_size, target_blocks, -1),
-    )
 
 
 # -------------------------------------------------------------------------------------- networks
@@ -354,10 +238,8 @@ class IJepa(ScheduledModule):
         super().__init__()
         if image_size % patch_size:
             raise ValueError(f"patch_size={patch_size} does not divide image_size={image_size}.")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup} must be in [0, 1).")
-        if not all(0 <= m <= 1 for m in momentum):
-            raise ValueError(f"momentum={momentum} must lie in [0, 1].")
+        check_warmup(warmup)
+        check_shares(momentum=momentum)
         self.save_hyperparameters()
         self.grid = (image_size // patch_size, image_size // patch_size)
         self.mask_options: dict[str, Any] = {

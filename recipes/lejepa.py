@@ -8,11 +8,10 @@ the rest.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from jepa_monitor.functional.gaussianity import (
     characteristic_sums,
@@ -20,8 +19,7 @@ from jepa_monitor.functional.gaussianity import (
     statistic_from_sums,
 )
 from jepa_monitor.recipes.data import mixed_seed
-from jepa_monitor.recipes.module import ScheduledModule, gathered
-from jepa_monitor.recipes.networks import build_vit, projector
+from jepa_monitor.recipes.module import JointEmbedding, gathered
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -56,7 +54,7 @@ def sigreg(embeddings: Tensor, directions: Tensor) -> Tensor:
         return statistic_from_sums(characteristic_sums(slices), len(slices)).mean().float()
 
 
-class LeJepa(ScheduledModule):
+class LeJepa(JointEmbedding):
     """LeJEPA: one network, several views of each image, a prediction loss and SIGReg.
 
     Every random choice depends on ``seed`` and the step and every schedule on the step, so a run
@@ -112,26 +110,8 @@ class LeJepa(ScheduledModule):
         super().__init__()
         if not 0 <= sigreg_weight <= 1:
             raise ValueError(f"sigreg_weight={sigreg_weight} must be in [0, 1].")
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup} must be in [0, 1).")
         self.save_hyperparameters()
-        encoder = build_vit(
-            image_size, patch_size, in_channels, width, depth, heads, drop_path=drop_path, stem=stem
-        )
-        head = projector([width, projector_hidden, projector_hidden, projector_width])
-        self.network = nn.Sequential(OrderedDict(encoder=encoder, projector=head))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images with the encoder, without the projector, for other tasks.
-
-        Args:
-            images: Shape (B, C, H, W).
-
-        Returns:
-            Embeddings, shape (B, width).
-        """
-        embeddings: Tensor = self.network.encoder(images)  # type: ignore[operator]
-        return embeddings
+        self.build("projector", projector_hidden, projector_width)
 
     def embed(self, views: Views) -> Tensor:
         """Embed all views with encoder and projector.
@@ -178,10 +158,7 @@ class LeJepa(ScheduledModule):
         # All processes draw the same directions, for their sums are over the same slices.
         seed = mixed_seed(h["seed"], self.global_step)
         directions = slice_directions(h["projector_width"], h["slices"], seed)
-        values = self.loss(batch[0], directions)
-        self.log("train/loss", values["loss"], prog_bar=True)
-        self.log_dict({f"train/{name}": values[name] for name in ("prediction", "sigreg")})
-        return values["loss"]
+        return self.log_terms(self.loss(batch[0], directions))
 
 
 def main(args: list[str] | None = None) -> Trainer:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
 from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.networks import build_vit, projector
 from jepa_monitor.recipes.schedules import warmup_cosine
 
 if TYPE_CHECKING:
@@ -29,6 +31,34 @@ def is_decayed(name: str, parameter: nn.Parameter) -> bool:
         Whether weight decay is meant for it.
     """
     return parameter.ndim > 1 and "token" not in name and "pos_embed" not in name
+
+
+def check_shares(**shares: float | tuple[float, ...]) -> None:
+    """Check hyperparameters that are shares of a whole.
+
+    Args:
+        **shares: Each a number, or several, in [0, 1].
+
+    Raises:
+        ValueError: If one is not.
+    """
+    for name, share in shares.items():
+        word, numbers = ("be", [share]) if isinstance(share, float | int) else ("lie", [*share])
+        if not all(0 <= number <= 1 for number in numbers):
+            raise ValueError(f"{name}={share} must {word} in [0, 1].")
+
+
+def check_warmup(warmup: float) -> None:
+    """Check the share of the steps in which the learning rate rises.
+
+    Args:
+        warmup: In [0, 1): after it, something must be left.
+
+    Raises:
+        ValueError: If it is not.
+    """
+    if not 0 <= warmup < 1:
+        raise ValueError(f"warmup={warmup} must be in [0, 1).")
 
 
 @torch.no_grad()
@@ -78,8 +108,9 @@ class ScheduledModule(LightningModule):
         """Part the trained parameters in those with weight decay and those without.
 
         Returns:
-            Groups for AdamW; ``decays`` says which is which, and ``lr_scale``, where there is one,
-            what the learning rate is multiplied with.
+            Groups for AdamW; ``decays`` says which is which. Where there are such, ``rate`` names the
+            scheduled value that is the learning rate, and ``lr_scale`` is what it is multiplied
+            with; a learning rate of 0 freezes.
         """
         trained = [(n, p) for n, p in self.named_parameters() if p.requires_grad]
         return [
@@ -139,7 +170,7 @@ class ScheduledModule(LightningModule):
             group: One of the optimiser's.
             values: What :meth:`scheduled` says.
         """
-        group["lr"] = values["lr"] * group.get("lr_scale", 1.0)
+        group["lr"] = values[group.get("rate", "lr")] * group.get("lr_scale", 1.0)
         group["weight_decay"] = values["weight_decay"] if group["decays"] else 0.0
 
     def after_step(self, values: dict[str, float]) -> None:
@@ -170,3 +201,55 @@ class ScheduledModule(LightningModule):
         super().optimizer_step(epoch, batch_idx, optimizer, optimizer_closure)
         self.after_step(values)
         self.log_dict({f"train/{name}": value for name, value in values.items()})
+
+    def log_terms(self, values: dict[str, Tensor]) -> Tensor:
+        """Log a loss, on the progress bar too, and what it is made of.
+
+        Args:
+            values: Scalars by name, among them ``loss``.
+
+        Returns:
+            The loss.
+        """
+        self.log("train/loss", values["loss"], prog_bar=True)
+        terms = {f"train/{name}": value for name, value in values.items() if name != "loss"}
+        self.log_dict(terms)
+        return values["loss"]
+
+
+class JointEmbedding(ScheduledModule):
+    """One network for all views of an image: an encoder, which is kept, and a head, which is not."""
+
+    network: nn.Sequential
+
+    def build(self, name: str, hidden: int, width: int) -> None:
+        """Make the network by the saved hyperparameters.
+
+        Args:
+            name: What the head is called.
+            hidden: Numbers in each of its two hidden layers.
+            width: K, numbers in an embedding.
+
+        Raises:
+            ValueError: If the warm-up is no share of the run.
+        """
+        h = self.hparams
+        check_warmup(h["warmup"])
+        shape = [
+            h[key] for key in ("image_size", "patch_size", "in_channels", "width", "depth", "heads")
+        ]
+        encoder = build_vit(*shape, drop_path=h["drop_path"], stem=h["stem"])
+        head = projector([h["width"], hidden, hidden, width])
+        self.network = nn.Sequential(OrderedDict([("encoder", encoder), (name, head)]))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images with the encoder, without the head, for other tasks.
+
+        Args:
+            images: Shape (B, C, H, W).
+
+        Returns:
+            Embeddings, shape (B, width).
+        """
+        embeddings: Tensor = self.network.encoder(images)  # type: ignore[operator]
+        return embeddings

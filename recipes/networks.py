@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import itertools
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
+import torch
 from timm.layers.drop import DropPath
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
@@ -172,3 +173,30 @@ def projector(widths: Sequence[int]) -> nn.Sequential:
     for inputs, outputs in itertools.pairwise(widths[:-1]):
         layers += [nn.Linear(inputs, outputs), nn.BatchNorm1d(outputs), nn.ReLU()]
     return nn.Sequential(*layers, nn.Linear(widths[-2], widths[-1], bias=False))
+
+
+def encode_masked(
+    vit: Any, images: Tensor, mask_token: Tensor, masks: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
+    """Run a timm ViT, hidden patches replaced by a learned token.
+
+    Args:
+        vit: A timm ``VisionTransformer``.
+        images: Shape (B, C, H, W).
+        mask_token: Shape (1, 1, K).
+        masks: True where a patch is hidden, shape (B, N); none if None.
+
+    Returns:
+        Embeddings of the images (B, K), which are the class tokens or, of a ViT that has none, the
+        means of the patch tokens; and the patch tokens (B, N, K). All tokens are normalised.
+    """
+    if masks is not None and sees_beyond_patches(vit):
+        images = blanked(images, masks, vit.patch_embed.patch_size[0])
+    patches = vit.patch_embed(images)  # (B, rows, columns, K)
+    if masks is not None:
+        hidden = masks.view(*patches.shape[:3], 1)
+        patches = torch.where(hidden, mask_token[0, 0].to(patches.dtype), patches)
+    tokens = vit.norm(vit.blocks(vit.norm_pre(vit._pos_embed(patches))))
+    if vit.num_prefix_tokens == 0:
+        return tokens.mean(1), tokens
+    return tokens[:, 0], tokens[:, 1:]

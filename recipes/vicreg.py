@@ -7,15 +7,13 @@ the loss, ``VicReg.loss`` for how they are weighted.
 
 from __future__ import annotations
 
-from collections import OrderedDict
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional as F
 
-from jepa_monitor.recipes.module import ScheduledModule, gathered
-from jepa_monitor.recipes.networks import build_vit, projector
+from jepa_monitor.recipes.module import JointEmbedding, gathered
 
 if TYPE_CHECKING:
     from lightning.pytorch import Trainer
@@ -71,7 +69,7 @@ def vicreg_loss(first: Tensor, second: Tensor) -> Tensor:
     return 25 * terms["invariance"] + 25 * terms["variance"] + terms["covariance"]
 
 
-class VicReg(ScheduledModule):
+class VicReg(JointEmbedding):
     """VICReg: one network, two views of each image, no teacher and no negatives.
 
     Every schedule depends on the step, so a run resumed from the end of an epoch equals the
@@ -127,26 +125,8 @@ class VicReg(ScheduledModule):
         seed: int = 0,
     ) -> None:
         super().__init__()
-        if not 0 <= warmup < 1:
-            raise ValueError(f"warmup={warmup} must be in [0, 1).")
         self.save_hyperparameters()
-        encoder = build_vit(
-            image_size, patch_size, in_channels, width, depth, heads, drop_path=drop_path, stem=stem
-        )
-        head = projector([width, expander_hidden, expander_hidden, expander_width])
-        self.network = nn.Sequential(OrderedDict(encoder=encoder, expander=head))
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Embed images with the encoder, without the expander, for other tasks.
-
-        Args:
-            images: Shape (B, C, H, W).
-
-        Returns:
-            Embeddings, shape (B, width).
-        """
-        embeddings: Tensor = self.network.encoder(images)  # type: ignore[operator]
-        return embeddings
+        self.build("expander", expander_hidden, expander_width)
 
     def loss(self, views: Views) -> dict[str, Tensor]:
         """Compare two views of every image.
@@ -181,11 +161,7 @@ class VicReg(ScheduledModule):
         Returns:
             Scalar loss.
         """
-        values = self.loss(batch[0])
-        loss = values.pop("loss")
-        self.log("train/loss", loss, prog_bar=True)
-        self.log_dict({f"train/{name}": value for name, value in values.items()})
-        return loss
+        return self.log_terms(self.loss(batch[0]))
 
 
 def main(args: list[str] | None = None) -> Trainer:

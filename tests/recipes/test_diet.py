@@ -15,20 +15,14 @@ from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.callbacks import JepaScoreCallback
+from jepa_monitor.recipes.backbones import freeze_all_but_last
 from jepa_monitor.recipes.cli import parse, train
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.diet import (
-    DEFAULTS,
-    Diet,
-    DietCLI,
-    IndexedDataModule,
-    freeze_all_but_last,
-    loss_floor,
-    photographs,
-)
+from jepa_monitor.recipes.diet import DEFAULTS, Diet, IndexedDataModule, loss_floor
 from jepa_monitor.recipes.dinov2 import DinoV2
 from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.lejepa import LeJepa
+from jepa_monitor.recipes.old_domain import DietCLI, photographs
 from jepa_monitor.recipes.vicreg import VicReg
 
 TINY = {"image_size": 16, "patch_size": 4, "width": 8, "depth": 3, "heads": 2}

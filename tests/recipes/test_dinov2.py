@@ -12,18 +12,17 @@ from scipy.special import log_softmax, softmax
 from torch import nn
 
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.dinov2 import (
+from jepa_monitor.recipes.dinov2 import DinoV2
+from jepa_monitor.recipes.distillation import (
     Centre,
-    DinoV2,
     Head,
     dino_loss,
-    encode_masked,
     ibot_loss,
     koleo,
-    sample_patch_masks,
     sinkhorn_knopp,
 )
-from jepa_monitor.recipes.networks import build_vit
+from jepa_monitor.recipes.masking import sample_patch_masks
+from jepa_monitor.recipes.networks import build_vit, encode_masked
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 from jepa_monitor.recipes.views import Views
 

@@ -9,16 +9,10 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 
 from jepa_monitor.recipes.cli import parse
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.dinov2 import (
-    DEFAULTS,
-    DinoV2,
-    dino_loss,
-    encode_masked,
-    ibot_loss,
-    patch_grid,
-    sample_patch_masks,
-    sinkhorn_knopp,
-)
+from jepa_monitor.recipes.dinov2 import DEFAULTS, DinoV2
+from jepa_monitor.recipes.distillation import dino_loss, ibot_loss, sinkhorn_knopp
+from jepa_monitor.recipes.masking import patch_grid, sample_patch_masks
+from jepa_monitor.recipes.networks import encode_masked
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 from jepa_monitor.recipes.views import Views
 

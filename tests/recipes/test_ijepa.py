@@ -13,15 +13,8 @@ import torch
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from jepa_monitor.recipes.ijepa import (
-    IJepa,
-    Masks,
-    block_shapes,
-    build_encoder,
-    encode_tokens,
-    sample_masks,
-    take,
-)
+from jepa_monitor.recipes.ijepa import IJepa, build_encoder, encode_tokens, take
+from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
 TINY = {
