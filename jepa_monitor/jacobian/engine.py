@@ -192,6 +192,9 @@ def spectra(
             values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
             if precise is not None and rows is not None:
                 values, refined = _refined(precise, inputs, basis, rows, found, options.eps)
+            # A NaN that was put in the place of an embedding leaves a Jacobian of zeros behind.
+            finite = torch.isfinite(embeddings).all(1)
+            values = torch.where(finite[:, None], values, torch.nan)
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
             done.append((embeddings, values, floors, under))
 

@@ -1,0 +1,503 @@
+"""Every tag that `evaluate` emits against a number of its own: NumPy, SciPy and scikit-learn in float64."""
+
+from __future__ import annotations
+
+import itertools
+from functools import cache
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from helpers import float64_spectrum, images, leave_one_out_law, mlp
+from numpy.typing import NDArray
+from scipy import integrate, stats
+from scipy.spatial.distance import cdist, pdist
+from sklearn.metrics import (
+    accuracy_score,
+    average_precision_score,
+    balanced_accuracy_score,
+    roc_auc_score,
+    roc_curve,
+)
+from sklearn.metrics.pairwise import cosine_similarity
+from sklearn.neighbors import NearestNeighbors
+from torch import Tensor, nn
+
+from jepa_monitor import DensityMonitor, ScoreOptions
+from jepa_monitor.functional._axes import principal_scores
+from jepa_monitor.functional.gaussianity import slice_directions
+from jepa_monitor.insights import INSIGHTS
+from jepa_monitor.insights.table import all_insights, tag_pattern
+from jepa_monitor.monitor.tags import MONITOR_ROWS
+from jepa_monitor.probes.corruptions import CORRUPTIONS
+
+Array = NDArray[np.float64]
+PROBE, REFERENCE, DARK, SCORED, WIDTH, EPS = 40, 100, 25, 30, 16, 0.05
+LABELS = torch.arange(PROBE) % 4
+
+
+def encoder(seed: int, width: int = 24) -> nn.Module:
+    """Nonlinear enough for its Jacobians to differ; float64, so that nothing is lost to rounding."""
+    torch.manual_seed(seed)
+    made = mlp(192, WIDTH, width).double().eval()
+    with torch.no_grad():
+        made[1].weight.mul_(4)
+    return made
+
+
+def embed(module: nn.Module, data: Tensor) -> Array:
+    with torch.no_grad():
+        return module(data.double()).numpy()
+
+
+def spectrum(module: nn.Module, data: Tensor) -> Array:
+    return float64_spectrum(module, data).numpy()
+
+
+def clipped_sum(values: Array) -> Array:
+    return np.log(np.maximum(values, EPS)).sum(1)
+
+
+DATA = {
+    "probe": images(PROBE, 3),
+    "reference": images(REFERENCE, 4),
+    "dark": images(DARK, 5) / 3,
+}
+
+
+@cache
+def report() -> dict[str, float]:
+    monitor = DensityMonitor(
+        DATA["probe"],
+        reference=DATA["reference"],
+        ood={"dark": DATA["dark"]},
+        max_probe_samples=SCORED,
+        polarity_samples=8,
+        options=ScoreOptions(method="exact", eps=EPS),
+        insights=list(INSIGHTS),
+        labels=LABELS,
+        compare_with=encoder(2),
+    )
+    monitor.evaluate(encoder(1))  # from which neighbours drift
+    return monitor.evaluate(encoder(0)).scalars
+
+
+# ------------------------------------------------------------------------------- what is to be found
+def quantiles(prefix: str, values: Array) -> dict[str, float]:
+    return {
+        f"{prefix}/mean": values.mean(),
+        f"{prefix}/std": values.std(ddof=1),
+        f"{prefix}/p05": np.quantile(values, 0.05),
+        f"{prefix}/p50": np.median(values),
+        f"{prefix}/p95": np.quantile(values, 0.95),
+    }
+
+
+def of_the_jacobians() -> dict[str, float]:
+    values = spectrum(encoder(0), DATA["probe"][:SCORED])
+    energy = values**2
+    logs = np.sort(np.log(np.maximum(values, EPS)), axis=None)
+    found = quantiles("jepa_score", clipped_sum(values))
+    found["jepa_score/clipped"] = (values < EPS).sum(1).mean()
+    found["jepa_score/below_noise_floor"] = 0.0  # see the encoder of rank 5 below
+    for name, q in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95)):
+        found[f"jacobian/log_sigma_{name}"] = np.quantile(logs, q, method="nearest")
+    found["jacobian/effective_rank"] = np.exp(stats.entropy(energy, axis=1)).mean()
+    found["jacobian/rank_one_share"] = (energy[:, 0] / energy.sum(1)).mean()
+    return found
+
+
+def of_the_alignment() -> dict[str, float]:
+    data = DATA["probe"][:16].double()
+    module, inputs = encoder(0), data.flatten(1).numpy()
+    found: dict[str, list[float]] = {}
+    for image, own in zip(data, inputs, strict=True):
+        jacobian = torch.autograd.functional.jacobian(lambda x: module(x[None])[0], image)
+        matrix = jacobian.flatten(1).numpy()
+        summed = matrix.sum(0)  # the centroid
+        for suffix, others in (("", own[None]), ("_shuffled", inputs)):
+            lengths = np.linalg.norm(others, axis=1)
+            along = np.linalg.norm(others @ matrix.T, axis=1) / np.linalg.norm(matrix) / lengths
+            cosine = others @ summed / np.linalg.norm(summed) / lengths
+            found.setdefault(f"jacobian/alignment{suffix}", []).append(along.mean())
+            found.setdefault(f"jacobian/centroid_alignment{suffix}", []).append(cosine.mean())
+    return {tag: float(np.mean(values)) for tag, values in found.items()}
+
+
+@cache
+def law() -> Any:
+    """Of the reference images that are not scored."""
+    return leave_one_out_law(embed(encoder(0), DATA["reference"][SCORED:]))
+
+
+def squared_distances(z: Array) -> Array:
+    centred = z - law().mean
+    return np.einsum("ni,ij,nj->n", centred, np.linalg.inv(law().cov_object.covariance), centred)
+
+
+@cache
+def detected(name: str) -> dict[str, Array]:
+    module, scored = encoder(0), DATA[name][:SCORED]
+    z = embed(module, scored)
+    scores = clipped_sum(spectrum(module, scored))
+    base = embed(module, DATA["reference"][SCORED:])
+    neighbours = NearestNeighbors(n_neighbors=10).fit(base)
+    return {
+        "jepa_score": scores,
+        "log_density": scores + law().logpdf(z),
+        "knn": -neighbours.kneighbors(z)[0][:, -1],
+        "mahalanobis": -squared_distances(z),
+    }
+
+
+def of_the_law() -> dict[str, float]:
+    z = embed(encoder(0), DATA["probe"])
+    levels = stats.chi2(WIDTH).cdf(squared_distances(z))
+    nominal = np.arange(1, 20) / 20
+    coverage = (levels[:, None] <= nominal).mean(0)
+    found = {
+        "density/calibration_error": np.abs(coverage - nominal).mean(),
+        "density/ks": stats.kstest(levels, "uniform").statistic,
+    }
+    everything = np.concatenate([z, embed(encoder(0), DATA["reference"])])
+    statistic = epps_pulley_of_slices(everything).mean()
+    simulated = np.array([epps_pulley_of_slices(normal).mean() for normal in normal_samples()])
+    effect = (statistic - 0.3289) / len(everything)
+    found["density/gaussianity_effect"] = effect
+    found["density/gaussianity_z"] = (statistic - 0.3289) / simulated.std()
+    good = effect < 0.005 and found["density/calibration_error"] < 0.1
+    found["density/precondition"] = float(good)
+    return found
+
+
+def normal_samples() -> list[Array]:
+    rng = np.random.default_rng(0)
+    return [rng.standard_normal((200, WIDTH)) for _ in range(40)]
+
+
+def epps_pulley_of_slices(z: Array) -> Array:
+    """The statistic of each whitened slice, by a trapezoidal rule over [-3, 3]."""
+    # Whitening is unique up to a rotation only, to which an average of 256 slices is not blind.
+    whitened = principal_scores(torch.from_numpy(z), 1e-16).scores.numpy()
+    np.testing.assert_allclose(whitened.T @ whitened / len(z), np.eye(WIDTH), atol=1e-9)
+    spanned = np.linalg.lstsq(z - z.mean(0), whitened, rcond=None)[0]
+    np.testing.assert_allclose((z - z.mean(0)) @ spanned, whitened, atol=1e-9)
+    slices = whitened @ slice_directions(WIDTH, 256, 0).numpy()
+    knots = np.linspace(-3, 3, 33)
+    found = []
+    for columns in np.split(slices, 8, axis=1):
+        means = np.exp(1j * knots[:, None, None] * columns).mean(1)
+        off = np.abs(means - np.exp(-(knots**2) / 2)[:, None]) ** 2
+        found.append(integrate.trapezoid(off * np.exp(-(knots**2) / 2)[:, None], knots, axis=0))
+    return len(z) * np.concatenate(found)
+
+
+def of_generalisation() -> dict[str, float]:
+    scores, others = detected("probe")["jepa_score"], detected("reference")["jepa_score"]
+    ranks = [(stats.percentileofscore(others, s, "mean") / 100 * SCORED + 0.5) for s in scores]
+    return {
+        "density/generalisation_gap": 0.5 - np.mean(ranks) / (SCORED + 1),
+        "density/generalisation_p": stats.ks_2samp(scores, others, method="exact").pvalue,
+    }
+
+
+def of_polarity() -> dict[str, float]:
+    module, data = encoder(0), DATA["probe"][:8]
+    clean = clipped_sum(spectrum(module, data))
+    levels = {
+        name: np.stack(
+            [clean, *(clipped_sum(spectrum(module, corrupt(data, s))) for s in (1, 2, 3))]
+        )
+        for name, corrupt in CORRUPTIONS.items()
+    }
+    wins = {name: (scores[0] > scores[3]) for name, scores in levels.items()}
+    share = np.mean(list(wins.values()))
+    n, z = 8, stats.norm.ppf(0.975)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    taus = [stats.kendalltau(range(4), s[:, i])[0] for s in levels.values() for i in range(8)]
+    return {
+        "density/polarity": share,
+        "density/polarity_low": centre - half,
+        "density/polarity_high": centre + half,
+        "density/order": -np.mean(taus),
+        **{f"density/polarity_{name}": won.mean() for name, won in wins.items()},
+    }
+
+
+def marchenko_pastur(function: Any, ratio: float) -> float:
+    """Expectation over the eigenvalues of isotropic embeddings, n and k large with this ratio."""
+    low, high = (1 - ratio**0.5) ** 2, (1 + ratio**0.5) ** 2
+    density = lambda x: np.sqrt((high - x) * (x - low)) / (2 * np.pi * ratio * x)
+    return integrate.quad(lambda x: function(x) * density(x), low, high)[0]
+
+
+def of_collapse() -> dict[str, float]:
+    z = embed(encoder(0), DATA["probe"])
+    unit = z / np.linalg.norm(z, axis=1, keepdims=True)
+    singular = np.linalg.svd(z, compute_uv=False)
+    p = singular / singular.sum() + 1e-7
+    eigenvalues = np.linalg.eigvalsh(np.cov(z.T))[::-1]
+    ratio = WIDTH / PROBE
+    root, power = (marchenko_pastur(lambda x, a=a: x**a, ratio) for a in (0.5, 1.0))
+    entropies = [marchenko_pastur(lambda x, a=a: x**a * np.log(x**a), ratio) for a in (0.5, 1.0)]
+    isotropic = {
+        "rankme": WIDTH * root * np.exp(-entropies[0] / root),
+        "effective_rank": WIDTH * power * np.exp(-entropies[1] / power),
+        "participation_ratio": WIDTH / (1 + WIDTH / PROBE),
+    }
+    ranks = {
+        "rankme": np.exp(-(p * np.log(p)).sum()),
+        "effective_rank": np.exp(stats.entropy(eigenvalues)),
+        "participation_ratio": eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+    }
+    index = np.arange(11, WIDTH + 1)
+    x, y = np.log(index), np.log(eigenvalues[10:])
+    line = np.polyfit(x, y, 1, w=np.sqrt(1 / index))
+    residual = y - np.polyval(line, x)
+    cosines = cosine_similarity(z)[np.triu_indices(PROBE, 1)]
+    return {
+        **{f"collapse/{name}": value for name, value in ranks.items()},
+        **{f"collapse/{n}_relative": value / isotropic[n] for n, value in ranks.items()},
+        "collapse/normalized_std": np.sqrt(WIDTH) * unit.std(0, ddof=1).mean(),
+        "collapse/mean_cosine": cosines.mean(),
+        "collapse/uniformity": np.log(np.exp(-2 * pdist(unit, "sqeuclidean")).mean()),
+        "collapse/alpha_req": -line[0],
+        "collapse/alpha_req_r2": 1 - (residual**2).sum() / ((y - y.mean()) ** 2).sum(),
+    }
+
+
+def of_outliers() -> dict[str, float]:
+    found = {"outliers/expected": 1 / (SCORED + 1)}
+    for name, values in detected("probe").items():
+        threshold = np.sort(detected("reference")[name])[0]  # the first of 30: ⌊0.05 · 31⌋
+        below = stats.binomtest(int((values < threshold).sum()), SCORED)
+        interval = below.proportion_ci(0.95, "exact")
+        found[f"outliers/{name}"] = below.statistic
+        found[f"outliers/{name}_low"], found[f"outliers/{name}_high"] = interval
+    return found
+
+
+def of_the_dark() -> dict[str, float]:
+    found = {}
+    for name, values in detected("probe").items():
+        truth = np.repeat([1, 0], [SCORED, DARK])
+        scores = np.concatenate([values, detected("dark")[name]])
+        false, true, _ = roc_curve(truth, scores, drop_intermediate=False)
+        found[f"ood/dark/auroc_{name}"] = roc_auc_score(truth, scores)
+        found[f"ood/dark/ap_{name}"] = average_precision_score(truth, scores)
+        found[f"ood/dark/fpr95_{name}"] = false[true >= 0.95][0]
+    return found
+
+
+def of_the_neighbours() -> dict[str, float]:
+    def neighbours(module: nn.Module) -> list[set[int]]:
+        z = embed(module, DATA["probe"])
+        found = NearestNeighbors(n_neighbors=10, metric="cosine").fit(z).kneighbors()[1]
+        return [set(row) for row in found.tolist()]
+
+    own, chance = neighbours(encoder(0)), 10 / (PROBE - 1)
+    found = {}
+    for name, seed in (("drift", 1), ("reference", 2)):
+        pairs = zip(own, neighbours(encoder(seed)), strict=True)
+        share = np.mean([len(a & b) / 10 for a, b in pairs])
+        found[f"neighbors/{name}"] = (share - chance) / (1 - chance)
+    return found
+
+
+def u_centred(similarity: Array) -> Array:
+    """What no sum a_i + a_j explains of the pairs, by least squares, of root mean square 1."""
+    pairs = list(itertools.combinations(range(PROBE), 2))
+    design = np.zeros((len(pairs), PROBE))
+    for row, pair in enumerate(pairs):
+        design[row, list(pair)] = 1
+    target = np.array([similarity[pair] for pair in pairs])
+    return target - design @ np.linalg.lstsq(design, target, rcond=None)[0]
+
+
+def of_the_tasks() -> dict[str, float]:
+    labels = LABELS.numpy()
+    model = u_centred(cosine_similarity(embed(encoder(0), DATA["probe"])))
+    prior = u_centred((labels[:, None] == labels).astype(float))
+    model, prior = (x / np.sqrt((x**2).mean()) for x in (model, prior))
+    probability = 1 / (1 + np.exp(-prior / 0.1))
+    graph = np.zeros((PROBE, PROBE))
+    graph[np.triu_indices(PROBE, 1)] = 2 * probability - 1
+    suited = u_centred(graph + graph.T)
+    variances = model**2 * 4 * probability * (1 - probability)
+    return {
+        "tasks/mean": (model * (2 * probability - 1)).mean(),
+        "tasks/sd": np.sqrt(variances.sum()) / len(model),
+        "tasks/best": np.sqrt((suited**2).mean()),
+    }
+
+
+def nearest_left_out(z: Array, labels: NDArray[np.int64], classes: list[int]) -> list[int]:
+    guesses = []
+    for i in range(len(z)):
+        others = np.arange(len(z)) != i
+        means = np.stack([z[others & (labels == c)].mean(0) for c in classes])
+        guesses.append(classes[int(cdist(z[i : i + 1], means).argmin())])
+    return guesses
+
+
+def of_the_classes() -> dict[str, float]:
+    z, labels = embed(encoder(0), DATA["probe"]), LABELS.numpy()
+    means = np.stack([z[labels == c].mean(0) for c in range(4)])
+    radii = [np.sqrt(((z[labels == c] - means[c]) ** 2).sum(1).mean()) for c in range(4)]
+    same = pdist(labels[:, None]) == 0
+    distances = pdist(z)
+    usual = np.quantile(distances[same], 0.95, method="inverted_cdf")
+    merged = np.eye(4, dtype=bool)
+    for pair in itertools.combinations(range(4), 2):
+        some = np.isin(labels, pair)
+        guesses = nearest_left_out(z[some], labels[some], list(pair))
+        merged[pair] = merged[pair[::-1]] = balanced_accuracy_score(labels[some], guesses) < 0.75
+    groups = {tuple(row) for row in np.linalg.matrix_power(merged.astype(int), 4) > 0}
+    guesses = nearest_left_out(z, labels, [0, 1, 2, 3])
+    return {
+        "separation/accuracy": accuracy_score(labels, guesses),  # all classes are as large
+        "separation/gap_ratio": pdist(means).min() / (2 * max(radii)),
+        "separation/collapse_rate": (distances[~same] <= usual).mean(),
+        "separation/auroc": roc_auc_score(~same, distances),
+        "separation/merged": 4 - len(groups),
+    }
+
+
+def of_the_monitor() -> dict[str, float]:
+    return {
+        "monitor/images": 2 * SCORED + DARK,
+        "monitor/nonfinite": 0,
+        "monitor/random": 0,
+        "monitor/failed_insights": 0,
+    }
+
+
+EXPECTED = (
+    of_the_jacobians, of_the_alignment, of_the_law, of_generalisation, of_polarity, of_collapse,
+    of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_monitor,
+    lambda: quantiles("log_density", detected("probe")["log_density"]),
+)  # fmt: skip
+ROUGH = {"density/gaussianity_effect": 2e-3, "density/gaussianity_z": 0.35}  # 0.3289; simulated
+CLOCKS = {"monitor/seconds"}
+
+
+@cache
+def numbers(expected: Any) -> dict[str, float]:
+    return expected()
+
+
+# Tags that only other settings have, and the tests below that hold them to something.
+ELSEWHERE = {"outliers/<detector>_fence": "test_fences_take_the_place_of_few_reference_scores"}
+
+
+@pytest.mark.parametrize("expected", EXPECTED, ids=lambda f: f.__name__)
+def test_tag_is_what_it_says(expected: Any) -> None:
+    for tag, value in numbers(expected).items():
+        found = report()[tag]
+        assert found == pytest.approx(float(value), rel=ROUGH.get(tag, 1e-6), abs=1e-9), tag
+
+
+def test_no_tag_is_missing_from_these_tests() -> None:
+    told = {tag for expected in EXPECTED for tag in numbers(expected)}
+    assert told == set(report()) - CLOCKS
+    rows = [row for insight in all_insights() for row in insight.rows]
+    by_callback = {"monitor/overhead", "monitor/failures", "monitor/skipped"}
+    ours = {tag for row in (*rows, *MONITOR_ROWS) for tag in row.tags} - CLOCKS - by_callback
+    untold = {tag for tag in ours if not any(tag_pattern(tag).fullmatch(t) for t in told)}
+    assert untold == set(ELSEWHERE)
+    assert all(name in globals() for name in ELSEWHERE.values())
+
+
+def test_values_are_not_at_a_symmetric_point() -> None:
+    """A test that compares 0 with 0 holds for any code."""
+    trivial = {tag for tag, value in report().items() if value in (0, 1)}
+    assert trivial <= {
+        "jepa_score/below_noise_floor", "monitor/nonfinite", "monitor/random",
+        "monitor/failed_insights", "density/precondition", "density/polarity_noise",
+        "density/polarity_blur", "density/polarity_shuffle",
+        *(t for t in report() if t.startswith(("outliers/", "ood/"))),
+    }  # fmt: skip
+    assert 0 < report()["jepa_score/clipped"] < WIDTH
+
+
+def test_fences_take_the_place_of_few_reference_scores() -> None:
+    monitor = DensityMonitor(
+        DATA["probe"], reference=DATA["reference"], max_probe_samples=18,
+        options=ScoreOptions(method="exact", eps=EPS),
+    )  # fmt: skip
+    module = encoder(0)
+    with torch.no_grad():  # one image that stands out
+        monitor.images[3] *= 30
+    scalars = monitor.evaluate(module).scalars
+    assert not any(tag.endswith(("_low", "expected")) and "outliers" in tag for tag in scalars)
+    base = leave_one_out_law(embed(module, DATA["reference"][18:]))
+    data = monitor.images[:18]
+    z, scores = embed(module, data), clipped_sum(spectrum(module, data))
+    neighbours = NearestNeighbors(n_neighbors=10).fit(embed(module, DATA["reference"][18:]))
+    values = {
+        "jepa_score": scores,
+        "log_density": scores + base.logpdf(z),
+        "knn": -neighbours.kneighbors(z)[0][:, -1],
+        "mahalanobis": base.logpdf(z),  # the same up to a factor and an offset
+    }
+    for name, x in values.items():
+        fence = np.median(x) - 3 * stats.median_abs_deviation(x, scale=1 / 1.4826)
+        assert scalars[f"outliers/{name}_fence"] == (x < fence).mean(), name
+    assert scalars["outliers/mahalanobis_fence"] > 0
+
+
+def test_singular_values_that_are_rounding_error_are_counted() -> None:
+    scalars = DensityMonitor(images(6)).evaluate(encoder(0, width=5)).scalars
+    assert scalars["jepa_score/clipped"] == WIDTH - 5
+    assert scalars["jepa_score/below_noise_floor"] == WIDTH - 5
+
+
+class Broken(nn.Module):
+    """NaN for bright images, put there, so that the Jacobian of such an image is zero, not NaN."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = encoder(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        bright = x.flatten(1).mean(1, keepdim=True) > 2
+        return torch.where(bright, torch.nan, self.net(x))
+
+
+def test_scores_that_are_not_finite_are_counted_and_left_out_in_every_set() -> None:
+    sets = {name: DATA[name][:20].clone() for name in ("probe", "reference", "dark")}
+    clean = DensityMonitor(sets["probe"][1:], ood={"dark": sets["dark"][2:]})
+    expected = clean.evaluate(Broken()).scalars
+    sets["probe"][0] += 3
+    sets["dark"][:2] += 3
+    monitor = DensityMonitor(sets["probe"], ood={"dark": sets["dark"]})
+    scalars = monitor.evaluate(Broken()).scalars
+    assert scalars["monitor/nonfinite"] == 3
+    assert scalars["monitor/images"] == 40
+    for tag in ("jepa_score/mean", "ood/dark/auroc_jepa_score", "collapse/rankme"):
+        assert scalars[tag] == pytest.approx(expected[tag], rel=1e-9), tag
+
+
+class Masking(nn.Module):
+    """Drops at random, in eval mode too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.net = encoder(0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.net(x * (torch.rand_like(x) > 0.3))
+
+
+def test_randomness_is_how_far_a_second_pass_moves_the_first_embeddings() -> None:
+    module, data = Masking(), images(12)
+    with pytest.warns(UserWarning, match="gives other embeddings at every pass"):
+        scalars = DensityMonitor(data).evaluate(module).scalars
+    passes = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        passes.append(embed(module, data[:2]))  # which the check for mixing embeds
+    expected = np.linalg.norm(passes[1] - passes[0]) / np.linalg.norm(passes[0])
+    assert scalars["monitor/random"] == pytest.approx(expected, rel=1e-6)
