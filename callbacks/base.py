@@ -2,110 +2,117 @@
 
 from __future__ import annotations
 
-import time
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 
-from jepa_monitor._checks import check_positive, check_positive_int
+from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor.callbacks.averaging import averaged_encoder, follow_averaging
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
-    find_encoder,
     find_training_data,
     find_validation_data,
     is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars
-from jepa_monitor.encoders import Pool, check_pool, check_whole
+from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm
+from jepa_monitor.monitor.watch import Evaluation, Watch, check_overhead
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
 
-__all__ = ["EncoderCallback"]
+__all__ = ["EncoderCallback", "OnCollapse"]
+
+
+OnCollapse = str | Callable[[pl.Trainer, pl.LightningModule, AlarmReading], Any]
 
 
 class EncoderCallback(pl.Callback):
-    """Looks at an encoder before the first step, every few steps or epochs, and in validate and test.
+    """Looks at an encoder: takes the looks, writes them, reacts to an alarm, keeps the story of a run.
 
     A subclass says what to keep of the images (:meth:`prepare`), what to measure (:meth:`measure`)
     and, if it is more than scalars, how to write it (:meth:`write`). A look that fails is counted
     in ``monitor/failures`` and reported in one warning; training goes on. Arguments that cannot be
     right are an error before training: a ``TypeError`` or ``ValueError`` that names them.
 
+    Each ``fit``, ``validate`` and ``test`` has data and a story of its own; only a run that is resumed
+    goes on with the story in its checkpoint. ``history``, ``failures``, ``skipped`` and ``alarm`` are
+    those of the latest. A checkpoint holds those of the latest ``fit``.
+
     Args:
         encoder: A dotted path, a module, a function of the LightningModule, or ``None``.
         probe: Held-out images, or ``None`` for the Trainer's.
-        every_n_epochs: Look after every so many epochs; 1 if neither cadence is given.
-        every_n_steps: Look after every so many optimizer steps instead.
+        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
+            ends the training after the step at hand; a function gets the Trainer, the
+            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
+        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
+            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         pool: How outputs become (B, K).
         batch_to_images: Finds the images in a batch; one function, or one for each set.
-        max_overhead: Largest share of the wall time to spend; a look that would exceed it is put
-            off and counted in ``monitor/skipped``. The first and the last are always taken.
-            ``None`` for no limit.
+        max_overhead: Largest share of the wall time to spend, once a first minute of looks has been
+            spent; a look that would exceed it is put off and counted in ``monitor/skipped``. The
+            first and the last are always taken, and those that another callback waits for. ``None``
+            for no limit.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when a look fails, instead of warning once.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range, or both cadences are given.
+        ValueError: If an argument is out of range.
     """
+
+    usual_steps: int | None = (
+        None  # between looks, if no cadence is given; ``None`` for one an epoch
+    )
+    every_n_steps: int | None = None
+    own_tags = "monitor/"  # what the tags about the looks themselves begin with
 
     def __init__(
         self,
         encoder: EncoderSpec = None,
         probe: Any = None,
         *,
-        every_n_epochs: int | None = None,
-        every_n_steps: int | None = None,
+        on_collapse: OnCollapse = "warn",
+        patience_steps: int | None = None,
         pool: Pool = "auto",
         batch_to_images: BatchToImages = None,
         max_overhead: float | None = None,
         name: str = "",
         strict: bool = False,
     ) -> None:
-        if every_n_epochs is not None and every_n_steps is not None:
-            raise ValueError(
-                "`every_n_epochs` and `every_n_steps` exclude each other, got "
-                f"{every_n_epochs} and {every_n_steps}: give one."
-            )
-        if every_n_steps is not None:
-            check_positive_int(every_n_steps, "every_n_steps")
         if encoder is not None and not (isinstance(encoder, str) or callable(encoder)):
             raise TypeError(
                 "`encoder` must be a dotted path, a module, a function of the LightningModule or "
                 f"None, got {type(encoder).__name__}."
             )
-        if max_overhead is not None and check_positive(max_overhead, "max_overhead") > 1:
-            raise ValueError(f"`max_overhead` must be a share of at most 1, got {max_overhead}.")
         if not isinstance(name, str):
             raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
         if not isinstance(strict, bool):
             raise TypeError(f"`strict` must be True or False, got {strict!r}.")
+        if not callable(on_collapse):
+            check_choice(on_collapse, "on_collapse", ("warn", "stop"))
+        if patience_steps is not None:
+            check_positive_int(patience_steps, "patience_steps")
         self.encoder = encoder
         self.probe = probe
-        self.max_overhead = max_overhead
+        self.on_collapse = on_collapse
+        self.patience_steps = patience_steps
+        self.max_overhead = check_overhead(max_overhead)
         self.name = name
         self.strict = strict
-        self.every_n_steps = every_n_steps
-        self.every_n_epochs = check_positive_int(
-            1 if every_n_epochs is None else every_n_epochs, "every_n_epochs"
-        )
         self.pool = check_pool(pool)
         self.batch_to_images = check_batch_to_images(batch_to_images)
-        self.history: list[dict[str, float]] = []
-        self.failures = 0
-        self.skipped = 0
-        self._spent = self._cost = 0.0  # seconds: of all looks since training began, of the last
-        self._started = time.perf_counter()
-        self._last_step = -1
-        self._put_off = False
+        self._partners: list[EncoderCallback] = []  # with the same tags, which they share out
         self._prepared = False
+        self._story = self._fitted = self._new_story(together=False)
 
     @abstractmethod
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
-        """Keep what is needed of the images; called once.
+        """Keep what is needed of the images; called once a run.
 
         Args:
             trainer: The Trainer.
@@ -114,7 +121,7 @@ class EncoderCallback(pl.Callback):
         """
 
     @abstractmethod
-    def measure(self, trainer: pl.Trainer, encoder: Any) -> Any:
+    def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
         """Take a look.
 
         Args:
@@ -122,7 +129,7 @@ class EncoderCallback(pl.Callback):
             encoder: What to look at.
 
         Returns:
-            Something with ``scalars``, a dict of finite numbers by tag.
+            What was found.
         """
 
     @property
@@ -130,8 +137,28 @@ class EncoderCallback(pl.Callback):
         """What all tags begin with."""
         return f"{self.name}/" if self.name else ""
 
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The scalars of all looks of the run at hand, or the last one, each with its ``step``."""
+        return self._story.history
+
+    @property
+    def failures(self) -> int:
+        """How many of its looks have failed."""
+        return self._story.failures
+
+    @property
+    def skipped(self) -> int:
+        """How many of its looks were put off for want of time."""
+        return self._story.skipped
+
+    @property
+    def alarm(self) -> CollapseAlarm:
+        """Its alarm."""
+        return self._story.alarm
+
     def write(
-        self, trainer: pl.Trainer, scalars: dict[str, float], found: Any | None, x: int
+        self, trainer: pl.Trainer, scalars: dict[str, float], found: Evaluation | None, x: int
     ) -> None:
         """Write what a look has found; called in the first process only.
 
@@ -143,17 +170,30 @@ class EncoderCallback(pl.Callback):
         """
         log_scalars(trainer.loggers, scalars, x)
 
-    def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: Any | None) -> None:
-        """React to a look; called in every process, also after a look that failed.
+    def react(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, reading: AlarmReading
+    ) -> None:
+        """Warn, stop or call, when an alarm begins; called in every process.
 
         Args:
             trainer: The Trainer.
             pl_module: Its module.
-            found: From :meth:`measure`; ``None`` if it failed.
+            reading: With which it begins, in one process at least.
         """
+        reactions = [callback.on_collapse for callback in (self, *self._partners)]
+        functions = [reaction for reaction in reactions if callable(reaction)]
+        for function in functions:
+            function(trainer, pl_module, reading)
+        stops = "stop" in reactions and is_fitting(trainer)
+        trainer.should_stop = trainer.should_stop or stops
+        if stops or not functions:
+            ending = " Training stops." if stops else ""
+            self._story.say(
+                f"{type(self).__name__} at step {trainer.global_step}: {reading.reason}{ending}"
+            )
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
-        """Refuse to write under the tags of another callback.
+        """Begin a new story, and refuse to write under the tags of another callback.
 
         Args:
             trainer: The Trainer.
@@ -161,104 +201,26 @@ class EncoderCallback(pl.Callback):
             stage: What it is about to do.
 
         Raises:
-            ValueError: If another callback of this kind has the same name.
+            ValueError: If another callback has the same name, and is of the same class or looks at
+                something else.
         """
+        self._partners = []
         for other in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(other, EncoderCallback) and other is not self and other.name == self.name:
-                raise ValueError(
-                    f"`name` must be different for each callback: {type(self).__name__} and "
-                    f"{type(other).__name__} both have {self.name!r} and would write to the same "
-                    "tags. Give one of them a name; it becomes the prefix of its tags."
-                )
-
-    def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Find the encoder, so that a wrong path is an error before any training.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        name, encoder = find_encoder(pl_module, self.encoder)
-        if self.encoder is None:
-            rank_zero_info(
-                f"{type(self).__name__} watches {type(pl_module).__name__}.{name} "
-                f"({type(encoder).__name__}). Pass `encoder` to watch another module."
-            )
-
-    def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Read the probe and look at the model as training finds it.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        self._spent, self._started = 0.0, time.perf_counter()
-        check_whole(find_encoder(pl_module, self.encoder)[1])
-        self._prepare_if_readable(trainer)
-        if trainer.global_step == 0:
-            self._look(trainer, pl_module)
-
-    def on_train_batch_end(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, *_: Any
-    ) -> None:
-        """Look after every ``every_n_steps`` optimizer steps.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-            *_: The batch and what the training step made of it.
-        """
-        steps = self.every_n_steps
-        # With accumulated gradients the same step is seen more than once.
-        if steps and trainer.global_step % steps == 0 and self._may_look(trainer):
-            self._look(trainer, pl_module)
-
-    def on_train_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look after every ``every_n_epochs`` epochs.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if self._epoch_is_due(trainer) and self._may_look(trainer):
-            self._look(trainer, pl_module, current_step(trainer) - 1)
-
-    def on_validation_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look in ``Trainer.validate``, and in ``fit`` when the epoch ends with a validation.
-
-        Then the value belongs to the very weights that a checkpoint after validation saves.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if trainer.sanity_checking:
-            return
-        if not is_fitting(trainer):
-            self._prepare_if_readable(trainer)
-            self._look(trainer, pl_module)
-        elif self._epoch_is_due(trainer) and trainer.is_last_batch and self._may_look(trainer):
-            self._look(trainer, pl_module)
-
-    def on_test_epoch_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look once in ``Trainer.test``.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        self._prepare_if_readable(trainer)
-        self._look(trainer, pl_module)
-
-    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
-        """Look at the final weights, if that was put off.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-        """
-        if self._put_off and trainer.global_step > self._last_step:
-            self._look(trainer, pl_module)
+                if not self._sees_what_it_sees(other):
+                    raise ValueError(
+                        f"`name` must be different for each callback: {type(self).__name__} and "
+                        f"{type(other).__name__} both have {self.name!r} and would write to the "
+                        "same tags. Give one of them a name; it becomes the prefix of its tags."
+                    )
+                self._partners.append(other)
+        follow_averaging(trainer, self)
+        # A Trainer that has made steps goes on with its run when `fit` is called again.
+        if stage != "fit" or trainer.global_step == 0:
+            self._story = self._new_story(together=trainer.world_size > 1)
+        if stage == "fit":
+            self._fitted = self._story
+        self._prepared = False
 
     @property
     def state_key(self) -> str:
@@ -269,14 +231,9 @@ class EncoderCallback(pl.Callback):
         """Give what a resumed run needs.
 
         Returns:
-            The history, the counts and the step of the last look.
+            The story of the latest ``fit``: its looks, what was said, the alarm.
         """
-        return {
-            "history": self.history,
-            "failures": self.failures,
-            "skipped": self.skipped,
-            "last_step": self._last_step,
-        }
+        return self._fitted.state_dict()
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Take up where a checkpoint left off.
@@ -284,26 +241,28 @@ class EncoderCallback(pl.Callback):
         Args:
             state_dict: From :meth:`state_dict`.
         """
-        self.history = list(state_dict["history"])
-        self.failures = state_dict["failures"]
-        self.skipped = state_dict["skipped"]
-        self._last_step = state_dict["last_step"]
+        self._fitted.load_state_dict(state_dict)
 
-    def _may_look(self, trainer: pl.Trainer) -> bool:
-        """Say whether there is something new to see and time to look, the same in all processes."""
-        if trainer.global_step <= self._last_step:
-            return False
-        fits = True
-        if self.max_overhead is not None:
-            elapsed = time.perf_counter() - self._started
-            fits = self._spent + self._cost <= self.max_overhead * (elapsed + self._cost)
-            fits = bool(trainer.strategy.broadcast(fits))
-        self.skipped += not fits
-        self._put_off = not fits
-        return fits
+    def _sees_what_it_sees(self, other: EncoderCallback) -> bool:
+        """Say whether another kind of callback looks at the same embeddings."""
+        mine, its = (
+            (callback.encoder, callback.probe, callback.pool, callback.batch_to_images)
+            for callback in (self, other)
+        )
+        same = (a is b or (isinstance(a, str) and a == b) for a, b in zip(mine, its, strict=True))
+        return type(self) is not type(other) and all(same)
 
-    def _epoch_is_due(self, trainer: pl.Trainer) -> bool:
-        return self.every_n_steps is None and (trainer.current_epoch + 1) % self.every_n_epochs == 0
+    def _new_story(self, together: bool) -> Watch:
+        return Watch(
+            type(self).__name__,
+            every_n_steps=self.every_n_steps,
+            max_overhead=self.max_overhead,
+            patience_steps=self.patience_steps,
+            strict=self.strict,
+            prefix=self.prefix,
+            own_tags=self.own_tags,
+            processes=Processes(together),
+        )
 
     def _prepare_if_readable(self, trainer: pl.Trainer) -> None:
         """Read the images before training, so that a wrong argument is an error at once."""
@@ -339,49 +298,36 @@ class EncoderCallback(pl.Callback):
     def _look(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, x: int | None = None
     ) -> None:
-        self._last_step, self._put_off = trainer.global_step, False
-        began, found = time.perf_counter(), None
-        try:
+        story = self._story
+
+        def evaluate() -> Evaluation:
             self._prepare(trainer)
-            _, encoder = Processes(trainer.world_size > 1).agree(
-                lambda: find_encoder(pl_module, self.encoder)
+            _, encoder = story.processes.agree(
+                lambda: averaged_encoder(trainer, pl_module, self.encoder)
             )
-            found = self.measure(trainer, encoder)
-        except Exception as error:  # whatever it is, it must not end the training
-            if self.strict:
-                raise
-            self._fail(trainer, error)
-        now = time.perf_counter()
-        self._cost = now - began
-        self._spent += self._cost
-        scalars = {} if found is None else dict(found.scalars)
-        scalars["monitor/overhead"] = min(1.0, self._spent / max(now - self._started, 1e-9))
-        scalars["monitor/failures"] = float(self.failures)
-        scalars["monitor/skipped"] = float(self.skipped)
-        scalars = {self.prefix + tag: value for tag, value in scalars.items()}
-        if found is not None:
-            self.history.append({"step": float(trainer.global_step), **scalars})
+            return self.measure(trainer, encoder)
+
+        look = story.look(trainer.global_step, evaluate)
+        scalars = look.scalars
         if trainer.is_global_zero:
             try:
-                self.write(trainer, scalars, found, current_step(trainer) if x is None else x)
+                x = current_step(trainer) if x is None else x
+                self.write(trainer, scalars, look.evaluation, x)
             except Exception as error:  # a full disk or a logger's server
                 if self.strict:
                     raise
-                self._fail(trainer, error)
-                scalars[f"{self.prefix}monitor/failures"] = float(self.failures)
-        # LightningModule.log would make them visible to EarlyStopping and ModelCheckpoint only when
-        # the loop at hand ends; here they are from now on, in every hook.
+                story.fail(trainer.global_step, error)
+                scalars |= story.counts()
+        self._publish(trainer, pl_module, scalars)
+        if look.began is not None:
+            self.react(trainer, pl_module, look.began)
+
+    def _publish(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, scalars: dict[str, float]
+    ) -> None:
+        """Show values to EarlyStopping, ModelCheckpoint and their like."""
+        # LightningModule.log would make them visible only when the loop at hand ends; here they are
+        # from now on, in every hook.
         trainer.callback_metrics.update(
             {tag: torch.tensor(value, device=pl_module.device) for tag, value in scalars.items()}
         )
-        self.act(trainer, pl_module, found)
-
-    def _fail(self, trainer: pl.Trainer, error: Exception) -> None:
-        """Count what went wrong, and say it once."""
-        self.failures += 1
-        if self.failures == 1:
-            rank_zero_warn(
-                f"{type(self).__name__} could not evaluate at step {trainer.global_step}: "
-                f"{type(error).__name__}: {error} Training goes on; further failures are only "
-                "counted, in monitor/failures."
-            )

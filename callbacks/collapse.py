@@ -3,38 +3,34 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass
 from typing import Any
 
 import lightning.pytorch as pl
 import torch
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
+from jepa_monitor.callbacks.base import OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec
+from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.jacobian.score import embed
-from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
+from jepa_monitor.monitor.alarm import MIN_SAMPLES
+from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.images import BatchToImages, collect_images
 
 __all__ = ["CollapseCallback"]
 
 
-@dataclass(frozen=True)
-class _Look:
-    scalars: dict[str, float]
-    reading: AlarmReading
-
-
-class CollapseCallback(AlarmedCallback):
+class CollapseCallback(PacedCallback):
     """Watches for a collapse of the embeddings during training, and warns, stops or calls.
 
     It costs one forward pass of ``max_samples`` images and the eigenvalues of their covariance a
     look, and leaves training exactly as it would be. The first look is before the first training
-    step. A look that fails is counted in ``monitor/failures`` and reported in one warning; training
+    step. A look that fails is counted in ``monitor/collapse_failures`` and reported in one warning; training
     goes on.
 
     Logged, to all loggers and for ``EarlyStopping`` and ``ModelCheckpoint`` to monitor:
@@ -45,7 +41,11 @@ class CollapseCallback(AlarmedCallback):
     - ``collapse/rankme``, ``/effective_rank``, ``/participation_ratio``, each also relative to
       isotropic embeddings (``..._relative``); ``collapse/normalized_std``, ``/mean_cosine``,
       ``/uniformity``, ``/alpha_req``, ``/alpha_req_r2``;
-    - ``monitor/collapse_seconds``, ``monitor/failures``.
+    - ``monitor/collapse_seconds``, ``/collapse_overhead``, ``/collapse_failures``,
+      ``/collapse_skipped``.
+
+    Beside a :class:`~jepa_monitor.JepaScoreCallback` of the same name, encoder and probe it is the
+    one that logs ``collapse/*`` and watches for an alarm; what either is told to do then is done.
 
     Args:
         encoder: What to watch: a dotted path in the LightningModule (``"teacher.backbone"``), a
@@ -54,7 +54,8 @@ class CollapseCallback(AlarmedCallback):
         probe: Held-out images: a tensor, a Dataset, a DataLoader. ``None`` takes the first images
             of the Trainer's validation data or, where there are none, a fixed sample of the
             training data, with a warning.
-        every_n_steps: Look after every so many optimizer steps.
+        every_n_steps: Look when so many optimizer steps have passed; default 50, and whenever
+            another callback is about to act on one of these values.
         on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
             ends the training after the step at hand; a function gets the Trainer, the
             LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
@@ -78,12 +79,15 @@ class CollapseCallback(AlarmedCallback):
         trainer = L.Trainer(callbacks=[CollapseCallback(on_collapse="stop")])
     """
 
+    usual_steps = 50
+    own_tags = "monitor/collapse_"
+
     def __init__(
         self,
         encoder: EncoderSpec = None,
         probe: Any = None,
         *,
-        every_n_steps: int = 50,
+        every_n_steps: int | None = None,
         on_collapse: OnCollapse = "warn",
         patience_steps: int | None = None,
         max_samples: int = 512,
@@ -96,7 +100,7 @@ class CollapseCallback(AlarmedCallback):
         super().__init__(
             encoder,
             probe,
-            every_n_steps=check_positive_int(every_n_steps, "every_n_steps"),
+            every_n_steps=every_n_steps,
             on_collapse=on_collapse,
             patience_steps=patience_steps,
             pool=pool,
@@ -137,16 +141,19 @@ class CollapseCallback(AlarmedCallback):
                 "tell whether the embeddings collapse."
             )
         self.images = images
+        rank_zero_info(
+            f"{type(self).__name__}: a look embeds {len(images)} images, forward passes only."
+        )
 
-    def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
-        """Embed the images and read the alarm.
+    def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
+        """Embed the images.
 
         Args:
             trainer: The Trainer.
             encoder: What to look at.
 
         Returns:
-            The reading and its scalars.
+            The signs of collapse.
         """
         started = time.perf_counter()
         assert self.images is not None
@@ -156,7 +163,6 @@ class CollapseCallback(AlarmedCallback):
         (embeddings,) = processes.map(
             lambda part: (embedder.run(lambda: embed(embedder, part, device), device),), self.images
         )
-        reading = self.read_alarm(trainer, embeddings)
-        scalars = collapse_scalars(embeddings) | reading.scalars
+        scalars = collapse_scalars(embeddings)
         scalars["monitor/collapse_seconds"] = time.perf_counter() - started
-        return _Look(scalars, reading)
+        return Evaluation(scalars, embeddings)

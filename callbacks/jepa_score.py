@@ -4,25 +4,26 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor.callbacks.alarmed import AlarmedCallback, OnCollapse
+from jepa_monitor.callbacks.base import OnCollapse
 from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
+from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.detectors import Detector
 from jepa_monitor.encoders import Pool
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.monitor.alarm import MIN_SAMPLES, AlarmReading
+from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorSettings
+from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.images import BatchToImages
 
 if TYPE_CHECKING:
@@ -33,14 +34,7 @@ __all__ = ["JepaScoreCallback"]
 _FAN = 12  # spectra in one picture
 
 
-@dataclass(frozen=True)
-class _Look:
-    scalars: dict[str, float]
-    report: Report
-    reading: AlarmReading | None
-
-
-class JepaScoreCallback(AlarmedCallback):
+class JepaScoreCallback(PacedCallback):
     """Logs JEPA-SCORE and signs of collapse on held-out images during training.
 
     The first evaluation is before the first training step, then one after every epoch (or every
@@ -169,10 +163,8 @@ class JepaScoreCallback(AlarmedCallback):
             compare_with=compare_with,
         )
         self.monitor: DensityMonitor | None = None
-        self._spectra: dict[int, Tensor] = {}
-        self._inverted = False  # whether the user has been told
-        self._first: Tensor | None = None  # embeddings, from a checkpoint
-        self._laid_out = False  # whether the loggers know how to arrange the curves
+        self._laid_out: Any = None  # the run whose loggers know how to arrange the curves
+        self._announced: Any = None  # the run whose user knows what a look takes
 
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
         """Read the images.
@@ -183,28 +175,30 @@ class JepaScoreCallback(AlarmedCallback):
             shuffle_seed: How to draw them, if not the first ones.
         """
         self.monitor = self._build(trainer, probe, shuffle_seed)
-        self.monitor.first_embeddings = self._first
 
-    def measure(self, trainer: pl.Trainer, encoder: Any) -> _Look:
-        """Evaluate the encoder and read the alarm.
+    def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
+        """Evaluate the encoder.
 
         Args:
             trainer: The Trainer.
             encoder: What to look at.
 
         Returns:
-            The report, the reading and their scalars.
+            The report and what it says.
         """
         assert self.monitor is not None
-        self.monitor.distributed = trainer.world_size > 1  # of this Trainer, not of the first
-        report = self.monitor.evaluate(encoder)
-        reading = None
-        if len(report.probe.embeddings) >= MIN_SAMPLES:
-            reading = self.read_alarm(trainer, report.probe.embeddings)
-        return _Look(report.scalars | (reading.scalars if reading else {}), report, reading)
+        if self._announced is not self._story:
+            self._announced = self._story
+            rank_zero_info(f"{type(self).__name__}: {self.monitor.plan(encoder)}")
+        found = evaluate_density(self._story, self.monitor, encoder)
+        if not self._partners:
+            return found
+        # A CollapseCallback of the same name looks at the same embeddings, only more often.
+        scalars = {t: v for t, v in found.scalars.items() if not t.startswith("collapse/")}
+        return Evaluation(scalars, found.embeddings[:0], found.report)
 
     def write(
-        self, trainer: pl.Trainer, scalars: dict[str, float], found: _Look | None, x: int
+        self, trainer: pl.Trainer, scalars: dict[str, float], found: Evaluation | None, x: int
     ) -> None:
         """Write numbers to every logger, and pictures to those that take them.
 
@@ -219,59 +213,15 @@ class JepaScoreCallback(AlarmedCallback):
         finally:  # one logger's failure is no reason to keep pictures from the others
             self._write_pictures(trainer, found, x)
 
-    def _write_pictures(self, trainer: pl.Trainer, found: _Look | None, x: int) -> None:
-        if self.monitor is not None and not self._laid_out:
-            self._laid_out = True
+    def _write_pictures(self, trainer: pl.Trainer, found: Evaluation | None, x: int) -> None:
+        if self.monitor is not None and self._laid_out is not self._story:
+            self._laid_out = self._story
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
             log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), watched)
         if found is not None and takes_pictures(trainer.loggers):
             figures = found.report.figures() | self._fan(trainer.global_step, found.report)
             log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
-
-    def act(self, trainer: pl.Trainer, pl_module: pl.LightningModule, found: _Look | None) -> None:
-        """React to a collapse, and warn once if the score is inverted.
-
-        Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-            found: The look; ``None`` if it failed.
-        """
-        super().act(trainer, pl_module, found)
-        polarity = 1.0 if found is None else found.scalars.get("density/polarity", 1.0)
-        if polarity < 0.5 and not self._inverted:
-            self._inverted = True
-            rank_zero_warn(
-                f"JEPA-SCORE is inverted at step {trainer.global_step}: corrupted images score "
-                f"higher than the probe (density/polarity {polarity:.2f}). Early in training this "
-                "is common; while it lasts, a high score does not mean a likely image. Compare "
-                "log_density/* and outliers/*, which do not rest on the Jacobian alone."
-            )
-
-    def state_dict(self) -> dict[str, Any]:
-        """Give what a resumed run needs.
-
-        Returns:
-            History, counts, spectra and the alarm's state, as plain numbers and tensors.
-        """
-        first = self._first if self.monitor is None else self.monitor.first_embeddings
-        return {
-            **super().state_dict(),
-            "spectra": self._spectra,
-            "inverted": self._inverted,
-            "first_embeddings": first,
-        }
-
-    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """Take up where a checkpoint left off.
-
-        Args:
-            state_dict: From :meth:`state_dict`.
-        """
-        super().load_state_dict(state_dict)
-        self._spectra = dict(state_dict["spectra"])
-        self._inverted = state_dict["inverted"]
-        self._first = state_dict["first_embeddings"]
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         settings = self.settings
@@ -320,11 +270,10 @@ class JepaScoreCallback(AlarmedCallback):
         values = values[torch.isfinite(values).all(1)]
         if not len(values):
             return {}
-        self._spectra[step] = (
-            values.clamp_min(self.settings.score_options.eps).log().mean(0).float()
-        )
-        if len(self._spectra) > _FAN:
-            steps = sorted(self._spectra)
+        drawn: dict[int, Tensor] = self._story.memory.setdefault("spectra", {})
+        drawn[step] = values.clamp_min(self.settings.score_options.eps).log().mean(0).float()
+        if len(drawn) > _FAN:
+            steps = sorted(drawn)
             gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
-            del self._spectra[steps[1 + gaps.index(min(gaps))]]
-        return {"jacobian/spectra": plot_spectra(self._spectra, self.settings.score_options.eps)}
+            del drawn[steps[1 + gaps.index(min(gaps))]]
+        return {"jacobian/spectra": plot_spectra(drawn, self.settings.score_options.eps)}

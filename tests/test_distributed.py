@@ -25,7 +25,7 @@ from jepa_monitor.callbacks import CollapseCallback
 
 FSDP2_ON_CPU = hasattr(torch.cpu.Stream, "record_event")  # torch 2.6 cannot train with it there
 # Clocks, and nothing else, may differ between processes.
-CLOCKS = ("monitor/seconds", "monitor/overhead", "monitor/collapse_seconds")
+CLOCKS = ("seconds", "overhead")
 
 
 def timeless(scalars: dict[str, float]) -> dict[str, float]:

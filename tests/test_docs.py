@@ -10,6 +10,7 @@ import torch
 from helpers import Tiny, images, loader, mlp, trainer
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback
+from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.insights import INSIGHTS
 from jepa_monitor.insights.dashboard import dashboard
 from jepa_monitor.insights.table import all_insights, render_table, tag_pattern
@@ -39,9 +40,11 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         max_overhead=None,
         **settings,
     )
-    trainer(tmp_path, [full], max_epochs=1).fit(Tiny(), loader())
+    fast = CollapseCallback(mlp(192, 20), images(80), name="fast")
+    trainer(tmp_path, [full, fast], max_epochs=1).fit(Tiny(), loader())
     report = DensityMonitor(images(80), **settings).evaluate(mlp(192))  # without a reference
-    logged = {*full.history[-1], *report.scalars} - {"step"}
+    quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
+    logged = {*full.history[-1], *report.scalars, *quick} - {"step"}
     assert len(logged) >= 90
     rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
     assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []

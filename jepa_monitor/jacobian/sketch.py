@@ -8,13 +8,31 @@ from torch import Tensor
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["sketch_matrix"]
+__all__ = ["row_count", "sketch_matrix"]
 
 _SHARE = 16  # of the K rows, one in so many
 _LEAST = 16  # fewer are too few where the spectrum is flat: docs/sketching.md
 
 
-def _row_count(options: ScoreOptions, width: int) -> int:
+def row_count(options: ScoreOptions, width: int, whitened: bool) -> int | None:
+    """Say how many rows a sketch has.
+
+    Args:
+        options: How to score.
+        width: K.
+        whitened: Whether there is a law of the embeddings of a reference set.
+
+    Returns:
+        R; ``None`` if there is no sketch and all K rows are computed.
+
+    Raises:
+        ValueError: If more rows are asked for than there are.
+    """
+    method = options.method
+    if method == "auto":
+        method = "sketch" if whitened and width > 2 * _LEAST else "exact"
+    if method == "exact":
+        return None
     if options.rows is None:
         return min(width, max(_LEAST, -(-width // _SHARE)))
     if options.rows > width:
@@ -47,13 +65,10 @@ def sketch_matrix(options: ScoreOptions, width: int, reference: Gaussian | None)
         raise ValueError(
             f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
         )
-    method = options.method
-    if method == "auto":
-        method = "exact" if reference is None or width <= 2 * _LEAST else "sketch"
-    if method == "exact":
+    count = row_count(options, width, reference is not None)
+    if count is None:
         return None
     generator = torch.Generator().manual_seed(options.seed)
-    count = _row_count(options, width)
     normal = torch.randn(width, count, generator=generator, dtype=torch.float64)
     rows = torch.linalg.qr(normal).Q.T
     return torch.as_tensor(rows if reference is None else rows @ reference.whitening.cpu())

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from jepa_monitor._settings import takes
 from jepa_monitor.detectors import choose_detectors
+from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights import (
     FIRST_EMBEDDINGS,
@@ -20,10 +21,15 @@ from jepa_monitor.insights import (
     Sources,
     default_insights,
 )
+from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
+from jepa_monitor.jacobian.score import embed
+from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
+from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 from jepa_monitor.probes.images import collect_images
 
 if TYPE_CHECKING:
@@ -180,6 +186,76 @@ class DensityMonitor:
                 "failures of it are only counted, in monitor/failed_insights.",
                 stacklevel=3,
             )
+
+    def watch(
+        self,
+        *,
+        every_n_steps: int = 1,
+        max_overhead: float | None = 0.05,
+        patience_steps: int | None = None,
+        strict: bool = False,
+    ) -> DensityWatch:
+        """Watch a run in a training loop of your own: the callback's judgement, without Lightning.
+
+        What it returns is called with the encoder and the number of steps done, as often as you like.
+        It decides whether to look, looks, counts and warns, and never raises unless ``strict``.
+
+        Args:
+            every_n_steps: Look when so many steps have passed since; 1 for every call.
+            max_overhead: Largest share of the wall time to spend, once a first minute of looks has
+                been spent; a look that would exceed it is put off and counted in
+                ``monitor/skipped``. ``None`` for no limit.
+            patience_steps: Steps that a first, early collapse may last; default 1000
+                (:func:`~jepa_monitor.monitor.alarm.default_patience` knows better for long runs).
+            strict: Raise when a look fails, instead of warning once.
+
+        Returns:
+            The watch of one run. It has a ``state_dict`` for runs that are resumed.
+
+        Raises:
+            TypeError: If an argument is of the wrong type.
+            ValueError: If an argument is out of range.
+
+        Example:
+            >>> import torch
+            >>> from jepa_monitor import DensityMonitor
+            >>> encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(12, 4))
+            >>> watch = DensityMonitor(torch.rand(32, 3, 2, 2)).watch(every_n_steps=10)
+            >>> looks = [watch(encoder, step) for step in range(21)]
+            >>> [look.step for look in looks if look], looks[20].scalars["collapse/state"]
+            ([0, 10, 20], 0.0)
+        """
+        return DensityWatch(
+            self,
+            every_n_steps=every_n_steps,
+            max_overhead=max_overhead,
+            patience_steps=patience_steps,
+            strict=strict,
+        )
+
+    def plan(self, encoder: Any) -> str:
+        """Say what an evaluation takes, for whoever waits for it; embeds one image to find out.
+
+        Args:
+            encoder: As :meth:`evaluate` takes it.
+
+        Returns:
+            A sentence.
+        """
+        processes = Processes(self.distributed)
+        embedder = Embedder(encoder, self.pool, self.options.dtype, processes=processes)
+        device = embedder.device or torch.device("cpu")
+        one = embedder.run(lambda: embed(embedder, self.images[:1], device), device)
+        rows = row_count(self.options, one.shape[1], self.reference is not None) or one.shape[1]
+        sets = [self.images, *self.ood.values()]
+        sets += [] if self.reference is None else [self.reference]
+        scored = sum(min(len(images), self.max_probe_samples) for images in sets)
+        worse = min(self.polarity_samples, self.max_probe_samples, len(self.images))
+        worse *= len(CORRUPTIONS) * len(SEVERITIES) * is_drawable(self.images)
+        return (
+            f"a look embeds {sum(map(len, sets))} images, and scores {scored} of them and {worse} "
+            f"corrupted ones with {rows} backward passes each, {rows * (scored + worse)} in all."
+        )
 
     def _read_labels(
         self, probe: Any, batch_to_labels: Callable[[Any], Tensor], shuffle_seed: int | None

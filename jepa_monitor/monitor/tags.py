@@ -68,7 +68,19 @@ MONITOR_ROWS = (
         "the warning says why",
     ),
     Row(("monitor/failures",), "evaluations that failed", "≥ 0", "0", "the warning says why"),
-    Row(("monitor/skipped",), "evaluations put off to keep within `max_overhead`", "≥ 0"),
+    Row(
+        ("monitor/skipped",),
+        "evaluations that were due and put off to keep within `max_overhead`, which counts after a "
+        "first minute of evaluations",
+        "≥ 0",
+    ),
+    Row(
+        tuple(
+            f"monitor/collapse_{what}" for what in ("seconds", "overhead", "failures", "skipped")
+        ),
+        "the same of `CollapseCallback`",
+        "≥ 0",
+    ),
 )
 
 

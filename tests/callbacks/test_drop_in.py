@@ -576,13 +576,6 @@ def test_a_lazy_encoder_is_watched_from_its_first_batch_on(tmp_path: pathlib.Pat
     assert [values["step"] for values in callback.history] == [6, 12]
 
 
-def test_names_must_differ(tmp_path: pathlib.Path) -> None:
-    module = Validated()
-    with pytest.raises(ValueError, match=r"`name` must be different.*both have ''"):
-        trainer(tmp_path, [JepaScoreCallback(), CollapseCallback()]).fit(module, loader())
-    assert module.losses == []
-
-
 def test_a_plain_callable_is_watched_too(tmp_path: pathlib.Path) -> None:
     net = mlp(192)
     callback = JepaScoreCallback(lambda module: lambda batch: net(batch) / 2, max_overhead=None)
