@@ -14,11 +14,14 @@ import timm
 import torch
 import yaml
 from helpers import Validated, float64_score, images, loader, mlp, trainer
+from lightning.pytorch.loggers import TensorBoardLogger
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import Tensor, nn
 from torch.utils.data import TensorDataset
 from torch.utils.tensorboard import SummaryWriter
+
+from jepa_monitor import JepaScoreCallback
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -140,8 +143,38 @@ def the_table(names: dict[str, Any], folder: pathlib.Path) -> None:
     assert (folder / "scores.html").exists()
 
 
+def own_insight(names: dict[str, Any], folder: pathlib.Path) -> None:
+    lengths = names["report"].probe.embeddings.norm(dim=1)
+    assert names["report"].scalars["lengths/mean"] == pytest.approx(lengths.mean().item())
+    run = trainer(folder, [names["callback"]], max_epochs=1, logger=TensorBoardLogger(folder))
+    run.fit(Validated(), loader(48, 2), loader(40, 3))
+    scalars = EventAccumulator(run.logger.log_dir).Reload().Scalars("lengths/mean")
+    assert [event.value for event in scalars] == pytest.approx(
+        [look["lengths/mean"] for look in names["callback"].history]
+    )
+    assert names["callback"].failures == 0
+
+
+def own_detector(names: dict[str, Any], folder: pathlib.Path) -> None:
+    report = names["report"]
+    assert report.failed == {}
+    assert 0 <= report.scalars["outliers/direction_low"] <= report.scalars["outliers/direction"]
+    assert "outliers/knn" not in report.scalars
+    callback = JepaScoreCallback(
+        probe=names["held_out_images"],
+        reference=names["training_images"],
+        detectors=[type(names["monitor"].detectors[1])()],
+        max_overhead=None,
+    )
+    run = trainer(folder, [callback], max_epochs=1, logger=TensorBoardLogger(folder))
+    run.fit(Validated(), loader(48, 2), loader(40, 3))
+    assert len(EventAccumulator(run.logger.log_dir).Reload().Scalars("outliers/direction")) == 2
+
+
 # What each snippet has done, beyond running.
 DONE: dict[str, Callable[[dict[str, Any], pathlib.Path], None]] = {
+    "CONTRIBUTING.md:1": own_insight,
+    "CONTRIBUTING.md:2": own_detector,
     "README.md:1": the_trainer,
     "README.md:2": the_callback,
     "README.md:3": the_loop,
