@@ -24,10 +24,14 @@ class Detector(ABC):
         name: Stands in tags (``outliers/<name>``) and columns: letters, digits and underscores.
         least_reference: How many reference embeddings it needs; with fewer it is left out. 0: it
             does without a reference.
+        least_examples: How many scored images it needs to learn from, of the reference's
+            :attr:`~jepa_monitor.detectors.Reference.examples`; with fewer it is left out. 0: it
+            learns from none, so that thresholds may be set on all of them.
     """
 
     name: str
     least_reference: ClassVar[int] = 0
+    least_examples: ClassVar[int] = 0
 
     def fit(self, reference: Reference) -> Self:
         """Learn what is usual. A fit replaces the one before.

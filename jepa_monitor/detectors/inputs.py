@@ -45,6 +45,26 @@ class ScoredSet:
         """The embeddings of the scored images, (B, K), float64, finite or not."""
         return self.embeddings[: len(self.scores)].double()
 
+    def take(self, which: Tensor) -> ScoredSet:
+        """Keep some of the scored images, and nothing of the others.
+
+        Args:
+            which: Their indices, (b,), int64.
+
+        Returns:
+            The smaller set.
+        """
+        own = self.in_reference
+        return ScoredSet(
+            self.images[which],
+            self.embeddings[which],
+            self.scores[which],
+            self.log_density[which],
+            self.singular_values[which],
+            self.noise_floors[which],
+            None if own is None else own[which],
+        )
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -61,3 +81,13 @@ class Reference:
     embeddings: Tensor = field(repr=False)
     law: Gaussian = field(repr=False)
     scored: ScoredSet | None = field(default=None, repr=False)
+
+    @property
+    def examples(self) -> ScoredSet | None:
+        """The first half of the scored images, of which a detector may learn usual scores.
+
+        What it says of them is no measure of others: thresholds are set on the second half.
+        """
+        if self.scored is None:
+            return None
+        return self.scored.take(torch.arange(len(self.scored.scores) // 2))

@@ -8,14 +8,20 @@ from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from jepa_monitor.detectors.base import Detector
 from jepa_monitor.detectors.inputs import Reference, ScoredSet
+from jepa_monitor.detectors.bands import Bands
+from jepa_monitor.detectors.contrast import Contrast
 from jepa_monitor.detectors.jepa_score import JepaScore
+from jepa_monitor.detectors.jepa_score_two_sided import TwoSidedJepaScore
 from jepa_monitor.detectors.knn import KNN
 from jepa_monitor.detectors.log_density import LogDensity
 from jepa_monitor.detectors.mahalanobis import Mahalanobis
+from jepa_monitor.detectors.mahalanobis_radial import RadialMahalanobis
+from jepa_monitor.detectors.spectrum_shape import SpectrumShape
 
 __all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors"]
 
@@ -81,9 +87,11 @@ def fit_detectors(
         The fitted ones by name, without those that need more reference images than there are.
     """
     size = 0 if reference is None else len(reference.embeddings)
+    examples = None if reference is None else reference.examples
+    scored = 0 if examples is None else len(examples.scores)
     fitted = {}
     for detector in detectors:
-        if size >= detector.least_reference:
+        if size >= detector.least_reference and scored >= detector.least_examples:
             fitted[detector.name] = copy.copy(detector)
             if reference is not None:
                 fitted[detector.name].fit(reference)
@@ -101,8 +109,9 @@ def detect(
         sets: What to score, by name.
 
     Returns:
-        Scores, (B,), higher for more usual, by name of the set, by name of the detector; and what
-        went wrong, by name of the detector.
+        Scores, (B,), higher for more usual, by name of the set, by name of the detector, NaN for the
+        images of ``reference`` that a detector has learned from; and what went wrong, by name of the
+        detector.
     """
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
     failed: dict[str, Exception] = {}
@@ -110,6 +119,10 @@ def detect(
         try:
             for name, fitted in fit_detectors([detector], reference).items():
                 found = {kind: _checked(fitted, data) for kind, data in sets.items()}
+                for kind, data in sets.items():
+                    # What it has learned from is no measure of others.
+                    if fitted.least_examples and reference and data is reference.scored:
+                        found[kind][: len(data.scores) // 2] = torch.nan
                 for kind, values in found.items():
                     scores[kind][name] = values
         except Exception as error:  # noqa: BLE001, PERF203 - somebody else's; told by the caller
