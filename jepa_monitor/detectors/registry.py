@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_monitor.detectors.base import Detector
-from jepa_monitor.detectors.inputs import Reference, ScoredSet
 from jepa_monitor.detectors.bands import Bands
+from jepa_monitor.detectors.base import Detector
 from jepa_monitor.detectors.contrast import Contrast
+from jepa_monitor.detectors.inputs import Reference, ScoredSet
 from jepa_monitor.detectors.jepa_score import JepaScore
 from jepa_monitor.detectors.jepa_score_two_sided import TwoSidedJepaScore
 from jepa_monitor.detectors.knn import KNN
@@ -25,8 +25,10 @@ from jepa_monitor.detectors.spectrum_shape import SpectrumShape
 
 __all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors"]
 
+_ALWAYS = (JepaScore(), LogDensity(), KNN(), Mahalanobis())
+_BY_NAME = (SpectrumShape(), Contrast(), Bands(), TwoSidedJepaScore(), RadialMahalanobis())
 DETECTORS: Mapping[str, Detector] = MappingProxyType(
-    {found.name: found for found in (JepaScore(), LogDensity(), KNN(), Mahalanobis())}
+    {found.name: found for found in (*_ALWAYS, *_BY_NAME)}
 )
 _NAME = re.compile(r"[A-Za-z][A-Za-z0-9_]*")
 
@@ -35,7 +37,8 @@ def choose_detectors(detectors: Iterable[str | Detector] | None = None) -> tuple
     """Find detectors by name; objects of one's own are taken as they are.
 
     Args:
-        detectors: Names in :data:`DETECTORS` and detectors; ``None`` for all there are.
+        detectors: Names in :data:`DETECTORS` and detectors; ``None`` for the first few, which cost
+            next to nothing and need no scored examples.
 
     Returns:
         The detectors, in the order given.
@@ -49,7 +52,7 @@ def choose_detectors(detectors: Iterable[str | Detector] | None = None) -> tuple
         ['knn', 'jepa_score']
     """
     if detectors is None:
-        return tuple(DETECTORS.values())
+        return _ALWAYS
     if isinstance(detectors, str) or not isinstance(detectors, Iterable):
         raise TypeError(
             f"`detectors` must be a collection of names and detectors, got {detectors!r}."

@@ -195,7 +195,7 @@ def test_all_are_asked_for_by_name_in_the_monitor() -> None:
         max_probe_samples=48,
         detectors=names,
     )
-    scalars = monitor.evaluate(mlp()).scalars
+    scalars = monitor.evaluate(mlp(3 * 8 * 8)).scalars
     tags = {tag.removeprefix("ood/inverted/auroc_") for tag in scalars if "auroc" in tag}
     # Thresholds are set on 24 reference images that no detector has learned from.
     assert tags >= {"contrast", "spectrum_shape", "jepa_score_two_sided", "mahalanobis_radial"}
