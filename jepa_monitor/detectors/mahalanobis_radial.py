@@ -79,7 +79,7 @@ class RadialMahalanobis(Detector):
 
 
 def _shrunk(embeddings: Tensor, beta: float) -> Tensor:
-    lengths = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
+    lengths: Tensor = torch.linalg.vector_norm(embeddings, dim=1, keepdim=True)
     return embeddings / lengths**beta
 
 

@@ -39,4 +39,5 @@ def log_contrast(images: Tensor) -> Tensor:
     check_images(images)
     positions = images.double().flatten(2 if images.ndim > 2 else 1)
     centred = positions - positions.mean(-1, keepdim=True)
-    return torch.linalg.vector_norm(centred.flatten(1), dim=1).log()
+    lengths: Tensor = torch.linalg.vector_norm(centred.flatten(1), dim=1)
+    return lengths.log()
