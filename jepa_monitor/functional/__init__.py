@@ -21,6 +21,8 @@ from jepa_monitor.functional.collapse import normalized_std as normalized_std
 from jepa_monitor.functional.collapse import participation_ratio as participation_ratio
 from jepa_monitor.functional.collapse import rankme as rankme
 from jepa_monitor.functional.collapse import stable_rank as stable_rank
+from jepa_monitor.functional.conformal import benjamini_hochberg as benjamini_hochberg
+from jepa_monitor.functional.conformal import conformal_p_values as conformal_p_values
 from jepa_monitor.functional.detection import auroc as auroc
 from jepa_monitor.functional.detection import average_precision as average_precision
 from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr

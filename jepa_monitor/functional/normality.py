@@ -96,8 +96,8 @@ def normality(
 
     *No* takes both a p-value below the significance and an effect above the tolerance: in many
     embeddings a departure too small to matter is significant. *Yes* takes N ≥ ``needed``: at least
-    twice as many embeddings as numbers, and enough for a direction as far from normal as a uniform
-    law to be found. Embeddings that are too few may still be refused.
+    three times as many embeddings as numbers, and enough for a direction as far from normal as a
+    uniform law to be found. Embeddings that are too few may still be refused.
 
     Args:
         embeddings: Embeddings, shape (N, K), N ≥ 32.
@@ -128,7 +128,7 @@ def normality(
     z = z[torch.randperm(count, generator=generator).to(z.device)]
     scores, variances = principal_scores(z, torch.finfo(embeddings.dtype).eps)
     rank = scores.shape[1]
-    needed = max(2 * width, math.ceil(1.5 * _quantile(significance / width) / _SEEN))
+    needed = max(3 * width, math.ceil(1.5 * _quantile(significance / width) / _SEEN))
     if rank == 0:
         return Normality(False, 0.0, math.inf, "spectrum", needed, count, rank)
     found = {

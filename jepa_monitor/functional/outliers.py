@@ -7,8 +7,8 @@ from typing import NamedTuple
 
 from torch import Tensor
 
+from jepa_monitor.functional._beta import log_beta_binomial
 from jepa_monitor.functional._checks import as_vector, require_number
-from jepa_monitor.functional._intervals import clopper_pearson_interval
 
 
 class OutlierFraction(NamedTuple):
@@ -16,10 +16,11 @@ class OutlierFraction(NamedTuple):
 
     Args:
         fraction: Share of the probe under the threshold.
-        lower: Lower end of its exact binomial interval.
+        lower: Lower end of what the share can be if probe and reference have one law.
         upper: Upper end.
-        expected: What the share is on average if probe and reference have one law, at most α.
+        expected: What the share is on average then, at most α.
         threshold: The score that separates.
+        p_value: Probability, then, of a share at least as far out on its side, doubled.
     """
 
     fraction: Tensor
@@ -27,6 +28,7 @@ class OutlierFraction(NamedTuple):
     upper: Tensor
     expected: Tensor
     threshold: Tensor
+    p_value: Tensor
 
 
 def outlier_fraction(
@@ -37,10 +39,12 @@ def outlier_fraction(
     The threshold is the ⌊α(M + 1)⌋-th smallest reference score: a new score of the same law lies
     under it with probability ⌊α(M + 1)⌋/(M + 1) exactly, if scores have no ties.
 
-    Range 0 to 1; healthy is the expected share inside the interval. More is a shift or
-    memorisation; scores that are all equal read 0, with an upper end that rules the expected share
-    out. The interval is exact for a *given* threshold; the threshold itself varies with the
-    reference, which the variance α(1 − α)/M measures.
+    Range 0 to 1; healthy is a share inside its interval. More is a shift or memorisation; scores
+    that are all equal read 0, below it. The threshold is drawn like the scores: with
+    a = ⌊α(M + 1)⌋ the number of probe scores under it is *beta-binomial* with parameters a and
+    M + 1 − a, whatever the law, and twice as variable as a binomial number for N = M. The interval
+    is the middle of that law: the share leaves it in at most 1 − ``confidence`` of all looks at one
+    law, less if scores have ties. The reference must not have served to fit what scores.
 
     Args:
         scores: Probe scores, shape (N,), higher is denser.
@@ -49,25 +53,29 @@ def outlier_fraction(
         confidence: Level of the interval.
 
     Returns:
-        The share, its interval, the expected share and the threshold.
+        The share, its interval under one law, the expected share, the threshold and the p-value.
 
     Source:
-        Clopper & Pearson (Biometrika 26, 1934) for the interval; the order statistic is that of
-        split conformal prediction (Vovk et al., 2005).
+        The order statistic is that of split conformal prediction (Vovk et al., Algorithmic Learning
+        in a Random World, 2005); the law of the number is that of exceedances (Wilks, Annals of
+        Mathematical Statistics 12, 1941; Gumbel & von Schelling, ibid. 21, 1950).
 
     Example:
         >>> import torch
         >>> result = outlier_fraction(torch.arange(100.0) - 5, torch.arange(99.0), alpha=0.05)
         >>> result.fraction, result.expected, result.threshold
         (tensor(0.0900, dtype=torch.float64), tensor(0.0500, dtype=torch.float64), tensor(4., dtype=torch.float64))
+        >>> result.lower, result.upper
+        (tensor(0., dtype=torch.float64), tensor(0.1200, dtype=torch.float64))
     """
     values = as_vector(scores, "scores")
-    threshold, expected = reference_threshold(reference_scores, alpha)
+    threshold, order = reference_threshold(reference_scores, alpha)
     below = int((values < threshold.to(values.device)).sum())
-    return summarize_outliers(below, len(values), threshold, expected, confidence)
+    size = len(reference_scores)
+    return summarize_outliers(below, len(values), threshold, order, size, confidence)
 
 
-def reference_threshold(reference_scores: Tensor, alpha: float) -> tuple[Tensor, float]:
+def reference_threshold(reference_scores: Tensor, alpha: float) -> tuple[Tensor, int]:
     """Threshold of :func:`outlier_fraction`.
 
     Args:
@@ -75,7 +83,7 @@ def reference_threshold(reference_scores: Tensor, alpha: float) -> tuple[Tensor,
         alpha: Share to expect.
 
     Returns:
-        The threshold, 0-dimensional, and the share that it makes expected.
+        The threshold, 0-dimensional, and its rank a among the reference scores.
 
     Raises:
         ValueError: If the reference is too small for α.
@@ -89,28 +97,37 @@ def reference_threshold(reference_scores: Tensor, alpha: float) -> tuple[Tensor,
             f"`reference_scores` must have at least {math.ceil(1 / alpha) - 1} values for "
             f"alpha={alpha:g}, got {count}."
         )
-    return reference.sort().values[order - 1], order / (count + 1)
+    return reference.sort().values[order - 1], order
 
 
 def summarize_outliers(
-    below: int, total: int, threshold: Tensor, expected: float, confidence: float
+    below: int, total: int, threshold: Tensor, order: int, size: int, confidence: float
 ) -> OutlierFraction:
-    """Share and interval from a count.
+    """Share and its interval from a count.
 
     Args:
         below: Number of scores under the threshold.
         total: Number of scores.
         threshold: The threshold.
-        expected: The share that it makes expected.
+        order: Its rank a among the reference scores.
+        size: Number M of reference scores.
         confidence: Level of the interval.
 
     Returns:
         The filled tuple.
     """
-    lower, upper = clopper_pearson_interval(below, total, confidence)
-    numbers = (below / total, lower, upper, expected)
+    require_number(confidence, "confidence", 0, 1, closed=False)
+    up_to = log_beta_binomial(total, order, size + 1 - order).exp().cumsum(dim=0)
+    tail = (1 - confidence) / 2
+    lower = int((up_to <= tail).sum())
+    upper = int((up_to < 1 - tail).sum())
+    fewer = float(up_to[below - 1]) if below else 0.0
+    p_value = min(1.0, 2 * min(float(up_to[below]), 1 - fewer))
+    numbers = (below / total, lower / total, upper / total, order / (size + 1))
     fraction = [threshold.new_tensor(number) for number in numbers]
-    return OutlierFraction(fraction[0], fraction[1], fraction[2], fraction[3], threshold)
+    return OutlierFraction(
+        fraction[0], fraction[1], fraction[2], fraction[3], threshold, threshold.new_tensor(p_value)
+    )
 
 
 def robust_fence(scores: Tensor, k: float = 3.0) -> Tensor:

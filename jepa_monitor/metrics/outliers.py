@@ -26,8 +26,9 @@ class OutlierFraction(MonitorMetric):
 
     As output of ``forward`` and ``compute`` the metric returns the following output
 
-    - a dictionary of 0-dimensional float64 tensors: ``fraction``, ``lower`` and ``upper`` (exact
-      binomial interval), ``expected`` (healthy) and ``threshold``
+    - a dictionary of 0-dimensional float64 tensors: ``fraction``, ``lower`` and ``upper`` (between
+      which it lies if scores and reference have one law), ``expected`` (on average then),
+      ``threshold`` and ``p_value``
 
     Args:
         reference_scores: Scores of the reference set, shape (M,), M ≥ 1/α − 1.
@@ -54,8 +55,8 @@ class OutlierFraction(MonitorMetric):
         **kwargs: Any,
     ) -> None:
         super().__init__(own_update=True, **kwargs)
-        threshold, self.expected = reference_threshold(reference_scores, alpha)
-        self.threshold = float(threshold)
+        threshold, self.order = reference_threshold(reference_scores, alpha)
+        self.threshold, self.size = float(threshold), len(reference_scores)
         self.confidence = require_number(confidence, "confidence", 0, 1, closed=False)
         self.add_state("below", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
 
@@ -78,8 +79,9 @@ class OutlierFraction(MonitorMetric):
         count = self._samples()
         threshold = torch.tensor(self.threshold, dtype=torch.float64, device=self.below.device)
         below = int(self.below)
-        result = summarize_outliers(below, count, threshold, self.expected, self.confidence)
-        return result._asdict()
+        return summarize_outliers(
+            below, count, threshold, self.order, self.size, self.confidence
+        )._asdict()
 
 
 class OODDetection(MonitorMetric):

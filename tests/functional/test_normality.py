@@ -99,7 +99,7 @@ def test_other_laws_are_refused_at_4096(name, k):
 @pytest.mark.parametrize("name", ["clusters", "laplace", "student"])
 def test_gross_departures_are_refused_in_fewer_embeddings_than_a_verdict_takes(name):
     verdict = normality(OTHER[name](512, 768))
-    assert verdict.needed == 1536
+    assert verdict.needed == 2304
     assert verdict.gaussian is False
 
 

@@ -38,15 +38,35 @@ def test_outlier_fraction_against_counting():
     found = outlier_fraction(scores, reference, alpha=0.05)
     assert found.threshold == reference.sort().values[4]
     below = int((scores < found.threshold).sum())
-    interval = stats.binomtest(below, 200).proportion_ci(method="exact")
+    law = stats.betabinom(200, 5, 95)
     assert found.fraction == below / 200
-    assert (found.lower.item(), found.upper.item()) == pytest.approx((interval.low, interval.high))
+    assert (200 * found.lower.item(), 200 * found.upper.item()) == pytest.approx(law.interval(0.95))
+    p_value = 2 * min(law.cdf(below), law.sf(below - 1))
+    assert found.p_value.item() == pytest.approx(min(1, p_value), rel=1e-9)
+
+
+@pytest.mark.parametrize(("n", "m"), [(256, 256), (64, 40), (1000, 64)])
+def test_the_share_stays_in_its_interval_under_one_law(n, m):
+    inside = small = 0
+    for seed in range(400):
+        found = outlier_fraction(normal(n, seed=seed), normal(m, seed=seed + 1000))
+        inside += bool(found.lower <= found.fraction <= found.upper)
+        small += bool(found.p_value < 0.05)
+    assert inside >= stats.binom.ppf(1e-3, 400, 0.95)
+    assert small <= stats.binom.isf(1e-3, 400, 0.05)
+
+
+def test_the_share_of_a_shifted_probe_leaves_its_interval():
+    found = outlier_fraction(normal(256) - 1, normal(256, seed=1))
+    assert found.fraction > found.upper
+    assert found.p_value < 0.01
 
 
 def test_constant_scores_do_not_look_expected():
     found = outlier_fraction(torch.ones(500), torch.ones(99))
     assert found.fraction == 0
-    assert found.upper < found.expected
+    assert found.lower > 0
+    assert found.p_value < 0.05
 
 
 def test_reference_too_small():
