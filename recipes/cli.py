@@ -132,7 +132,8 @@ def verdict(metrics: Mapping[str, float]) -> str:
             if metrics["density/precondition"]
             else "They are not Gaussian enough to trust densities read off them."
         )
-    if (polarity := metrics.get("density/polarity", 1.0)) < 0.5:
+    if metrics.get("density/polarity_high", 1.0) < 0.5:
+        polarity = metrics["density/polarity"]
         said.append(f"JEPA-SCORE is inverted: corrupted images score higher ({polarity:.2f}).")
     if failures := int(metrics.get("monitor/failures", 0)):
         said.append(f"{failures} evaluations of the monitor failed.")

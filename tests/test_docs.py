@@ -31,11 +31,11 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     settings = {"max_probe_samples": 20, "polarity_samples": 4}
     full = JepaScoreCallback(
         mlp(192, 20),
-        images(80),
-        reference=images(80, 2),
-        ood={"dark": images(80) / 4},
+        images(160),
+        reference=images(160, 2),
+        ood={"dark": images(160) / 4},
         insights=list(INSIGHTS),
-        labels=torch.arange(80) % 4,
+        labels=torch.arange(160) % 4,
         compare_with=mlp(192),
         max_overhead=None,
         **settings,

@@ -76,14 +76,17 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         share = f"{count} = {count / len(values):.1%} (95 % interval {low:.1%} to {high:.1%})"
         by = info.get("identity", {}).get("settings", {}).get("outlier_by")
         found.append((f"outliers by {by}" if by else "outliers", share))
-    if "density/precondition" in info:
-        error = info["density/calibration_error"]
-        held = "hold" if info["density/precondition"] else "do not hold"
-        found.append(("Gaussian embeddings", f"{held} (calibration error {error:.2f})"))
+    if "density/normality_p" in info:
+        needed = f"cannot be said: it takes {info['density/precondition_needed']:.0f} images"
+        held = {1.0: "yes", 0.0: "no", None: needed}[info.get("density/precondition")]
+        numbers = (info["density/normality_effect"], info["density/normality_p"])
+        words = "{} (effect {:.3f}, p {:.1g})".format(held, *numbers)
+        found.append(("Gaussian embeddings", words))
     if "density/polarity" in info:
-        polarity = info["density/polarity"]
-        warning = "" if polarity > 0.5 else ": INVERTED, corrupted images score higher"
-        found.append(("polarity", f"AUROC {polarity:.2f} against corrupted images{warning}"))
+        share, low, high = (info[f"density/polarity{end}"] for end in ("", "_low", "_high"))
+        words = f"{share:.0%} score above their corrupted versions (95 % interval {low:.0%} to {high:.0%})"
+        warning = ": INVERTED" if high < 0.5 else ": not known" if low <= 0.5 else ""
+        found.append(("polarity", words + warning))
     return found
 
 

@@ -16,6 +16,7 @@ from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional._beta import beta_tails
 from jepa_monitor.functional._checks import as_matrix, require_same_width
 
+LEAST_REFERENCE = 4  # embeddings
 _BLOCK = 64  # rows at least that are judged between two factorisations
 
 
@@ -76,7 +77,7 @@ def predictive_pit(embeddings: Tensor, reference: Tensor) -> PredictiveLevels:
         (64, tensor(True))
     """
     known, held_out = (
-        as_matrix(reference, "reference", min_rows=4),
+        as_matrix(reference, "reference", min_rows=LEAST_REFERENCE),
         as_matrix(embeddings, "embeddings"),
     )
     require_same_width(held_out, known, ("embeddings", "reference"))

@@ -22,6 +22,8 @@ from jepa_monitor.jacobian.spectrum import log_volume
 
 __all__ = ["Gatherer", "Sources"]
 
+_LEAST_FITTED = 3  # of two embeddings there is no law that says anything of a third
+
 
 def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
@@ -35,7 +37,7 @@ class Sources:
         images: Of the probe, (N, ...).
         reference: Training images, (M, ...).
         ood: Out-of-distribution images by name.
-        scored: How many images of each set are scored.
+        scored: How many images of each set are scored; of the reference at most half.
         labels: Classes of the probe images, (N,).
         compare_with: Another encoder.
         first_embeddings: Of the probe at the first look.
@@ -48,6 +50,12 @@ class Sources:
     labels: Tensor | None = field(default=None, repr=False)
     compare_with: Any = None
     first_embeddings: Tensor | None = field(default=None, repr=False)
+
+    @property
+    def calibrating(self) -> int:
+        """How many reference images are scored: at most half, the law is fitted to the others."""
+        count = 0 if self.reference is None else len(self.reference)
+        return max(0, min(self.scored, count // 2, count - _LEAST_FITTED))
 
 
 class Gatherer:
@@ -103,14 +111,19 @@ class Gatherer:
         """
         base = self._base()
         self._law = None if base is None else Gaussian.fit(base)
-        self.probe, method = self._score(self.sources.images)
+        self.probe, method = self._score(self.sources.images, self.sources.scored)
         for stored in sorted(self.embedder.parameter_dtypes - {self.embedder.dtype}, key=str):
             method += f", {_short(self.embedder.dtype)} copies of {_short(stored)} parameters"
         reference = None
         if base is not None and self._law is not None and self.sources.reference is not None:
-            scored, _ = self._score(self.sources.reference)
+            scored = None
+            if self.sources.calibrating:
+                scored, _ = self._score(self.sources.reference, self.sources.calibrating)
             reference = Reference(base, self._law, scored)
-        ood = {name: self._score(data)[0] for name, data in self.sources.ood.items()}
+        ood = {
+            name: self._score(data, self.sources.scored)[0]
+            for name, data in self.sources.ood.items()
+        }
         found: dict[Part[Any], Any] = {}
         detected, broken = detect(detectors, reference, scored_sets(self.probe, reference, ood))
         failed: dict[Any, Exception] = dict(broken)
@@ -199,17 +212,15 @@ class Gatherer:
         return Gatherer(encoder, self.sources, ScoreOptions(), self.pool, self.processes)
 
     def _base(self) -> Tensor | None:
-        """Embed reference images that are not scored: to others the law is out of sample."""
+        """Embed the reference images that are not scored: to others the law is out of sample."""
         if self.sources.reference is None:
             return None
-        apart = self.sources.reference[self.sources.scored :]
-        images = apart if len(apart) > 1 else self.sources.reference
-        embeddings = self.embeddings(images).double()
+        embeddings = self.embeddings(self.sources.reference[self.sources.calibrating :]).double()
         base = embeddings[torch.isfinite(embeddings).all(1)]
-        return base if len(base) > 1 else None
+        return base if len(base) >= _LEAST_FITTED else None
 
-    def _score(self, images: Tensor) -> tuple[ScoredSet, str]:
-        scored = images[: self.sources.scored]
+    def _score(self, images: Tensor, count: int) -> tuple[ScoredSet, str]:
+        scored = images[:count]
         found = self.spectra(scored)
         rest = images[len(scored) :]
         embeddings = [found.embeddings]

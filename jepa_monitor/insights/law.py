@@ -11,11 +11,11 @@ from torch import Tensor
 from jepa_monitor.functional.calibration import (
     calibration_error,
     coverage_curve,
-    hdr_pit,
     kolmogorov_smirnov,
 )
-from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley
+from jepa_monitor.functional.normality import normality
+from jepa_monitor.functional.sequential import LEAST_REFERENCE, predictive_pit
 from jepa_monitor.insights._drawing import HIGH, MUTED
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
@@ -26,30 +26,29 @@ if TYPE_CHECKING:
 __all__ = ["Law", "law_scalars", "plot_reliability"]
 
 _SLICES = 256
-_GAUSSIAN_EFFECT = 0.005  # a third of that of uniform or Laplace slices of unit variance
-_CALIBRATED = 0.1  # mean error of coverage
+_LEAST = 32  # embeddings, for a verdict
 
 
 class Law(Insight):
-    """``density/calibration_error``, ``/ks``, ``/gaussianity_*`` and ``/precondition``."""
+    """``density/calibration_*``, ``/ks``, ``/gaussianity_*``, ``/normality_*``, ``/precondition``."""
 
     name = "law"
     rows = (
         Row(
             ("density/calibration_error",),
             "mean \\|empirical − nominal\\| coverage of the probe by the highest-density regions of "
-            "N(μ, Σ)",
+            "the normal law of the embeddings before, which knows how few they were",
             "0 … ½",
-            "about 0.3/√N",
+            "about 0.3/√N, whatever K",
             "embeddings that are not Gaussian; a shift",
             "free",
-            "`calibration_error`",
+            "`predictive_pit`, `calibration_error`",
         ),
         Row(
-            ("density/ks",),
-            "Kolmogorov-Smirnov distance of the same levels from uniform",
+            ("density/ks", "density/calibration_p"),
+            "Kolmogorov-Smirnov distance of the same levels from uniform, and its exact p-value",
             "0 … 1",
-            "about 0.9/√N",
+            "about 0.9/√N; above 0.01",
             "the same",
             "free",
             "`kolmogorov_smirnov`",
@@ -60,19 +59,30 @@ class Law(Insight):
             "size (does not grow with N) and z-score",
             "0 … 1.4; any",
             "0; within ±3",
-            "any departure from a normal law",
+            "departures that random directions show; of wide embeddings few do",
             "free",
             "`sliced_epps_pulley`",
         ),
         Row(
-            ("density/precondition",),
-            "1 if the effect is under 0.005 and the calibration error under 0.1: the embeddings are "
-            "Gaussian enough for the score to be a density",
-            "0 or 1",
-            "1",
-            "",
+            ("density/normality_effect", "density/normality_p"),
+            "the largest departure of the same embeddings from a normal law along principal axes, "
+            "radii, coordinates and slices: effect size (does not grow with N) and p-value, corrected "
+            "for all that was looked at",
+            "0 … 1.4; 0 … 1",
+            "under 0.005; above 0.01",
+            "any departure from a normal law",
             "free",
-            "[LeJEPA](https://arxiv.org/abs/2511.08544)",
+            "`normality`",
+        ),
+        Row(
+            ("density/precondition", "density/precondition_needed"),
+            "are the embeddings Gaussian enough for the score to be a density? 1 yes, 0 no; absent "
+            "where too few embeddings cannot tell, and how many can",
+            "0 or 1; 32 …",
+            "1; at most N",
+            "the same, and a spectrum that falls off a cliff",
+            "free",
+            "`normality`, [theory](theory.md#are-the-embeddings-normal)",
         ),
     )
     panels = (
@@ -92,10 +102,8 @@ class Law(Insight):
         Returns:
             ``density/*``; nothing without a reference.
         """
-        if look.reference is None or look.reference.scored is None:
-            return {}
-        others = look.reference.scored.finite_embeddings
-        return law_scalars(look.probe.finite_embeddings, others, look.reference.law)
+        reference = _reference(look)
+        return {} if reference is None else law_scalars(look.probe.finite_embeddings, reference)
 
     def figures(self, look: Look) -> dict[str, Figure]:
         """Draw the reliability diagram.
@@ -106,48 +114,57 @@ class Law(Insight):
         Returns:
             ``density/reliability``, with a reference.
         """
-        embeddings = look.probe.finite_embeddings
-        if look.reference is None or not len(embeddings):
+        embeddings, reference = look.probe.finite_embeddings, _reference(look)
+        if reference is None or not len(embeddings) or len(reference) < LEAST_REFERENCE:
             return {}
-        return {"density/reliability": plot_reliability(embeddings, look.reference.law)}
+        return {"density/reliability": plot_reliability(embeddings, reference)}
 
 
-def law_scalars(embeddings: Tensor, reference: Tensor, law: Gaussian) -> dict[str, float]:
-    """Say whether embeddings follow a law, and whether that law is normal.
+def _reference(look: Look) -> Tensor | None:
+    if look.reference is None or look.reference.scored is None:
+        return None
+    return look.reference.scored.finite_embeddings
+
+
+def law_scalars(embeddings: Tensor, reference: Tensor) -> dict[str, float]:
+    """Say whether embeddings follow the law of a reference, and whether that law is normal.
 
     Args:
-        embeddings: Of images that are not in the law, (N, K), finite.
-        reference: Of reference images, which also may be in it, (M, K), finite.
-        law: Of the embeddings of reference images.
+        embeddings: Of held-out images, (N, K), finite.
+        reference: Of reference images, none of them among the others, (M, K), finite.
 
     Returns:
-        ``density/*``: calibration of the law, Gaussianity, and whether both are good enough.
+        ``density/*``: calibration of the law, Gaussianity, and whether it is good enough.
     """
     scalars: dict[str, float] = {}
-    if len(embeddings) > 1:
-        levels = hdr_pit(embeddings, law)
-        test = kolmogorov_smirnov(levels)
-        scalars["density/calibration_error"] = calibration_error(levels).item()
-        scalars["density/ks"] = test.distance.item()
+    if len(embeddings) > 1 and len(reference) >= LEAST_REFERENCE:
+        levels, axes = predictive_pit(embeddings, reference)
+        if axes:
+            test = kolmogorov_smirnov(levels)
+            scalars["density/calibration_error"] = calibration_error(levels).item()
+            scalars["density/ks"] = test.distance.item()
+            scalars["density/calibration_p"] = test.p_value.item()
     everything = torch.cat([embeddings, reference])
     if len(everything) > everything.shape[1]:
-        normality = sliced_epps_pulley(everything, _SLICES, seed=0, standardized="whitened")
-        scalars["density/gaussianity_effect"] = normality.effect_size.item()
-        scalars["density/gaussianity_z"] = normality.z_score.item()
-        # Random slices of wide embeddings look Gaussian whatever the law: the radius must too.
-        radius = scalars.get("density/calibration_error", 1.0) < _CALIBRATED
-        scalars["density/precondition"] = float(
-            bool(normality.effect_size < _GAUSSIAN_EFFECT) and radius
-        )
+        sliced = sliced_epps_pulley(everything, _SLICES, seed=0, standardized="whitened")
+        scalars["density/gaussianity_effect"] = sliced.effect_size.item()
+        scalars["density/gaussianity_z"] = sliced.z_score.item()
+    if len(everything) >= _LEAST:
+        verdict = normality(everything)
+        scalars["density/normality_effect"] = verdict.effect
+        scalars["density/normality_p"] = verdict.p_value
+        scalars["density/precondition_needed"] = float(verdict.needed)
+        if verdict.gaussian is not None:
+            scalars["density/precondition"] = float(verdict.gaussian)
     return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
 
 
-def plot_reliability(embeddings: Tensor, law: Gaussian) -> Figure:
+def plot_reliability(embeddings: Tensor, reference: Tensor) -> Figure:
     """Draw how often the law of the embeddings covers held-out images, against how often it says.
 
     Args:
         embeddings: Of held-out images, (N, K), finite.
-        law: Of the reference.
+        reference: Of reference images, (M, K), finite, M ≥ 4.
 
     Returns:
         The figure; the band is the 95 % interval of each point.
@@ -159,7 +176,7 @@ def plot_reliability(embeddings: Tensor, law: Gaussian) -> Figure:
 
     if not len(embeddings):
         raise ValueError("`embeddings` must have at least one row for this plot, got none.")
-    curve = coverage_curve(hdr_pit(embeddings, law))
+    curve = coverage_curve(predictive_pit(embeddings, reference).levels)
     level, coverage, lower, upper = (values.numpy() for values in curve)
     figure = Figure(figsize=(4.2, 3.9), layout="constrained")
     axes = figure.subplots()

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 
 from torch import Tensor
 
+from jepa_monitor.functional.conformal import benjamini_hochberg, conformal_p_values
 from jepa_monitor.functional.outliers import outlier_fraction, robust_fence
 from jepa_monitor.insights._statistics import finite_only
 from jepa_monitor.insights.base import Insight, Panel, Row
@@ -14,6 +15,8 @@ from jepa_monitor.insights.look import Look
 __all__ = ["Outliers", "outlier_scalars"]
 
 _ALPHA = 0.05
+_FALSE = 0.1  # of the list of outliers, on average
+_RINGS = 0.01  # probability of an alarm under one law
 _LEAST_REFERENCE = 19  # scores, for which the lowest is the 5 % quantile
 
 
@@ -24,10 +27,10 @@ class Outliers(Insight):
     rows = (
         Row(
             ("outliers/<detector>", "outliers/<detector>_low", "outliers/<detector>_high"),
-            "share of the probe below the 5 % quantile of the scored reference images, with its "
-            "exact 95 % interval",
+            "share of the probe below the 5 % quantile of the scored reference images, and between "
+            "which it lies in 95 % of cases if both have one law, whatever that is",
             "0 … 1",
-            "the interval holds `outliers/expected`",
+            "inside",
             "probe images that are unlike the training data",
             "free",
             "`outlier_fraction`",
@@ -39,6 +42,26 @@ class Outliers(Insight):
             "",
             "the number of reference scores",
             "free",
+        ),
+        Row(
+            ("outliers/<detector>_listed",),
+            "share of the probe on the list of outliers of which a tenth at most are false, on average",
+            "0 … 1",
+            "0",
+            "single images far from the training data; the list takes some 10 scored reference images "
+            "for each probe image, or many outliers",
+            "free",
+            "`conformal_p_values`, `benjamini_hochberg`",
+        ),
+        Row(
+            ("outliers/alarm",),
+            "1 if any detector's share is too large or too small for one law, at 1 % for all "
+            "detectors together",
+            "0 or 1",
+            "0",
+            "a probe unlike the training data; scores that no longer differ",
+            "free",
+            "`outlier_fraction`",
         ),
         Row(
             ("outliers/<detector>_fence",),
@@ -54,7 +77,7 @@ class Outliers(Insight):
         Panel(
             "outliers",
             "share below the 5 % quantile of the reference",
-            ("outliers/(?!expected|.*_(low|high|fence)$).+$",),
+            ("outliers/(?!expected|alarm|.*_(low|high|fence|listed)$).+$",),
         ),
     )
 
@@ -81,10 +104,11 @@ def outlier_scalars(
             fence takes the place of their quantile.
 
     Returns:
-        ``outliers/<detector>`` with ``_low`` and ``_high``, the ends of the exact 95 % interval,
-        and ``outliers/expected``; or ``outliers/<detector>_fence``.
+        ``outliers/<detector>`` with ``_low`` and ``_high``, between which it lies under one law,
+        ``_listed``, ``outliers/expected`` and ``outliers/alarm``; or ``outliers/<detector>_fence``.
     """
     scalars: dict[str, float] = {}
+    p_values: list[float] = []
     for name, values in probe.items():
         finite = finite_only(values)
         if not len(finite):
@@ -99,4 +123,9 @@ def outlier_scalars(
         scalars[f"outliers/{name}_low"] = found.lower.item()
         scalars[f"outliers/{name}_high"] = found.upper.item()
         scalars["outliers/expected"] = found.expected.item()
+        p_values.append(found.p_value.item())
+        listed = benjamini_hochberg(conformal_p_values(finite, others)) <= _FALSE
+        scalars[f"outliers/{name}_listed"] = listed.double().mean().item()
+    if p_values:
+        scalars["outliers/alarm"] = float(min(p_values) * len(p_values) < _RINGS)
     return scalars

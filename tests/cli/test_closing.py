@@ -21,8 +21,12 @@ INFO = {
     "reference": 100,
     "identity": {"settings": {"outlier_by": "mahalanobis"}},
     "density/precondition": 1.0,
-    "density/calibration_error": 0.071,
+    "density/precondition_needed": 300.0,
+    "density/normality_effect": 0.0012,
+    "density/normality_p": 0.32,
     "density/polarity": 0.93,
+    "density/polarity_low": 0.71,
+    "density/polarity_high": 0.98,
 }
 
 
@@ -57,17 +61,24 @@ def test_every_fact() -> None:
         "outliers by mahalanobis": (
             f"7 = 7.0% (95 % interval {interval.low:.1%} to {interval.high:.1%})"
         ),
-        "Gaussian embeddings": "hold (calibration error 0.07)",
-        "polarity": "AUROC 0.93 against corrupted images",
+        "Gaussian embeddings": "yes (effect 0.001, p 0.3)",
+        "polarity": ("93% score above their corrupted versions (95 % interval 71% to 98%)"),
     }
 
 
 def test_bad_news_is_told() -> None:
-    info = INFO | {"density/precondition": 0.0, "density/polarity": 0.31}
+    info = INFO | {"density/precondition": 0.0, "density/polarity_high": 0.31}
     found = dict(facts(table(info, [None, None, *SCORES]), "jepa_score"))
     assert found["jepa_score not finite"] == "2"
-    assert found["Gaussian embeddings"].startswith("do not hold")
-    assert "INVERTED" in found["polarity"]
+    assert found["Gaussian embeddings"].startswith("no (")
+    assert found["polarity"].endswith(": INVERTED")
+
+
+def test_what_cannot_be_said_is_not_said() -> None:
+    info = {name: value for name, value in INFO.items() if name != "density/precondition"}
+    found = dict(facts(table(info | {"density/polarity_low": 0.3}), "jepa_score"))
+    assert found["Gaussian embeddings"].startswith("cannot be said: it takes 300 images")
+    assert found["polarity"].endswith(": not known")
 
 
 def test_the_ten_least_likely_come_last_and_in_order() -> None:

@@ -177,8 +177,14 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) ->
         ({}, []),
         ({"collapse/state": 0.0, "density/precondition": 1.0}, ["Healthy", "close enough"]),
         ({"collapse/state": 1.0, "density/precondition": 0.0}, ["Dimensional", "not Gaussian"]),
-        ({"collapse/state": 2.0, "density/polarity": 0.4}, ["Complete", r"inverted: .*0\.40"]),
-        ({"density/polarity": 0.6, "monitor/failures": 3.0}, ["^3 evaluations .* failed"]),
+        (
+            {"collapse/state": 2.0, "density/polarity": 0.4, "density/polarity_high": 0.45},
+            ["Complete", r"inverted: .*0\.40"],
+        ),
+        (
+            {"density/polarity": 0.4, "density/polarity_high": 0.6, "monitor/failures": 3.0},
+            ["^3 evaluations .* failed"],
+        ),
     ],
 )
 def test_the_verdict_says_what_the_monitor_saw(metrics, words) -> None:
