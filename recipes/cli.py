@@ -132,6 +132,9 @@ def verdict(metrics: Mapping[str, float]) -> str:
             if metrics["density/precondition"]
             else "They are not Gaussian enough to trust densities read off them."
         )
+    elif "density/precondition_needed" in metrics:
+        needed = int(metrics["density/precondition_needed"])
+        said.append(f"Whether they are Gaussian takes {needed} embeddings of probe and reference.")
     if metrics.get("density/polarity_high", 1.0) < 0.5:
         polarity = metrics["density/polarity"]
         said.append(f"JEPA-SCORE is inverted: corrupted images score higher ({polarity:.2f}).")

@@ -79,9 +79,8 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
     if "density/normality_p" in info:
         needed = f"cannot be said: it takes {info['density/precondition_needed']:.0f} images"
         held = {1.0: "yes", 0.0: "no", None: needed}[info.get("density/precondition")]
-        numbers = (info["density/normality_effect"], info["density/normality_p"])
-        words = "{} (effect {:.3f}, p {:.1g})".format(held, *numbers)
-        found.append(("Gaussian embeddings", words))
+        effect, p_value = info["density/normality_effect"], info["density/normality_p"]
+        found.append(("Gaussian embeddings", f"{held} (effect {effect:.3f}, p {p_value:.1g})"))
     if "density/polarity" in info:
         share, low, high = (info[f"density/polarity{end}"] for end in ("", "_low", "_high"))
         words = f"{share:.0%} score above their corrupted versions (95 % interval {low:.0%} to {high:.0%})"

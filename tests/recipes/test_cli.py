@@ -177,6 +177,7 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) ->
         ({}, []),
         ({"collapse/state": 0.0, "density/precondition": 1.0}, ["Healthy", "close enough"]),
         ({"collapse/state": 1.0, "density/precondition": 0.0}, ["Dimensional", "not Gaussian"]),
+        ({"density/precondition_needed": 224.0}, ["^Whether they are Gaussian takes 224"]),
         (
             {"collapse/state": 2.0, "density/polarity": 0.4, "density/polarity_high": 0.45},
             ["Complete", r"inverted: .*0\.40"],
