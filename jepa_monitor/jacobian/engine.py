@@ -25,6 +25,7 @@ from jepa_monitor.jacobian.spectrum import (
     decompose,
     from_gram,
     noise_floor,
+    power_of_two,
     refine,
     uncertain,
 )
@@ -83,16 +84,20 @@ def _blockwise(
     # With b blocks this takes (b + 1) / 2 times the backward passes.
     leaf, embeddings = embed_with_graph(embedder, image)
     gram = torch.zeros(1, rows, rows, dtype=torch.float64, device=image.device)
+    scale = image.new_ones(())  # of the first rows, so that squares neither overflow nor vanish
     for start in range(0, rows, block):
         stop = min(start + block, rows)
         kept = torch.stack([*row_passes(leaf, embeddings, cotangents, range(start, stop))], 1)
+        scale = scale if start else power_of_two(kept)
+        kept = kept / scale
         gram[:, start:stop, start:stop] = cross_gram(kept, kept)
         rest = range(stop, rows)
         for k, row in zip(rest, row_passes(leaf, embeddings, cotangents, rest), strict=True):
-            products = cross_gram(kept, row[:, None])
+            products = cross_gram(kept, row[:, None] / scale)
             gram[:, start:stop, k] = products[:, :, 0]
             gram[:, k, start:stop] = products[:, :, 0]
-    return embeddings.detach(), from_gram(gram, min(rows, leaf[0].numel()))
+    found = from_gram(gram, min(rows, leaf[0].numel()))
+    return embeddings.detach(), Spectrum(found.values * scale, found.vectors)
 
 
 def _refined(
@@ -188,7 +193,7 @@ def spectra(
             else:
                 embeddings, rows = jacobian_rows(embedder, inputs, cotangents)
                 found = decompose(rows)
-            floors = noise_floor(found.values, embedder.dtype)
+            floors = noise_floor(found.values, embedder.dtype, squared=block < count)
             values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
             if precise is not None and rows is not None:
                 values, refined = _refined(precise, inputs, basis, rows, found, options.eps)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -17,6 +18,7 @@ __all__ = [
     "from_gram",
     "log_volume",
     "noise_floor",
+    "power_of_two",
     "refine",
     "uncertain",
 ]
@@ -115,7 +117,22 @@ def decompose(matrices: Tensor) -> Spectrum:
     return Spectrum(torch.where(finite[:, None], values, torch.nan), None)
 
 
-def noise_floor(values: Tensor, dtype: torch.dtype) -> Tensor:
+def power_of_two(matrices: Tensor) -> Tensor:
+    """Find the power of two at the largest entry, division by which is exact.
+
+    Args:
+        matrices: Any shape.
+
+    Returns:
+        A number of their type; 1 where the largest entry is 0 or not finite.
+    """
+    largest = matrices.abs().max()
+    _, exponent = torch.frexp(largest)
+    scale = torch.ldexp(torch.ones_like(largest), exponent - 1)
+    return torch.where(torch.isfinite(largest) & (largest > 0), scale, 1.0)
+
+
+def noise_floor(values: Tensor, dtype: torch.dtype, *, squared: bool = False) -> Tensor:
     r"""The size below which singular values of a computed Jacobian are rounding error.
 
     :math:`2 \, \epsilon_\text{machine} \, \sigma_1`. Directions in which the Jacobian is exactly zero
@@ -125,11 +142,16 @@ def noise_floor(values: Tensor, dtype: torch.dtype) -> Tensor:
     Args:
         values: Singular values, (B, r), descending.
         dtype: The type in which the Jacobian was computed.
+        squared: Whether the values come of the products of its rows, whose rounding counts for
+            float64: the square root of its machine epsilon.
 
     Returns:
         (B,), float64.
     """
-    return 2 * torch.finfo(dtype).eps * values[:, 0]
+    rounding = torch.finfo(dtype).eps
+    if squared:
+        rounding = max(rounding, math.sqrt(torch.finfo(torch.float64).eps))
+    return 2 * rounding * values[:, 0]
 
 
 def uncertain(values: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
