@@ -17,7 +17,7 @@ from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
-from jepa_monitor.jacobian.score import embed
+from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.monitor.alarm import MIN_SAMPLES
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.images import BatchToImages, collect_images
@@ -160,9 +160,11 @@ class CollapseCallback(PacedCallback):
         processes = Processes(trainer.world_size > 1)
         embedder = Embedder(encoder, self.pool, processes=processes)
         device = embedder.device or torch.device("cpu")
-        (embeddings,) = processes.map(
-            lambda part: (embedder.run(lambda: embed(embedder, part, device), device),), self.images
-        )
+        with fitting_threads(embedder, self.images, device, processes):
+            (embeddings,) = processes.map(
+                lambda part: (embedder.run(lambda: embed(embedder, part, device), device),),
+                self.images,
+            )
         scalars = collapse_scalars(embeddings)
         scalars["monitor/collapse_seconds"] = time.perf_counter() - started
         return Evaluation(scalars, embeddings)

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
@@ -12,6 +14,8 @@ from torch import Tensor
 from jepa_monitor._checks import check_images
 from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Embedder, Pool
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.threads import faster_threads, using_threads
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
@@ -27,6 +31,7 @@ __all__ = [
     "density_terms",
     "embed",
     "fit_reference",
+    "fitting_threads",
     "jacobian_spectrum",
     "jepa_score",
     "log_density",
@@ -34,6 +39,7 @@ __all__ = [
 
 REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
 _EMBEDDING_BATCH = 64
+_TIMED_IMAGES = 8
 
 
 class LogDensity(NamedTuple):
@@ -64,6 +70,34 @@ def embed(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
     with torch.no_grad():
         batches = torch.split(images, _EMBEDDING_BATCH)
         return torch.cat([embedder(batch.to(device, embedder.dtype)).cpu() for batch in batches])
+
+
+@contextmanager
+def fitting_threads(
+    embedder: Embedder, images: Tensor, device: torch.device, processes: Processes
+) -> Iterator[None]:
+    """Compute with all threads or with one, whichever embeds a few images sooner.
+
+    Args:
+        embedder: The encoder.
+        images: (B, ...); the first 8 are embedded four times, if the encoder is on the CPU and has
+            more than one thread.
+        device: Where the encoder is.
+        processes: Those that share the work; each chooses for itself.
+
+    Yields:
+        Nothing; on exit the number of threads is what it was.
+    """
+    count = torch.get_num_threads()
+    if device.type == "cpu":
+        few = images[:_TIMED_IMAGES]
+        count = processes.agree(
+            lambda: embedder.run(
+                lambda: faster_threads(lambda: embed(embedder, few, device)), device
+            )
+        )
+    with using_threads(count):
+        yield
 
 
 def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> Gaussian:

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
+from contextlib import AbstractContextManager
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive
+from jepa_monitor.encoders.threads import using_threads
 
 __all__ = [
     "Spectrum",
@@ -23,7 +25,14 @@ __all__ = [
     "uncertain",
 ]
 
+_ONE_THREAD = 128  # rows
 _BLOCK_BYTES = 64 * 2**20  # of float64 copies at a time
+
+
+def _threads_for(matrices: Tensor) -> AbstractContextManager[None]:
+    """Decompose small matrices with one thread: several would mostly wait for one another."""
+    small = matrices.shape[-2] <= _ONE_THREAD and matrices.device.type == "cpu"
+    return using_threads(1 if small else torch.get_num_threads())
 
 
 def _column_blocks(matrices: Tensor) -> tuple[Tensor, ...]:
@@ -65,7 +74,8 @@ def from_gram(gram: Tensor, rank: int) -> Spectrum:
     finite = torch.isfinite(gram).flatten(1).all(1)
     if not bool(finite.all()):  # LAPACK would raise, and spoil the whole batch
         gram = torch.where(finite[:, None, None], gram, 0.0)
-    eigenvalues, vectors = torch.linalg.eigh(gram)
+    with _threads_for(gram):
+        eigenvalues, vectors = torch.linalg.eigh(gram)
     # Rounding leaves an eigenvalue of 0 on either side of 0.
     values = eigenvalues.clamp_min(0.0).sqrt().flip(-1)[:, :rank]
     return Spectrum(torch.where(finite[:, None], values, torch.nan), vectors.flip(-1)[:, :, :rank])
@@ -113,7 +123,8 @@ def decompose(matrices: Tensor) -> Spectrum:
         return found if wide else Spectrum(found.values, None)
     finite = torch.isfinite(matrices).flatten(1).all(1)
     short = torch.where(finite[:, None, None], short, 0.0)
-    values = torch.linalg.svdvals(_orthogonalised(short))
+    with _threads_for(short):
+        values = torch.linalg.svdvals(_orthogonalised(short))
     return Spectrum(torch.where(finite[:, None], values, torch.nan), None)
 
 
@@ -200,7 +211,9 @@ def refine(matrix: Tensor, spectrum: Spectrum, first: int, rows: Tensor) -> Tens
     residual = rows.clone()
     for block, target in zip(blocks, torch.split(residual, widths, dim=1), strict=True):
         target -= weights @ block[0].double()
-    values[first : first + len(rows)] = torch.linalg.svdvals(_orthogonalised(residual[None]))[0]
+    with _threads_for(rows):
+        exact = torch.linalg.svdvals(_orthogonalised(residual[None]))[0]
+    values[first : first + len(rows)] = exact
     return values.sort(descending=True).values
 
 

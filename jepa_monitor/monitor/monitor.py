@@ -24,7 +24,7 @@ from jepa_monitor.insights import (
 from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
-from jepa_monitor.jacobian.score import embed
+from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
@@ -160,12 +160,13 @@ class DensityMonitor:
         defaults = default_insights(self.polarity_samples)
         insights = (*defaults, *self.insights)
         gatherer = Gatherer(encoder, sources, self.options, self.pool, processes)
-        look, broken = gatherer.look(
-            parts_of(defaults), self.detectors, optional=parts_of(self.insights)
-        )
-        if self.first_embeddings is None:
-            self.first_embeddings = look.parts.get(FIRST_EMBEDDINGS)
-        scalars, failed = ask(insights, look, broken, processes)
+        with fitting_threads(gatherer.embedder, self.images, gatherer.device, processes):
+            look, broken = gatherer.look(
+                parts_of(defaults), self.detectors, optional=parts_of(self.insights)
+            )
+            if self.first_embeddings is None:
+                self.first_embeddings = look.parts.get(FIRST_EMBEDDINGS)
+            scalars, failed = ask(insights, look, broken, processes)
         if processes.rank == 0:
             self._tell(failed)
         scores = torch.cat([data.scores for data in look.sets.values()])

@@ -119,3 +119,62 @@ def test_compiled_encoders_are_not_recompiled() -> None:
     jepa_score(compiled, torch.rand(3, 48))
     jepa_score(lambda x: compiled(x) * 1, torch.rand(5, 48))
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] == compiles
+
+
+def _precision() -> dict[str, Any]:
+    """Everything that lets float32 products be computed in less."""
+    matmul = torch.backends.cuda.matmul
+    switches = {
+        "matmul": torch.get_float32_matmul_precision(),
+        "TF32 of products": matmul.allow_tf32,
+        "TF32 of convolutions": torch.backends.cudnn.allow_tf32,
+        "float16 sums": matmul.allow_fp16_reduced_precision_reduction,
+        "bfloat16 sums": matmul.allow_bf16_reduced_precision_reduction,
+        "autocast": torch.is_autocast_enabled("cpu"),
+    }
+    if hasattr(torch.backends.cudnn, "conv"):
+        switches["oneDNN"] = torch.backends.mkldnn.matmul.fp32_precision
+    return switches
+
+
+class _Log:
+    def __init__(self) -> None:
+        self.forward: list[dict[str, Any]] = []
+        self.backward: list[dict[str, Any]] = []
+
+
+class _Looking(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, batch: torch.Tensor, log: _Log) -> torch.Tensor:
+        ctx.log = log
+        log.forward.append(_precision())
+        return batch.clone()
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        ctx.log.backward.append(_precision())
+        return gradient, None
+
+
+def test_no_reduced_precision_inside_a_look() -> None:
+    net, log = mlp(48, 6), _Log()
+    matmul = torch.backends.cuda.matmul
+    torch.set_float32_matmul_precision("medium")
+    torch.backends.cudnn.allow_tf32 = True
+    matmul.allow_fp16_reduced_precision_reduction = True
+    matmul.allow_bf16_reduced_precision_reduction = True
+    try:
+        with torch.autocast("cpu", torch.bfloat16):
+            before = _precision()
+            jepa_score(lambda batch: net(_Looking.apply(batch, log)), torch.rand(3, 48))
+            assert _precision() == before
+    finally:
+        torch.set_float32_matmul_precision("highest")
+    assert before["matmul"] == "medium"
+    assert all(value is not False for value in before.values())
+    assert len(log.forward) >= 3
+    assert len(log.backward) >= 6
+    for inside in (*log.forward, *log.backward):
+        assert inside.pop("matmul") == "highest"
+        assert inside.pop("oneDNN", "ieee") in ("ieee", "none")
+        assert not any(inside.values()), inside
