@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
 from jepa_monitor.encoders.holdings import Holdings
-from jepa_monitor.encoders.isolation import seed_all, undisturbed
+from jepa_monitor.encoders.isolation import neutralise, seed_all, undisturbed
 from jepa_monitor.encoders.modules import modules_of, unwrap
 from jepa_monitor.encoders.pooling import Pool, check_pool, pool_output
 from jepa_monitor.encoders.processes import Processes
@@ -82,13 +82,19 @@ class Embedder:
             dtypes = {t.dtype for t in tensors}
             dtype = torch.float64 if torch.float64 in dtypes else torch.float32
         self.dtype = dtype
-        self._addresses: set[int] = set()
         self._seed = 0
         self._measured: list[float] = []  # shared with copies
         self._speaks = processes is None or processes.rank == 0
+        self._forget()
         self._agreed: tuple[Tensor, ...] | None = None
         if processes is not None and processes.count > 1:
             self._agreed = processes.same(lambda: tuple(b.cpu() for b in self._buffers()))
+
+    def _forget(self) -> None:
+        """Be outside :meth:`run`."""
+        self._holdings: Holdings | None = None
+        self._addresses: set[int] = set()
+        self._converted: dict[int, Tensor] = {}  # parameters in the type to compute in
 
     @property
     def parameter_dtypes(self) -> frozenset[torch.dtype]:
@@ -130,7 +136,8 @@ class Embedder:
             A new embedder.
         """
         other = copy.copy(self)
-        other.dtype, other._addresses = dtype, set()
+        other.dtype = dtype
+        other._forget()
         return other
 
     def _convert(self, tensor: Tensor, *, copy: bool) -> Tensor:
@@ -143,21 +150,25 @@ class Embedder:
 
     def _exchange(self, holdings: Holdings) -> None:
         """Have the modules hold the tensors to compute with."""
-        converted: dict[int, Tensor] = {}
-        known: dict[int, Tensor] = {}
-        for place, whole in self._gathered.items():
-            if id(whole) not in converted:
-                converted[id(whole)] = self._convert(whole, copy=False)
-            known[id(tensor_at(place))] = converted[id(whole)]
+
+        def once(tensor: Tensor) -> Tensor:
+            if id(tensor) not in self._converted:
+                self._converted[id(tensor)] = self._convert(tensor, copy=False)
+            return self._converted[id(tensor)]
+
+        known = {id(tensor_at(place)): once(whole) for place, whole in self._gathered.items()}
         if self._agreed is not None:
             for buffer, value in zip(self._buffers(), self._agreed, strict=True):
                 known[id(buffer)] = self._convert(value.to(buffer.device), copy=True)
-        used = holdings.exchange(
-            known,
-            parameter=lambda tensor: self._convert(tensor, copy=False),
-            other=lambda tensor: self._convert(tensor, copy=True),
-        )
+        used = holdings.exchange(known, once, lambda tensor: self._convert(tensor, copy=True))
         self._addresses = {tensor.untyped_storage().data_ptr() for tensor in used}
+
+    def _start_afresh(self) -> None:
+        """Have the modules hold what they held when the look began."""
+        assert self._holdings is not None
+        self._holdings.restore()
+        neutralise(self._parts)
+        self._exchange(self._holdings)
 
     def run(self, work: Callable[[], _T], device: torch.device) -> _T:
         """Do some work with the embedder, undisturbed and on its own tensors.
@@ -186,11 +197,12 @@ class Embedder:
                         "track_running_stats=True or another normalisation."
                     )
         with undisturbed(self.modules, device) as holdings:
-            self._exchange(holdings)
+            self._holdings = holdings
             try:
+                self._exchange(holdings)
                 return work()
             finally:
-                self._addresses = set()
+                self._forget()
 
     @property
     def randomness(self) -> float | None:
@@ -211,15 +223,17 @@ class Embedder:
             A new embedder.
         """
         other = copy.copy(self)
-        other._seed, other._addresses = seed, set()
+        other._seed = seed
+        other._forget()
         return other
 
     def __call__(self, images: Tensor) -> Tensor:
         """Embed images; only inside :meth:`run`.
 
         Every forward pass begins with the same random numbers. An encoder that does not repeat itself
-        embeds one image at a time, so that what it draws depends neither on how many others there are
-        nor on the process; it is warned of, once.
+        embeds one image at a time, and begins each time with what its modules held when the look
+        began: so no image's embedding depends on how many others there are, or on the process. It is
+        warned of, once.
 
         Args:
             images: (B, ...), of this embedder's dtype.
@@ -236,9 +250,14 @@ class Embedder:
             self._measured.append(self._movement(images[:_EMBEDDED_TWICE].detach()))
             if self.randomness:
                 self._tell()
-        if self.randomness:
-            return torch.cat([self._embed(image, self._seed) for image in torch.split(images, 1)])
-        return self._embed(images, self._seed)
+                self._start_afresh()
+        if not self.randomness:
+            return self._embed(images, self._seed)
+        found = []
+        for image in torch.split(images, 1):
+            found.append(self._embed(image, self._seed))
+            self._start_afresh()
+        return torch.cat(found)
 
     def _movement(self, images: Tensor) -> float:
         """Embed images twice, from different random states, and compare."""

@@ -20,7 +20,7 @@ from torch import nn
 from jepa_monitor.encoders.holdings import Holdings
 from jepa_monitor.encoders.modules import inner_module, is_of_distributed
 
-__all__ = ["full_float32", "seed_all", "undisturbed"]
+__all__ = ["full_float32", "neutralise", "seed_all", "undisturbed"]
 
 # Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
 # the user has set is used here, since an encoder that reads the other kind would raise.
@@ -113,13 +113,18 @@ def seed_all(seed: int, device: torch.device) -> None:
         backend.manual_seed(seed)
 
 
-def _silence(modules: Iterable[nn.Module]) -> None:
-    """Take away what makes training strategies talk to other processes.
+def neutralise(modules: Iterable[nn.Module]) -> None:
+    """Put modules into eval mode, and take away what makes strategies talk to other processes.
 
-    They would put sharded tensors in the place of the whole ones that are evaluated here, and wait
-    for processes that evaluate other images. Wrappers are made to call what they wrap.
+    Their hooks and wrappers would put sharded tensors in the place of the whole ones that are
+    evaluated here, and wait for processes that evaluate other images. Wrappers are made to call what
+    they wrap.
+
+    Args:
+        modules: Each once; what they hold is on record.
     """
     for module in modules:
+        module.training = False  # not module.eval(), which may do more than set flags
         inner = inner_module(module)
         if inner is not None:
             vars(module)["forward"] = inner.__call__
@@ -159,11 +164,8 @@ def undisturbed(modules: Iterable[nn.Module], device: torch.device) -> Iterator[
         stack.enter_context(torch.compiler.set_stance("force_eager"))
         holdings = Holdings(modes)
         stack.callback(holdings.restore)
-        _silence(modes)
         try:
-            # Not module.eval(): a module may override it to do more than set flags.
-            for module in modes:
-                module.training = False
+            neutralise(modes)
             yield holdings
         finally:
             for module, training in modes.items():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import random
 import warnings
 from collections.abc import Callable
@@ -10,7 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import float64_spectrum, images, interpreter_settings, mlp
+from helpers import float64_score, float64_spectrum, images, interpreter_settings, mlp
 from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor, ScoreOptions, audit_precision, jepa_score
@@ -135,3 +136,35 @@ def test_the_audit_certifies_no_random_encoder() -> None:
     worst = (scores[1] - scores[0]).abs().max()
     assert f"another seed moves its scores by up to {worst:.2g} nats" in audit.verdict
     assert audit.verdict.startswith("no precision is good enough")
+
+
+class Counting(nn.Module):
+    """Counts in place, in what its output is multiplied by."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.net = mlp(192, 10)
+        self.kind = kind
+        self.register_buffer("steps", torch.ones(()))
+        self.table, self.plain = torch.ones(10), 1.0
+
+    def forward(self, batch: Tensor) -> Tensor:
+        self.steps += 1
+        self.table *= 2
+        self.plain += 1
+        return (
+            self.net(batch)
+            * {"buffer": self.steps, "table": self.table, "plain": self.plain}[self.kind]
+        )
+
+
+@pytest.mark.parametrize("kind", ["buffer", "table", "plain"])
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
+def test_every_image_is_embedded_with_the_first_count(kind: str, stored: torch.dtype) -> None:
+    encoder, batch = Counting(kind).to(stored), images(5)
+    with pytest.warns(UserWarning, match="other embeddings"):
+        scores = jepa_score(encoder, batch)
+    expected = float64_score(encoder.net, batch) + 10 * math.log(2)
+    torch.testing.assert_close(scores, expected, rtol=0, atol=1e-3)
+    assert (encoder.steps, encoder.plain) == (1, 1)
+    assert torch.equal(encoder.table, torch.ones(10))
