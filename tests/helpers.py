@@ -75,6 +75,18 @@ def mlp(inputs: int = 48, outputs: int = 8, width: int = 24) -> nn.Sequential:
     )
 
 
+def off_the_start(module: nn.Module, seed: int = 0) -> nn.Module:
+    """Move all parameters away from where they begin, where norms are identities and copies equal."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for parameter in module.parameters():
+            shape, dtype = parameter.shape, parameter.dtype
+            factor = torch.rand(shape, generator=generator, dtype=dtype) + 0.5
+            shift = torch.randn(shape, generator=generator, dtype=dtype)
+            parameter.copy_(parameter * factor + 0.1 * shift)
+    return module
+
+
 class Tiny(pl.LightningModule):
     """A module with all that a monitor could disturb: BatchNorm, dropout, random augmentation."""
 

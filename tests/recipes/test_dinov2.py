@@ -1,12 +1,14 @@
 """DINOv2 against references written independently with NumPy, SciPy and plain loops."""
 
 import copy
+import itertools
 import math
 
 import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from helpers import off_the_start
 from scipy.spatial.distance import cdist
 from scipy.special import log_softmax, softmax
 from torch import nn
@@ -254,20 +256,25 @@ def test_loss_is_the_sum_of_its_terms(centering) -> None:
     torch.manual_seed(0)
     weights = {"dino_weight": 0.7, "ibot_weight": 1.3, "koleo_weight": 0.2}
     model = DinoV2(**TINY, **weights, drop_path=0.0, centering=centering)
+    off_the_start(model.student, 1)
+    off_the_start(model.teacher, 2)
+    centres = {kind: normal(10, seed=number) for number, kind in enumerate(("dino", "ibot"))}
+    for kind in centres if centering == "centering" else ():
+        model.centres[kind].value.copy_(centres[kind])
     batch, masks = views(), sample_patch_masks(10, (4, 4), generator(), 0.5, (0.2, 0.5))
     found = model.loss(batch, masks, 0.05)
     crops = torch.cat(batch.global_crops)
     student, teacher = model.student, model.teacher
 
-    def balanced(logits):
+    def balanced(logits, kind):
         if centering == "centering":
-            return (logits / 0.05).softmax(1)  # the centre is still 0
+            return ((logits - centres[kind]) / 0.05).softmax(1)
         return sinkhorn_knopp(logits, 0.05)
 
     with torch.no_grad():
         seen = teacher["backbone"].forward_features(crops)
-        answers = balanced(teacher["dino_head"](seen[:, 0]))
-        asked = balanced(teacher["ibot_head"](seen[:, 1:][masks]))
+        answers = balanced(teacher["dino_head"](seen[:, 0]), "dino")
+        asked = balanced(teacher["ibot_head"](seen[:, 1:][masks]), "ibot")
         classes, patches = encode_masked(student["backbone"], crops, model.mask_token, masks)
         logits = [student["dino_head"](classes[:5]), student["dino_head"](classes[5:])]
         logits += [student["dino_head"](student["backbone"](x)) for x in batch.local_crops]
@@ -409,6 +416,21 @@ def test_masks_follow_the_seed() -> None:
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not any(torch.equal(drawn[0], other) for other in drawn[2:])
+
+
+def test_every_step_and_every_process_draws_masks_of_its_own(monkeypatch) -> None:
+    drawn, draw = [], DinoV2.masks
+
+    def masks(self, *counters):
+        drawn.append(draw(self, *counters))
+        return drawn[-1]
+
+    monkeypatch.setattr(DinoV2, "masks", masks)
+    for rank in (0, 1):
+        monkeypatch.setattr(DinoV2, "global_rank", rank)
+        fit(batches=3)
+    assert len(drawn) == 6
+    assert not any(torch.equal(a, b) for a, b in itertools.combinations(drawn, 2))
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.1}])

@@ -2,6 +2,7 @@
 
 import copy
 import inspect
+import itertools
 import math
 from types import SimpleNamespace
 
@@ -10,6 +11,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import off_the_start
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
@@ -210,6 +212,7 @@ def test_target_encoder_starts_as_a_frozen_copy() -> None:
 
 def test_targets_are_normalised_tokens_of_the_whole_image_without_gradient() -> None:
     model, x = IJepa(**TINY), torch.randn(2, 1, 16, 16)
+    off_the_start(model.target_encoder)  # a trained norm, and no copy of the encoder
     masks = sample_masks(2, model.grid, generator())
     targets = model.targets(x, masks)
     assert not targets.requires_grad
@@ -225,12 +228,15 @@ def test_targets_are_normalised_tokens_of_the_whole_image_without_gradient() -> 
 
 def test_loss_is_smooth_l1_and_reaches_encoder_and_predictor_only() -> None:
     model, x = IJepa(**TINY), torch.randn(2, 1, 16, 16)
+    for seed, part in enumerate((model.encoder, model.predictor, model.target_encoder)):
+        off_the_start(part, seed)
     masks = sample_masks(2, model.grid, generator())
     loss = model.loss(x, masks)
     predicted = model.predictor(encode_tokens(model.encoder, x, masks.context), masks)
     error = (predicted - model.targets(x, masks)).abs()
     expected = torch.where(error < 1, 0.5 * error**2, error - 0.5).mean()
     torch.testing.assert_close(loss, expected)
+    assert 0.1 < (error < 1).double().mean() < 0.9  # both branches count
     loss.backward()
     assert all(p.grad is None for p in model.target_encoder.parameters())
     for part in (model.encoder, model.predictor):
@@ -342,6 +348,22 @@ def test_masks_depend_on_seed_epoch_and_batch() -> None:
     ]
     assert torch.equal(drawn[0], drawn[1])
     assert not any(torch.equal(drawn[0], other) for other in drawn[2:])
+
+
+def test_every_step_and_every_process_draws_masks_of_its_own(monkeypatch) -> None:
+    drawn, draw = [], IJepa.masks
+
+    def masks(self, *counters):
+        drawn.append(draw(self, *counters))
+        return drawn[-1]
+
+    monkeypatch.setattr(IJepa, "masks", masks)
+    for rank in (0, 1):
+        monkeypatch.setattr(IJepa, "global_rank", rank)
+        fit(IJepa(**TINY), batches=3)
+    assert len(drawn) == 6
+    pairs = itertools.combinations(drawn, 2)
+    assert not any(torch.equal(a.targets, b.targets) for a, b in pairs)
 
 
 def test_a_run_without_end_is_refused() -> None:

@@ -4,10 +4,13 @@ import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from helpers import off_the_start
 from scipy import integrate
 from torch import nn
 
 from jepa_monitor.functional import epps_pulley
+from jepa_monitor.functional.gaussianity import slice_directions
+from jepa_monitor.recipes import lejepa
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.lejepa import LeJepa, sigreg
 from jepa_monitor.recipes.views import Views
@@ -110,6 +113,7 @@ def test_sigreg_keeps_float32_under_autocast() -> None:
 def test_loss_is_that_of_the_paper() -> None:
     torch.manual_seed(0)
     model, batch, slices = LeJepa(**TINY, sigreg_weight=0.3), views(), directions()
+    off_the_start(model)
     found = model.loss(batch, slices)
     z = model.embed(batch).detach().numpy()
     assert z.shape == (4, 6, 3)
@@ -165,6 +169,23 @@ def test_directions_follow_the_seed() -> None:
     pairs = list(zip(first.parameters(), second.parameters(), other.parameters(), strict=True))
     assert all(torch.equal(a, b) for a, b, _ in pairs)
     assert not all(torch.equal(a, c) for a, _, c in pairs)
+
+
+def test_every_step_has_directions_of_its_own_and_all_processes_the_same(monkeypatch) -> None:
+    drawn = []
+
+    def draw(*arguments):
+        drawn.append(slice_directions(*arguments))
+        return drawn[-1]
+
+    monkeypatch.setattr(lejepa, "slice_directions", draw)
+    for rank in (0, 1):
+        monkeypatch.setattr(LeJepa, "global_rank", rank)
+        fit()
+    first, second, again, another = drawn
+    assert torch.equal(first, again)
+    assert torch.equal(second, another)
+    assert not torch.equal(first, second)
 
 
 @pytest.mark.parametrize("options", [{"precision": "bf16-mixed"}, {"gradient_clip_val": 0.1}])

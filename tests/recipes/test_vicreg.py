@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 import torch
+from helpers import off_the_start
 
 from jepa_monitor.recipes.vicreg import VicReg, vicreg_loss, vicreg_terms
 from jepa_monitor.recipes.views import Views
@@ -70,6 +71,7 @@ def test_each_aim_is_met_by_what_meets_it() -> None:
 def test_model_weights_the_terms_of_its_two_views() -> None:
     torch.manual_seed(0)
     model = VicReg(**TINY, invariance_weight=2.0, variance_weight=3.0, covariance_weight=5.0)
+    off_the_start(model)
     found = model.loss(views())
     z = model.network(torch.cat(views().global_crops)).detach().double().numpy()
     terms = reference(z[:6], z[6:])
