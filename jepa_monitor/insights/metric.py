@@ -47,20 +47,19 @@ class MetricInsight(Insight):
         Returns:
             Numbers by tag.
         """
-        metric = self.metric.clone()
+        metric = self.metric.clone().to("cpu")
         metric.reset()
-        found: Mapping[str, Any] | None = None
         # Every process has all embeddings: a sync would count each as often as there are processes.
-        for single in _metrics(metric):
-            single.sync_on_compute = False
-            single.to("cpu")
+        part: Any
+        for part in metric.modules():
+            if hasattr(part, "distributed_available_fn"):
+                part.distributed_available_fn = _alone
         metric.update(look.probe.finite_embeddings)
-        found = metric.compute()
-        return _flatten(f"metrics/{self.name}", found)
+        return _flatten(f"metrics/{self.name}", metric.compute())
 
 
-def _metrics(metric: Any) -> list[Any]:
-    return list(metric.values()) if hasattr(metric, "values") else [metric]
+def _alone() -> bool:
+    return False
 
 
 def _flatten(tag: str, found: Any) -> dict[str, float]:
