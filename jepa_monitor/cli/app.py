@@ -121,6 +121,7 @@ def score(
     data: str,
     out: str,
     reference: str | None = None,
+    detectors: list[str] | None = None,
     strict: bool = False,
     overwrite: bool = False,
     *,
@@ -143,6 +144,9 @@ def score(
         out: The table to write: .parquet, .csv or .jsonl.
         reference: What the images are compared with, named as ``data`` is; default: they
             themselves.
+        detectors: What to score by too, beside jepa_score, log_density, knn and mahalanobis: other
+            names of the registry, such as mahalanobis_radial, or package.module:Class of a detector
+            of your own; each has a column; default: none.
         strict: Fail at the first image that cannot be read.
         overwrite: Begin again where there are results of other settings.
         model_settings: How to load the encoder.
@@ -154,6 +158,7 @@ def score(
     """
     from jepa_monitor.cli.closing import closing_table
     from jepa_monitor.cli.console import Bars, printed, stderr_console
+    from jepa_monitor.cli.loaded import import_from
     from jepa_monitor.cli.models import load_encoder
     from jepa_monitor.cli.scoring import check_request, score_dataset
     from jepa_monitor.cli.tables import info_of
@@ -161,6 +166,10 @@ def score(
     console = stderr_console()
     first = _join_processes() == 0
     source, other, _ = check_request(data, out, reference, settings)
+    named: list[Any] = [
+        import_from(name, "detectors") if ":" in name else name for name in detectors or ()
+    ]
+    own: list[Any] = [found() if inspect.isclass(found) else found for found in named]
     loaded = load_encoder(model, model_settings)
     if first:
         parser = COMMANDS["score"].parser("score")
@@ -174,12 +183,13 @@ def score(
             reference=other,
             options=options,
             settings=settings,
+            detectors=own,
             strict=strict,
             overwrite=overwrite,
             progress=bars.update,
         )
     if first:
-        printed(closing_table(table, settings.rank_by))
+        printed(closing_table(table, info_of(table)["rank_by"]))
         printed(f"Wrote {out}", console)
     return SKIPPED if info_of(table)["skipped"] else DONE
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -70,12 +71,26 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         ranks = (levels * (len(values) - 1)).round().long()  # not torch.quantile: it has a limit
         numbers = ", ".join(f"{value:.1f}" for value in values.sort().values[ranks].tolist())
         found.append((f"{rank_by}: min, 5, 50, 95 %, max", numbers))
-    if len(values) and "outlier" in table.column_names:
-        count = int(pc.sum(table["outlier"]).as_py() or 0)
-        low, high = clopper_pearson_interval(count, len(values))
-        share = f"{count} = {count / len(values):.1%} (95 % interval {low:.1%} to {high:.1%})"
-        by = info.get("identity", {}).get("settings", {}).get("outlier_by")
-        found.append((f"outliers by {by}" if by else "outliers", share))
+    if "outlier" in table.column_names:
+        found.append(_outliers(table, info))
+    return found + _preconditions(info)
+
+
+def _outliers(table: pa.Table, info: dict[str, Any]) -> tuple[str, str]:
+    name = f"outliers by {info['outlier_by']}" if "outlier_by" in info else "outliers"
+    known = len(table) - table["outlier"].null_count
+    if not known:
+        return name, f"cannot be said of {len(table)} images"
+    count = int(pc.sum(table["outlier"]).as_py())
+    low, high = clopper_pearson_interval(count, known)
+    return name, f"{count} = {count / known:.1%} (95 % interval {low:.1%} to {high:.1%})"
+
+
+def _preconditions(info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Say how far the scores can be read as densities."""
+    found = []
+    if info.get("void"):
+        found.append(("normal law", f"void: {info['void']}; no {', '.join(info['left_out'])}"))
     if "density/normality_p" in info:
         needed = f"cannot be said: it takes {info['density/precondition_needed']:.0f} images"
         held = {1.0: "yes", 0.0: "no", None: needed}[info.get("density/precondition")]

@@ -29,7 +29,7 @@ def compare(
     first: str,
     second: str,
     out: str | None = None,
-    rank_by: str = "jepa_score",
+    rank_by: str | None = None,
     page: str | None = None,
     data: str | None = None,
 ) -> Comparison:
@@ -42,7 +42,7 @@ def compare(
         second: Another, of the same data.
         out: Where a table of all images goes, those on which the models differ most first; default:
             nowhere.
-        rank_by: The score to compare.
+        rank_by: The score to compare; default: that of the first table's own quantiles.
         page: Where an HTML page goes, with the images on which the models differ most, by class;
             default: nowhere.
         data: For the page, the images, if they have moved; default: where they were.
@@ -57,12 +57,17 @@ def compare(
     import pyarrow as pa
     import torch
 
-    from jepa_monitor._checks import check_choice
     from jepa_monitor.cli.closing import about
     from jepa_monitor.cli.files import check_place
     from jepa_monitor.cli.page import Limits, Words, write_page
-    from jepa_monitor.cli.settings import SCORES
-    from jepa_monitor.cli.tables import check_format, info_of, read_table, with_info, write_table
+    from jepa_monitor.cli.tables import (
+        check_format,
+        info_of,
+        ranked_by,
+        read_table,
+        with_info,
+        write_table,
+    )
     from jepa_monitor.functional._intervals import midranks
     from jepa_monitor.functional.calibration import density_agreement
 
@@ -73,13 +78,11 @@ def compare(
     tables = [
         read_table(path, argument) for path, argument in ((first, "first"), (second, "second"))
     ]
-    for table in tables:
-        known = tuple(name for name in SCORES if name in table.column_names)
-        if rank_by not in known:
-            check_choice(rank_by, "rank_by", known)
+    ranked = ranked_by(tables[0], rank_by)
+    ranked_by(tables[1], ranked)
     found = [
         {path: value for path, value in zip(*columns, strict=True) if value is not None}
-        for columns in ((table["path"].to_pylist(), table[rank_by].to_pylist()) for table in tables)
+        for columns in ((table["path"].to_pylist(), table[ranked].to_pylist()) for table in tables)
     ]
     paths = [path for path in found[0] if path in found[1]]
     if len(paths) < 3:
@@ -119,7 +122,7 @@ def compare(
         words = Words(
             title="Where two models differ",
             about=f"first: {about(tables[0], first)}; second: {about(tables[1], second)}",
-            facts=[("first", first), ("second", second), ("compared by", rank_by), *facts],
+            facts=[("first", first), ("second", second), ("compared by", ranked), *facts],
             hint=(
                 "Each model's quantiles, 0 for its least likely image and 1 for its most likely; "
                 "difference: the second's minus the first's."

@@ -9,9 +9,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor._checks import check_positive_int
 from jepa_monitor.cli.files import check_place, write_bytes
-from jepa_monitor.cli.settings import SCORES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -23,7 +22,7 @@ _LISTS = (".txt", ".csv", ".jsonl")
 
 def select(
     table: pa.Table,
-    rank_by: str = "jepa_score",
+    rank_by: str | None = None,
     low: float = 0.0,
     high: float = 1.0,
     by_class: bool = False,
@@ -33,7 +32,7 @@ def select(
 
     Args:
         table: The scores.
-        rank_by: The score to choose by.
+        rank_by: The score to choose by; default: that of the table's own quantiles.
         low: Rows of a quantile up to it are not chosen.
         high: Nor are rows of a higher one.
         by_class: Whether quantiles and budget are those of each class by itself.
@@ -48,16 +47,16 @@ def select(
     """
     import numpy as np
 
+    from jepa_monitor.cli.tables import ranked_by
     from jepa_monitor.functional._checks import require_number
 
-    check_choice(rank_by, "rank_by", tuple(n for n in SCORES if n in table.column_names))
+    listed = table[ranked_by(table, rank_by)].to_pylist()
     require_number(low, "low", 0, 1)
     require_number(high, "high", 0, 1)
     if low >= high:
         raise ValueError(f"`low` must be below `high`, got {low} and {high}.")
     if budget is not None:
         check_positive_int(budget, "budget")
-    listed = table[rank_by].to_pylist()
     values = np.array([np.nan if value is None else value for value in listed])
     labels = table["label"].to_pylist() if by_class else [None] * len(table)
     groups: dict[Any, list[int]] = {}
@@ -81,7 +80,7 @@ def select(
 def curate(
     scores: str,
     out: str,
-    rank_by: str = "jepa_score",
+    rank_by: str | None = None,
     low: float = 0.0,
     high: float = 1.0,
     by_class: bool = False,
@@ -97,7 +96,7 @@ def curate(
         scores: The table.
         out: A list (.txt with a path a line, .csv or .jsonl with path and label) that ``score``
             reads again, or a folder to be made, of links to the images.
-        rank_by: The score to choose by.
+        rank_by: The score to choose by; default: that of the table's own quantiles.
         low: Keep what lies above this quantile: 0.05 leaves out the least likely 5 %.
         high: Keep what does not lie above this quantile.
         by_class: Whether quantiles and budget are those of each class by itself.

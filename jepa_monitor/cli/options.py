@@ -202,15 +202,17 @@ class Parser(argparse.ArgumentParser):
             action = argparse.BooleanOptionalAction if option.default else "store_true"
             settings |= {"action": action}
             settings["help"] += " (default: yes)" if option.default else " (default: no)"
-        elif _is(option, list):
+        elif list[float] in option.kinds:
             settings |= {"nargs": "+", "action": _Numbers, "metavar": "NUMBER"}
+        elif list[str] in option.kinds:
+            settings |= {"nargs": "+", "metavar": "NAME"}
         else:
             settings |= {"type": _reader(option), "metavar": _metavar(option)}
         group.add_argument(flag(option.name), **settings)
 
 
 def _is(option: Option, kind: type) -> bool:
-    return any(kind in (each, typing.get_origin(each)) for each in option.kinds)
+    return kind in option.kinds
 
 
 def _metavar(option: Option) -> str:

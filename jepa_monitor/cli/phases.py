@@ -8,147 +8,29 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset
 
-from jepa_monitor.cli.errors import BadImage
-from jepa_monitor.cli.runs import Part, Run
-from jepa_monitor.cli.sources import Source
+from jepa_monitor.cli.images import Source
+from jepa_monitor.cli.runs import Part
+from jepa_monitor.cli.tables import LOG_PRIOR
+from jepa_monitor.cli.task import Prepared, Task
+from jepa_monitor.detectors import Detector, Reference, ScoredSet, fit_detectors, score_with
 from jepa_monitor.encoders.embedder import Embedder
-from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.insights.law import law_scalars
 from jepa_monitor.insights.polarity import polarity_scalars
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
 from jepa_monitor.jacobian.sketch import sketch_matrix
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 
-_NEIGHBOURS = 10  # as of `DensityMonitor`
 _VERSIONS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-
-Progress = Callable[[str, int, int], None]
-
-
-class _Item(NamedTuple):
-    number: int
-    image: Tensor | None
-    note: str
-    problem: str | None
-
-
-class _Prepared(Dataset[_Item]):
-    """Images of a source as the encoder takes them, or why not."""
-
-    def __init__(self, source: Source, transform: Callable[[Any], Tensor] | None) -> None:
-        self._source, self._transform = source, transform
-
-    def __getitem__(self, index: int) -> _Item:
-        try:
-            image, note = self._source.load(index)
-        except BadImage as error:
-            return _Item(index, None, "", str(error))
-        if not isinstance(image, Tensor):
-            if self._transform is None:
-                raise TypeError(
-                    "`data` yields Pillow images, but there is no `transform` to make tensors of "
-                    "them: pass one, or a name as `encoder`."
-                )
-            image = self._transform(image)
-        if not (isinstance(image, Tensor) and image.is_floating_point()):
-            kind = image.dtype if isinstance(image, Tensor) else type(image).__name__
-            raise TypeError(
-                f"`data` must yield floating-point images after `transform`, got {kind}."
-            )
-        problem = None if bool(torch.isfinite(image).all()) else "has NaN or infinite pixels"
-        return _Item(index, None if problem else image, note, problem)
-
-
-class _Images(NamedTuple):
-    """The images of a batch that could be read."""
-
-    items: list[_Item]
-    tensor: Tensor | None
-    problems: list[dict[str, Any]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Task:
-    """Everything that the phases of a run share."""
-
-    run: Run
-    processes: Processes
-    embedder: Embedder
-    transform: Callable[[Any], Tensor] | None
-    device: torch.device
-    options: ScoreOptions
-    workers: int
-    batch_size: int
-    strict: bool
-    progress: Progress | None
-
-    def batches(
-        self, phase: str, source: Source, indices: list[int]
-    ) -> Iterator[tuple[int, _Images]]:
-        """Read the batches of a phase that this process has to do."""
-        chunks = [indices[i : i + self.batch_size] for i in range(0, len(indices), self.batch_size)]
-        missing = set(self.run.missing(phase, len(chunks)))
-        # By number, not by turns among the missing: the others may see other ones missing.
-        mine = [n for n in sorted(missing) if n % self.processes.count == self.processes.rank]
-        done = sum(len(chunk) for n, chunk in enumerate(chunks) if n not in missing)
-        self.report(phase, done, len(indices))
-        if not mine:
-            return
-        loader = DataLoader(
-            _Prepared(source, self.transform),
-            batch_sampler=[chunks[n] for n in mine],
-            collate_fn=list,
-            num_workers=self.workers,
-            generator=torch.Generator().manual_seed(0),
-        )
-        shape: torch.Size | None = None
-        for n, items in zip(mine, loader, strict=True):
-            good = [item for item in items if item.image is not None]
-            images = [item.image for item in good if item.image is not None]
-            for image in images:
-                shape = shape or image.shape
-                if image.shape != shape:
-                    raise ValueError(
-                        f"`data` must yield images of one shape, got {tuple(shape)} and "
-                        f"{tuple(image.shape)}."
-                    )
-            problems = [
-                {"set": phase, "path": source.key(item.number), "reason": item.problem}
-                for item in items
-                if item.problem is not None
-            ]
-            if problems and self.strict:
-                raise BadImage(f"{problems[0]['path']!r} {problems[0]['reason']}")
-            yield n, _Images(good, torch.stack(images) if images else None, problems)
-            done += len(items)
-            self.report(phase, done, len(indices))
-
-    def count(self, indices: list[int]) -> int:
-        """Say how many batches some images make."""
-        return -(-len(indices) // self.batch_size)
-
-    def report(self, phase: str, done: int, total: int) -> None:
-        """Tell the caller how far a phase is.
-
-        Args:
-            phase: Its name.
-            done: Images done.
-            total: Images of all.
-        """
-        if self.progress is not None:
-            self.progress(phase, done, total)
 
 
 class Law(NamedTuple):
@@ -163,6 +45,26 @@ class Law(NamedTuple):
     base: Tensor
     law: Gaussian
     members: frozenset[int]
+
+    @property
+    def holds(self) -> bool:
+        """Whether the embeddings determine it: of M in K dimensions, M ≤ K have a flat covariance.
+
+        What such a law says rests on its shrinkage, and to the embeddings that it was fitted to all
+        of them are alike, outliers too.
+        """
+        return len(self.base) > self.base.shape[1]
+
+    @property
+    def void(self) -> str:
+        """Why nothing is said by it, in words; empty if it holds."""
+        if self.holds:
+            return ""
+        count, width = self.base.shape
+        return (
+            f"{count} images do not determine a normal law of embeddings of {width} dimensions, "
+            f"{width + 1} would"
+        )
 
 
 def check_rows(
@@ -183,7 +85,7 @@ def check_rows(
     """
     if options.rows is None:
         return
-    prepared = _Prepared(source, transform)
+    prepared = Prepared(source, transform)
     read = (prepared[index].image for index in range(len(source)))
     image = next((image for image in read if image is not None), None)
     if image is not None:
@@ -251,7 +153,7 @@ def nothing_read(indices: list[int], part: Part) -> str:
 
 
 def score_images(task: Task, source: Source, indices: list[int], law: Law) -> None:
-    """Score the images, by density and by distances.
+    """Score the images by every detector; what would rest on a void law is NaN.
 
     Args:
         task: The run.
@@ -259,36 +161,42 @@ def score_images(task: Task, source: Source, indices: list[int], law: Law) -> No
         indices: Which ones.
         law: What they are compared with.
     """
+    able = [each for each in task.detectors if law.holds or not each.by_law]
+    fitted = fit_detectors(able, Reference(law.base, law.law))
     for batch, (items, images, problems) in task.batches("scores", source, indices):
         arrays = {}
         if images is not None:
             found = spectra(task.embedder, images.to(task.device), task.options, law.law)
             terms = density_terms(found, law.law, task.options.eps)
             own = torch.tensor([item.number in law.members for item in items])
+            data = ScoredSet(
+                images,
+                found.embeddings.cpu(),
+                terms.jepa_score.cpu(),
+                terms.log_density.cpu(),
+                found.singular_values.cpu(),
+                found.noise_floors.cpu(),
+                own,
+            )
+            void = torch.full_like(data.scores, torch.nan)
+            scores = {each.name: void for each in task.detectors}
+            scores |= {name: _score(each, data) for name, each in fitted.items()}
+            scores[LOG_PRIOR] = terms.log_prior.cpu() if law.holds else void
             arrays = {
                 "index": np.array([item.number for item in items]),
                 "note": np.array([item.note for item in items], dtype=np.str_),
-                "jepa_score": terms.jepa_score.cpu().numpy(),
-                "log_density": terms.log_density.cpu().numpy(),
-                "log_prior": terms.log_prior.cpu().numpy(),
                 "below_noise_floor": found.under_floor.cpu().numpy(),
-                **_baselines(found, law, own),
+                **{name: values.numpy() for name, values in scores.items()},
             }
         task.run.write("scores", batch, Part(arrays, problems))
 
 
-def _baselines(found: Spectra, law: Law, own: Tensor) -> dict[str, Any]:
-    """Score embeddings by distances alone, negative so that higher is denser."""
-    embeddings = found.embeddings.double().cpu()
-    finite = torch.isfinite(embeddings).all(1)
-    filled = torch.where(finite[:, None], embeddings, 0.0)
-    knn = torch.full((len(filled),), torch.nan, dtype=torch.float64)
-    for some, k in ((own, _NEIGHBOURS + 1), (~own, _NEIGHBOURS)):  # the nearest to a member: itself
-        if bool(some.any()) and k <= len(law.base):
-            knn[some] = -knn_distance(filled[some], law.base, k)
-    mahalanobis = -law.law.mahalanobis_squared(filled)
-    both = {"knn": knn, "mahalanobis": mahalanobis}
-    return {name: torch.where(finite, v, torch.nan).numpy() for name, v in both.items()}
+def _score(detector: Detector, data: ScoredSet) -> Tensor:
+    try:
+        return score_with(detector, data)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"`detectors`: {detector.name} has failed: {reason}") from error
 
 
 def score_corrupted(task: Task, source: Source, indices: list[int], law: Law) -> None:
@@ -305,7 +213,7 @@ def score_corrupted(task: Task, source: Source, indices: list[int], law: Law) ->
     images: Tensor | None = None
     for n in mine:
         if images is None:
-            prepared = _Prepared(source, task.transform)
+            prepared = Prepared(source, task.transform)
             read = [prepared[index].image for index in indices]
             images = torch.stack([image for image in read if image is not None])
         if images.ndim != 4:

@@ -35,21 +35,17 @@ def report(
     Raises:
         ValueError: If the table cannot be read, or an argument is out of range.
     """
-    from jepa_monitor._checks import check_choice
     from jepa_monitor.cli.closing import about, facts
     from jepa_monitor.cli.files import check_place
     from jepa_monitor.cli.page import Limits, Words, numbers_of, ordered, write_page
-    from jepa_monitor.cli.settings import SCORES
-    from jepa_monitor.cli.tables import info_of, read_table
+    from jepa_monitor.cli.tables import ranked_by, read_table, scores_of
 
     limits = Limits(thumbnails, classes, images).checked()
     table = read_table(scores)
     place = Path(scores).with_suffix(".html") if out is None else Path(out)
     check_place(place, "out")
-    info = info_of(table)
-    known = tuple(name for name in SCORES if name in table.column_names)
-    ranked = rank_by or info.get("identity", {}).get("settings", {}).get("rank_by", "jepa_score")
-    check_choice(ranked, "rank_by", known)
+    ranked = ranked_by(table, rank_by)
+    known = tuple(name for name in scores_of(table) if table[name].null_count < len(table))
     if not len(table):
         raise ValueError(f"`scores`: {scores!r} has no rows.")
     others = [name for name in ("mahalanobis", *known) if name in known and name != ranked]

@@ -7,7 +7,7 @@ import dataclasses
 import functools
 import json
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -16,13 +16,12 @@ import pyarrow as pa
 import torch
 from torch import Tensor
 
+from jepa_monitor._checks import check_choice
 from jepa_monitor.cli.errors import RefusedError
 from jepa_monitor.cli.files import check_place, write_bytes
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.phases import (
-    Progress,
-    Task,
     check_rows,
     embed_reference,
     method_used,
@@ -33,10 +32,11 @@ from jepa_monitor.cli.phases import (
     score_corrupted,
     score_images,
 )
-from jepa_monitor.cli.runs import Part, Run, check_same
-from jepa_monitor.cli.settings import SCORES, Settings
+from jepa_monitor.cli.runs import Run, check_same
+from jepa_monitor.cli.settings import Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import (
+    LOG_PRIOR,
     check_format,
     info_of,
     read_table,
@@ -44,11 +44,12 @@ from jepa_monitor.cli.tables import (
     with_info,
     write_table,
 )
+from jepa_monitor.cli.task import Progress, Task
 from jepa_monitor.cli.torchvision_sets import download_torchvision
+from jepa_monitor.cli.verdict import Verdict, table_of
+from jepa_monitor.detectors import Detector, choose_detectors
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.functional._intervals import midranks
-from jepa_monitor.functional.outliers import robust_fence
 from jepa_monitor.jacobian.memory import default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 
@@ -57,7 +58,7 @@ __all__ = ["check_request", "score_dataset"]
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _LEAST_IMAGES = 2  # of a reference, whose law has a variance
 _NOT_DECIDING = ("workers", "device", "download")
-_FORMAT = 1  # of the unfinished work; a change of what is kept must not meet older files
+_FORMAT = 2  # of the unfinished work; a change of what is kept must not meet older files
 
 
 def score_dataset(
@@ -69,6 +70,7 @@ def score_dataset(
     reference: Any = None,
     options: ScoreOptions | None = None,
     settings: Settings | None = None,
+    detectors: Iterable[str | Detector] = (),
     strict: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
@@ -89,6 +91,8 @@ def score_dataset(
         reference: Data that the images are compared with; by default they themselves.
         options: How to score; default ``ScoreOptions(method="auto")``.
         settings: How to go through the data.
+        detectors: What to score by too: names in :data:`~jepa_monitor.detectors.DETECTORS`, and
+            detectors of your own; each has a column.
         strict: Raise at the first image that cannot be read.
         overwrite: Begin again if there is a table, or unfinished work, of other settings.
         progress: Called with the phase, the number of images done and that of all.
@@ -108,6 +112,10 @@ def score_dataset(
     settings = settings or Settings()
     processes = Processes(together=True)
     source, other, device = check_request(data, out, reference, settings)
+    chosen = _chosen(detectors)
+    names = (*(each.name for each in chosen), LOG_PRIOR)
+    for argument in ("rank_by", "outlier_by"):
+        check_choice(getattr(settings, argument), argument, names)
     loaded = load_encoder(encoder) if isinstance(encoder, str) else encoder
     if not isinstance(loaded, LoadedEncoder):
         loaded = LoadedEncoder(type(loaded).__name__, loaded, transform)
@@ -125,6 +133,7 @@ def score_dataset(
         "reference": other and {"name": other.name, "content": other.fingerprint()},
         "options": dataclasses.asdict(options),
         "settings": _deciding(settings),
+        "detectors": [f"{each.name} {type(each).__qualname__}" for each in chosen],
     }
     with contextlib.ExitStack() as stack:
         if out is None:
@@ -150,6 +159,7 @@ def score_dataset(
             loaded.transform,
             device,
             dataclasses.replace(options, max_memory=planned["max_memory"]),
+            chosen,
             settings.workers,
             planned["batch_size"],
             strict,
@@ -200,6 +210,19 @@ def check_request(
             f"`limit` must be at least {_LEAST_IMAGES} without `reference`, got {settings.limit}."
         )
     return source, None, device
+
+
+def _chosen(detectors: Iterable[str | Detector]) -> tuple[Detector, ...]:
+    """Find the detectors that are always there, and those that were asked for beside them."""
+    usual = choose_detectors()
+    chosen = choose_detectors([*usual, *detectors])
+    for each in chosen:
+        if each.least_examples:
+            raise ValueError(
+                f"`detectors`: {each.name} learns from scored images of the reference, of which "
+                "there are none here: only their embeddings are kept."
+            )
+    return chosen
 
 
 def _check_weights(embedder: Embedder) -> None:
@@ -295,15 +318,18 @@ def _work(
     agree(lambda: score_corrupted(task, source, probe, law))
 
     def finish() -> pa.Table:
-        table = _table(source, scored, settings)
+        verdict = Verdict.of(settings, law, task.detectors)
+        table = table_of(source, scored, verdict, settings.fence)
         info = {
             "identity": identity,
+            **verdict._asdict(),
             "assumed": list(assumed),
             "images": len(indices),
             "ignored": source.ignored,
             "skipped": len(indices) - len(table),
             "method": method_used(task, law),
             "reference": len(law.base),
+            "width": law.base.shape[1],
             **precondition(law),
             **read_polarity(task, scored.arrays["jepa_score"][rows]),
         }
@@ -317,36 +343,6 @@ def _work(
         return table
 
     return agree(finish)
-
-
-def _table(source: Source, scored: Part, settings: Settings) -> pa.Table:
-    arrays = scored.arrays
-    indices = [int(index) for index in arrays["index"]]
-    ranked, told = (
-        torch.from_numpy(arrays[name]) for name in (settings.rank_by, settings.outlier_by)
-    )
-    finite = torch.isfinite(ranked)
-    quantile = torch.full_like(ranked, torch.nan)
-    if bool(finite.any()):
-        quantile[finite] = midranks(ranked[finite]).double() / int(finite.sum())
-    outlier = torch.zeros_like(finite)
-    if len(values := told[torch.isfinite(told)]):
-        outlier = told < robust_fence(values, settings.fence)
-    columns = {
-        "path": pa.array([source.key(index) for index in indices], pa.string()),
-        "label": pa.array([source.label(index) for index in indices], pa.string()),
-        **{name: _column(arrays[name]) for name in SCORES},
-        "below_noise_floor": pa.array(arrays["below_noise_floor"], pa.int64()),
-        "quantile": _column(quantile.numpy()),
-        "outlier": pa.array(outlier.tolist(), pa.bool_()),
-        "note": pa.array(arrays["note"].tolist(), pa.string()),
-    }
-    return pa.table(columns)
-
-
-def _column(values: Any) -> pa.Array:
-    """Make a column in which what is not a finite number is missing."""
-    return pa.array(values, pa.float64(), mask=~np.isfinite(values))
 
 
 def _write_problems(path: Path, problems: list[dict[str, Any]], scratch: Path) -> None:

@@ -6,11 +6,10 @@ import dataclasses
 import math
 import os
 
-from jepa_monitor._checks import check_choice, check_positive, check_positive_int
+from jepa_monitor._checks import check_positive, check_positive_int
 
-__all__ = ["SCORES", "ModelSettings", "Settings"]
+__all__ = ["ModelSettings", "Settings"]
 
-SCORES = ("jepa_score", "log_density", "log_prior", "knn", "mahalanobis")  # higher is denser
 _WORKERS_A_CPU = 16  # more only take each other's memory
 
 
@@ -74,9 +73,11 @@ class Settings:
         workers: Processes that read images; 0 reads in the main one.
         device: cpu, cuda, cuda:1, …; ``auto`` takes a GPU if there is one.
         rank_by: The score that quantiles and the least likely images are of: jepa_score,
-            log_density, log_prior, knn or mahalanobis.
+            log_density, log_prior, knn, mahalanobis or a detector of your own.
         outlier_by: The score that tells outliers, one of the same. Score and fence are the ones
-            that docs/scoring.md chose on some images and confirmed on others.
+            that docs/scoring.md chose on some images and confirmed on others. Of no more images
+            than the embeddings have dimensions, what a normal law says is void: knn takes its place
+            here and in ``rank_by``.
         fence: Scores so many robust standard deviations below the median are outliers.
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
@@ -124,7 +125,5 @@ class Settings:
                 f"`workers` must be at most {most} on this machine of {os.cpu_count()} CPUs, "
                 f"got {self.workers}."
             )
-        check_choice(self.rank_by, "rank_by", SCORES)
-        check_choice(self.outlier_by, "outlier_by", SCORES)
         check_positive(self.fence, "fence")
         check_positive_int(self.max_pixels, "max_pixels")

@@ -10,20 +10,25 @@ from typing import Any
 import pyarrow as pa
 from pyarrow import csv, parquet
 
+from jepa_monitor._checks import check_choice
 from jepa_monitor.cli.files import write_atomically, write_bytes
-from jepa_monitor.cli.settings import SCORES
+from jepa_monitor.detectors import DETECTORS
 
 __all__ = [
     "FORMATS",
+    "LOG_PRIOR",
     "check_format",
     "info_of",
+    "ranked_by",
     "read_table",
+    "scores_of",
     "side_file",
     "with_info",
     "write_table",
 ]
 
 FORMATS = (".parquet", ".csv", ".jsonl")
+LOG_PRIOR = "log_prior"  # a part of a detector's score that is worth a column
 _KEY = b"jepa_monitor"
 
 
@@ -140,17 +145,52 @@ def read_table(path: str | Path, argument: str = "scores") -> pa.Table:
             f"`{argument}`: {str(path)!r} has no columns `path` and `jepa_score`, but "
             f"{', '.join(table.column_names)}."
         )
-    for name in SCORES:
-        if name in table.column_names and not _is_number(table[name]):
-            raise ValueError(f"`{argument}`: column {name!r} of {str(path)!r} holds no numbers.")
     if place.suffix != ".parquet" and _info_place(place).is_file():
         table = with_info(table, json.loads(_info_place(place).read_text()))
+    for name in scores_of(table):
+        if not _is_number(table[name]):
+            raise ValueError(f"`{argument}`: column {name!r} of {str(path)!r} holds no numbers.")
     return table
 
 
 def _is_number(column: pa.ChunkedArray) -> bool:
     kind = column.type  # null where all are missing
     return bool(pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_null(kind))
+
+
+def scores_of(table: pa.Table) -> tuple[str, ...]:
+    """Name the scores that a table holds: those of its run, or those that the registry knows.
+
+    Args:
+        table: The scores.
+
+    Returns:
+        Names of columns.
+    """
+    known = info_of(table).get("scores", (*DETECTORS, LOG_PRIOR))
+    return tuple(name for name in known if name in table.column_names)
+
+
+def ranked_by(table: pa.Table, asked: str | None = None) -> str:
+    """Choose the score to sort by.
+
+    Args:
+        table: The scores.
+        asked: What the caller gave; ``None`` for that of the table's own quantiles.
+
+    Returns:
+        Name of a column.
+
+    Raises:
+        ValueError: If the table has no such score, or no image has it.
+    """
+    info = info_of(table)
+    own = info.get("rank_by") or info.get("identity", {}).get("settings", {}).get("rank_by")
+    name = check_choice(asked or own or "jepa_score", "rank_by", scores_of(table))
+    if len(table) and table[name].null_count == len(table):
+        why = f": {info['void']}" if info.get("void") else ""
+        raise ValueError(f"`rank_by`: no image has {name!r}{why}.")
+    return name
 
 
 def _info_place(path: Path) -> Path:

@@ -19,4 +19,5 @@ from jepa_monitor.detectors.registry import DETECTORS as DETECTORS
 from jepa_monitor.detectors.registry import choose_detectors as choose_detectors
 from jepa_monitor.detectors.registry import detect as detect
 from jepa_monitor.detectors.registry import fit_detectors as fit_detectors
+from jepa_monitor.detectors.registry import score_with as score_with
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape as SpectrumShape

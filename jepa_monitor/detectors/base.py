@@ -27,11 +27,14 @@ class Detector(ABC):
         least_examples: How many scored images it needs to learn from, of the reference's
             :attr:`~jepa_monitor.detectors.Reference.examples`; with fewer it is left out. 0: it
             learns from none, so that thresholds may be set on all of them.
+        by_law: Whether it judges by the normal law of the reference's embeddings, which no more of
+            them than dimensions do not determine.
     """
 
     name: str
     least_reference: ClassVar[int] = 0
     least_examples: ClassVar[int] = 0
+    by_law: ClassVar[bool] = False
 
     def fit(self, reference: Reference) -> Self:
         """Learn what is usual. A fit replaces the one before.

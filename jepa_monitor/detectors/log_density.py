@@ -15,6 +15,7 @@ class LogDensity(Detector):
 
     name = "log_density"
     least_reference = 2
+    by_law = True
 
     def score(self, data: ScoredSet) -> Tensor:
         """Take the densities that the set has, which come of the same reference.

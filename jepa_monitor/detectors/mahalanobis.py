@@ -21,6 +21,7 @@ class Mahalanobis(Detector):
 
     name = "mahalanobis"
     least_reference = 2
+    by_law = True
 
     def fit(self, reference: Reference) -> Self:
         """Take the law of the reference.

@@ -39,6 +39,7 @@ class RadialMahalanobis(Detector):
 
     name = "mahalanobis_radial"
     least_reference = _LEAST
+    by_law = True
 
     def __init__(self, exponent: float | None = None) -> None:
         if exponent is not None and not 0 <= exponent <= 1:

@@ -23,7 +23,7 @@ from jepa_monitor.detectors.mahalanobis import Mahalanobis
 from jepa_monitor.detectors.mahalanobis_radial import RadialMahalanobis
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape
 
-__all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors"]
+__all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors", "score_with"]
 
 _ALWAYS = (JepaScore(), LogDensity(), KNN(), Mahalanobis())
 _BY_NAME = (SpectrumShape(), Contrast(), Bands(), TwoSidedJepaScore(), RadialMahalanobis())
@@ -121,7 +121,7 @@ def detect(
     for detector in detectors:
         try:
             for name, fitted in fit_detectors([detector], reference).items():
-                found = {kind: _checked(fitted, data) for kind, data in sets.items()}
+                found = {kind: score_with(fitted, data) for kind, data in sets.items()}
                 for kind, data in sets.items():
                     # What it has learned from is no measure of others.
                     if fitted.least_examples and reference and data is reference.scored:
@@ -133,7 +133,19 @@ def detect(
     return scores, failed
 
 
-def _checked(detector: Detector, data: ScoredSet) -> Tensor:
+def score_with(detector: Detector, data: ScoredSet) -> Tensor:
+    """Score a set by a fitted detector, which may be somebody else's.
+
+    Args:
+        detector: From :func:`fit_detectors`.
+        data: The images and what is known of them.
+
+    Returns:
+        (B,), float64, higher for more usual.
+
+    Raises:
+        ValueError: If it returns anything but one number an image.
+    """
     found: Any = detector.score(data)
     if not isinstance(found, Tensor) or found.shape != data.scores.shape:
         shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__

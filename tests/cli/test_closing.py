@@ -19,7 +19,7 @@ INFO = {
     "ignored": 3,
     "method": "exact, 8 rows",
     "reference": 100,
-    "identity": {"settings": {"outlier_by": "mahalanobis"}},
+    "outlier_by": "mahalanobis",
     "density/precondition": 1.0,
     "density/precondition_needed": 300.0,
     "density/normality_effect": 0.0012,
@@ -79,6 +79,15 @@ def test_what_cannot_be_said_is_not_said() -> None:
     found = dict(facts(table(info | {"density/polarity_low": 0.3}), "jepa_score"))
     assert found["Gaussian embeddings"].startswith("cannot be said: it takes 300 images")
     assert found["polarity"].endswith(": not known")
+
+
+def test_a_void_law_is_named_and_what_nothing_tells_is_no_share() -> None:
+    info = INFO | {"void": "too few", "left_out": ["log_density", "mahalanobis"]}
+    scored = table(info).drop_columns(["outlier"])
+    scored = scored.append_column("outlier", pa.nulls(100, pa.bool_()))
+    found = dict(facts(scored, "jepa_score"))
+    assert found["outliers by mahalanobis"] == "cannot be said of 100 images"
+    assert found["normal law"] == "void: too few; no log_density, mahalanobis"
 
 
 def test_the_ten_least_likely_come_last_and_in_order() -> None:

@@ -298,13 +298,15 @@ def test_settings_are_checked() -> None:
     for wrong, message in [
         ({"limit": 0}, "`limit` must be at least 1"),
         ({"batch_size": "big"}, "`batch_size` must be a number of images or auto"),
-        ({"rank_by": "label"}, "`rank_by` must be one of jepa_score"),
-        ({"outlier_by": "label"}, "`outlier_by` must be one of jepa_score"),
         ({"fence": 0.0}, "`fence` must be finite and above 0"),
         ({"workers": -1}, "`workers` must be at least 0"),
     ]:
         with pytest.raises(ValueError, match=message):
             Settings(**wrong)  # type: ignore[arg-type]
+    for name in ("rank_by", "outlier_by"):
+        settings = Settings(**{name: "label"})  # type: ignore[arg-type]
+        with pytest.raises(ValueError, match=f"`{name}` must be one of jepa_score"):
+            score_dataset(Small(), TensorDataset(torch.rand(3, 3, 6, 6)), settings=settings)
     with pytest.raises(ValueError, match="`out` must end in one of"):
         score_dataset(Small(), TensorDataset(torch.rand(3, 3, 6, 6)), "scores.txt")
     with pytest.raises(TypeError, match="`data` must be a path or a map-style data set"):

@@ -1,0 +1,100 @@
+"""What is said of images: in go their scores, out comes a table with quantiles and outliers."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, NamedTuple
+
+import numpy as np
+import pyarrow as pa
+import torch
+
+from jepa_monitor.cli.images import Source
+from jepa_monitor.cli.phases import Law
+from jepa_monitor.cli.runs import Part
+from jepa_monitor.cli.settings import Settings
+from jepa_monitor.cli.tables import LOG_PRIOR
+from jepa_monitor.detectors import Detector
+from jepa_monitor.functional._intervals import midranks
+from jepa_monitor.functional.outliers import robust_fence
+
+__all__ = ["Verdict", "table_of"]
+
+_FALLBACK = "knn"  # for what the law of too few embeddings would say
+
+
+class Verdict(NamedTuple):
+    """By which scores the images are judged.
+
+    Args:
+        scores: All that there are.
+        rank_by: The one that quantiles are of.
+        outlier_by: The one that tells outliers.
+        left_out: Those that are void, and missing in the table.
+        void: Why, in words; empty if none is.
+    """
+
+    scores: tuple[str, ...]
+    rank_by: str
+    outlier_by: str
+    left_out: tuple[str, ...]
+    void: str
+
+    @classmethod
+    def of(cls, settings: Settings, law: Law, detectors: Iterable[Detector]) -> Verdict:
+        """Take neighbours' distances, which hold of any number of images, for what is void.
+
+        Args:
+            settings: What was asked for.
+            law: What the images are compared with.
+            detectors: That score them.
+
+        Returns:
+            The verdict.
+        """
+        left_out = () if law.holds else (*(d.name for d in detectors if d.by_law), LOG_PRIOR)
+        asked = (settings.rank_by, settings.outlier_by)
+        rank_by, outlier_by = (_FALLBACK if name in left_out else name for name in asked)
+        names = (*(each.name for each in detectors), LOG_PRIOR)
+        return cls(names, rank_by, outlier_by, left_out, law.void)
+
+
+def table_of(source: Source, scored: Part, verdict: Verdict, fence: float) -> pa.Table:
+    """Make a row of every image that could be read.
+
+    Args:
+        source: Where the images are.
+        scored: All batches of the scores.
+        verdict: By which scores they are judged.
+        fence: Width of the fence, in robust standard deviations.
+
+    Returns:
+        The table.
+    """
+    arrays = scored.arrays
+    indices = [int(index) for index in arrays["index"]]
+    ranked, told = (
+        torch.from_numpy(arrays[name]) for name in (verdict.rank_by, verdict.outlier_by)
+    )
+    finite = torch.isfinite(ranked)
+    quantile = torch.full_like(ranked, torch.nan)
+    if bool(finite.any()):
+        quantile[finite] = midranks(ranked[finite]).double() / int(finite.sum())
+    outlier: list[bool | None] = [None] * len(told)  # not false: nobody can tell
+    if len(values := told[torch.isfinite(told)]):
+        outlier = (told < robust_fence(values, fence)).tolist()
+    columns = {
+        "path": pa.array([source.key(index) for index in indices], pa.string()),
+        "label": pa.array([source.label(index) for index in indices], pa.string()),
+        **{name: _column(arrays[name]) for name in verdict.scores},
+        "below_noise_floor": pa.array(arrays["below_noise_floor"], pa.int64()),
+        "quantile": _column(quantile.numpy()),
+        "outlier": pa.array(outlier, pa.bool_()),
+        "note": pa.array(arrays["note"].tolist(), pa.string()),
+    }
+    return pa.table(columns)
+
+
+def _column(values: Any) -> pa.Array:
+    """Make a column in which what is not a finite number is missing."""
+    return pa.array(values, pa.float64(), mask=~np.isfinite(values))
