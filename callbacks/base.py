@@ -8,17 +8,15 @@ from typing import Any
 
 import lightning.pytorch as pl
 import torch
-from lightning.pytorch.utilities import rank_zero_warn
 
 from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.callbacks.averaging import averaged_encoder, follow_averaging
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
-    find_training_data,
-    find_validation_data,
     is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars
+from jepa_monitor.callbacks.reading import ReadingCallback
 from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm
@@ -31,7 +29,7 @@ __all__ = ["EncoderCallback", "OnCollapse"]
 OnCollapse = str | Callable[[pl.Trainer, pl.LightningModule, AlarmReading], Any]
 
 
-class EncoderCallback(pl.Callback):
+class EncoderCallback(ReadingCallback):
     """Looks at an encoder: takes the looks, writes them, reacts to an alarm, keeps the story of a run.
 
     A subclass says what to keep of the images (:meth:`prepare`), what to measure (:meth:`measure`)
@@ -107,18 +105,8 @@ class EncoderCallback(pl.Callback):
         self.pool = check_pool(pool)
         self.batch_to_images = check_batch_to_images(batch_to_images)
         self._partners: list[EncoderCallback] = []  # with the same tags, which they share out
-        self._prepared = False
+        super().__init__()
         self._story = self._fitted = self._new_story(together=False)
-
-    @abstractmethod
-    def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
-        """Keep what is needed of the images; called once a run.
-
-        Args:
-            trainer: The Trainer.
-            probe: The source of the images.
-            shuffle_seed: How to draw them, if not the first ones.
-        """
 
     @abstractmethod
     def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
@@ -220,7 +208,7 @@ class EncoderCallback(pl.Callback):
             self._story = self._new_story(together=trainer.world_size > 1)
         if stage == "fit":
             self._fitted = self._story
-        self._prepared = False
+        self.forget_images()
 
     @property
     def state_key(self) -> str:
@@ -264,40 +252,11 @@ class EncoderCallback(pl.Callback):
             processes=Processes(together),
         )
 
-    def _prepare_if_readable(self, trainer: pl.Trainer) -> None:
-        """Read the images before training, so that a wrong argument is an error at once."""
-        try:
-            self._prepare(trainer)
-        except (TypeError, ValueError):
-            raise
-        except Exception:  # a disk or a server, perhaps: the next look tries again, and reports it
-            if self.strict:
-                raise
-
-    def _prepare(self, trainer: pl.Trainer) -> None:
-        if self._prepared:
-            return
-        probe, shuffle_seed = self.probe, None
-        if probe is None:
-            probe = Processes(trainer.world_size > 1).agree(lambda: find_validation_data(trainer))
-        if probe is None:
-            probe, shuffle_seed = find_training_data(trainer), 0
-            if probe is None:
-                raise ValueError(
-                    "`probe` was not given, and the Trainer has neither validation nor training "
-                    "data to take images from."
-                )
-            rank_zero_warn(
-                f"{type(self).__name__} found no validation data, so it watches images of the "
-                "training set, as its transforms augment them: they are not held out. Pass `probe` "
-                "or validation data."
-            )
-        self.prepare(trainer, probe, shuffle_seed)
-        self._prepared = True
-
     def _look(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, x: int | None = None
     ) -> None:
+        if self.is_waiting():  # for images that training has not drawn yet
+            return
         story = self._story
 
         def evaluate() -> Evaluation:

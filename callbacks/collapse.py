@@ -114,6 +114,11 @@ class CollapseCallback(PacedCallback):
             raise ValueError(f"`max_samples` must be at least {MIN_SAMPLES}, got {max_samples}.")
         self.images: Tensor | None = None
 
+    @property
+    def wanted_images(self) -> int:
+        """How many images to keep."""
+        return self.max_samples
+
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
         """Read the images.
 

@@ -13,6 +13,7 @@ __all__ = [
     "find_encoder",
     "find_training_data",
     "find_validation_data",
+    "first_of",
     "is_fitting",
 ]
 
@@ -178,19 +179,40 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
     return getattr(spec, "__name__", "encoder"), encoder
 
 
+def _opened(loaders: Any) -> tuple[Any, ...] | None:
+    """List what a container of loaders holds; ``None`` for a loader."""
+    # A loader is never asked for its truth value, which calls `len`: a stream has none.
+    if isinstance(loaders, Mapping):
+        return tuple(loaders.values())
+    if type(loaders).__name__ == "CombinedLoader":  # of either package of Lightning
+        return (loaders.iterables,)
+    return tuple(loaders) if isinstance(loaders, list | tuple) else None
+
+
 def _first(loaders: Any) -> Any:
     """Take the first of several loaders, however they are nested."""
-    # A loader is never asked for its truth value, which calls `len`: a stream has none.
-    while True:
-        if isinstance(loaders, Mapping):
-            loaders = list(loaders.values())
-        elif type(loaders).__name__ == "CombinedLoader":  # of either package of Lightning
-            loaders = [loaders.iterables]
-        elif not isinstance(loaders, list | tuple):
-            return loaders
-        if not loaders:
+    while (inside := _opened(loaders)) is not None:
+        if not inside:
             return None
-        loaders = loaders[0]
+        loaders = inside[0]
+    return loaders
+
+
+def first_of(batch: Any, loaders: Any) -> Any:
+    """Take the part of a batch that the first of several loaders has yielded.
+
+    Args:
+        batch: As a step gets it.
+        loaders: What the Trainer draws from, in the containers of the batch.
+
+    Returns:
+        The first loader's own batch.
+    """
+    while (inside := _opened(loaders)) is not None and inside:
+        if type(loaders).__name__ != "CombinedLoader":
+            batch = next(iter(batch.values())) if isinstance(batch, Mapping) else batch[0]
+        loaders = inside[0]
+    return batch
 
 
 def _requested(loop: Any) -> Any:

@@ -12,7 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
 from jepa_monitor.callbacks.base import OnCollapse
-from jepa_monitor.callbacks.discovery import EncoderSpec, find_training_data, is_fitting
+from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.detectors import Detector
@@ -166,6 +166,11 @@ class JepaScoreCallback(PacedCallback):
         self._laid_out: Any = None  # the run whose loggers know how to arrange the curves
         self._announced: Any = None  # the run whose user knows what a look takes
 
+    @property
+    def wanted_images(self) -> int:
+        """How many images of each set to keep."""
+        return max(self.settings.max_probe_samples, self.settings.max_embedding_samples)
+
     def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
         """Read the images.
 
@@ -236,9 +241,14 @@ class JepaScoreCallback(PacedCallback):
                 **settings.arguments,
             )
 
+        given = {
+            name: self.given_source(trainer, data) for name, data in (settings.ood or {}).items()
+        }
+        settings = dataclasses.replace(settings, ood=given)
         if settings.reference is not None:
-            return build(settings)
-        training = find_training_data(trainer) if is_fitting(trainer) else None
+            reference = self.given_source(trainer, settings.reference)
+            return build(dataclasses.replace(settings, reference=reference))
+        training = self.training_source(trainer)
         if training is None:
             return build(settings)
         try:

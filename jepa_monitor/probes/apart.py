@@ -34,6 +34,8 @@ _SHARED_BYTES = 2**31  # of shared memory that a process copies at most
 class Unread(Exception):  # noqa: N818 - the cause is the error; this says where it came from
     """The source of the data raised, or the process that read it died or hung."""
 
+    name: str = ""  # of the set, once it is known
+
 
 def can_read_apart() -> bool:
     """Say whether this system can read data in a fork of the process.

@@ -293,13 +293,17 @@ def _read(
     elif not is_inert(data) and not has_indices(data):
         failure = Unread("this system cannot read it in a process of its own")
     if failure is not None and source.only_apart:
+        failure.name = name
         raise failure
     if failure is not None or not apart:
         with contextlib.closing(draw()) as items:
             try:
                 deliver(itertools.islice(items, batches, None))
             except Unread as error:
-                raise (error.__cause__ or error) from None
+                if not source.only_apart:
+                    raise (error.__cause__ or error) from None
+                error.name = name
+                raise
     if failure is not None and apart:
         warnings.warn(
             f"`{name}` was read in this process, since one of its own failed ({failure}). If reading "

@@ -1,0 +1,424 @@
+"""Training draws the very batches that it would draw alone, whatever they come from."""
+
+from __future__ import annotations
+
+import itertools
+import multiprocessing
+import os
+import pathlib
+import sys
+import warnings
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from helpers import Tiny, images, loader, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from jepa_monitor import JepaScoreCallback
+from jepa_monitor.callbacks import CollapseCallback
+from jepa_monitor.probes import batch_images
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a fork of the process")
+
+
+class Recorder(Tiny):
+    """Keeps a mark of every batch, masks and all."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[tuple[str, float]] = []
+
+    def keep(self, kind: str, batch: Any) -> None:
+        total = sum(float(leaf.double().sum()) for leaf in leaves(batch))
+        self.seen.append((kind, total))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        self.keep("train", batch)
+        return self.encoder(batch_images(batch)).square().mean()
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        self.keep("validate", batch)
+
+
+def leaves(batch: Any) -> Iterator[Tensor]:
+    if isinstance(batch, dict):
+        batch = list(batch.values())
+    if isinstance(batch, list | tuple):
+        for part in batch:
+            yield from leaves(part)
+    elif isinstance(batch, Tensor):
+        yield batch
+
+
+class Noisy(Dataset):  # type: ignore[type-arg]
+    """A random generator of its own, which no seed of the process reaches."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> Any:
+        return images(24, 2)[index] + self.rng.normal(), index % 3
+
+
+class Masking:
+    """A counter that all workers share seeds the masks."""
+
+    def __init__(self) -> None:
+        self.drawn = multiprocessing.Value("i", 0)
+
+    def __call__(self, samples: list[Any]) -> Any:
+        with self.drawn.get_lock():
+            self.drawn.value += 1
+            seed = self.drawn.value
+        return default_collate(samples), torch.rand(
+            3, generator=torch.Generator().manual_seed(seed)
+        )
+
+
+class Stream(IterableDataset):  # type: ignore[type-arg]
+    def __init__(self) -> None:
+        self.position = 0
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for _ in range(24):
+            self.position += 1
+            yield images(24, 2)[self.position % 24] + self.position
+
+
+class OwnLoader:
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(3):
+            self.drawn += 1
+            yield images(8, self.drawn), self.drawn
+
+
+class Elsewhere(OwnLoader):
+    """Works in its own process only, as a loader on a GPU does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.owner = os.getpid()
+
+    def __iter__(self) -> Iterator[Any]:
+        if os.getpid() != self.owner:
+            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
+        return super().__iter__()
+
+
+class Resuming(DataLoader):  # type: ignore[type-arg]
+    """As torchdata's StatefulDataLoader: it goes on where it was."""
+
+    def __init__(self) -> None:
+        super().__init__(TensorDataset(images(24, 2)), 8)
+        self.epoch = 0
+
+    def __iter__(self) -> Any:
+        self.epoch += 1
+        return ([batch[0] * self.epoch] for batch in super().__iter__())
+
+
+class Views(Noisy):
+    def __getitem__(self, index: int) -> Any:
+        image = super().__getitem__(index)[0]
+        return {"views": [{"image": image}, {"image": image[:, ::2, ::2]}], "label": index % 3}
+
+
+class Crops(Noisy):
+    def __getitem__(self, index: int) -> Any:
+        image, label = super().__getitem__(index)
+        return index, [image, image.flip(-1), image[:, ::2, ::2]], label
+
+
+class Named:
+    """As a Hugging Face data set: no torch Dataset, and items with names."""
+
+    def __init__(self) -> None:
+        self.rng = np.random.default_rng(0)
+
+    def __len__(self) -> int:
+        return 24
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"pixel_values": images(24, 2)[index] * self.rng.normal(), "labels": index % 3}
+
+
+class Batched(IterableDataset):  # type: ignore[type-arg]
+    """As WebDataset with `.batched(8)`."""
+
+    def __init__(self) -> None:
+        self.epoch = 0
+
+    def __iter__(self) -> Iterator[Any]:
+        self.epoch += 1
+        for part in images(24, 2).split(8):
+            yield part + self.epoch, torch.arange(8)
+
+
+SOURCES: dict[str, Callable[[], Any]] = {
+    "generator of a data set": lambda: DataLoader(Noisy(), 8),
+    "shuffled": lambda: DataLoader(Noisy(), 8, shuffle=True, generator=torch.Generator().manual_seed(3)),
+    "masks": lambda: DataLoader(Noisy(), 8, shuffle=True, collate_fn=Masking()),
+    "stream": lambda: DataLoader(Stream(), 8),
+    "own loader": OwnLoader,
+    "loader that resumes": Resuming,
+    "views": lambda: DataLoader(Views(), 8),
+    "index, crops, label": lambda: DataLoader(Crops(), 8),
+    "names": lambda: DataLoader(Named(), 8),
+    "stream of batches": lambda: DataLoader(Batched(), batch_size=None),
+    "stream of batches, its own loader": Batched,
+    "only here": Elsewhere,
+}  # fmt: skip
+
+
+def run(
+    folder: pathlib.Path,
+    train: Any,
+    val: Any,
+    *callbacks: pl.Callback,
+    module: Any = None,
+    **kw: Any,
+) -> Recorder:
+    pl.seed_everything(3, verbose=False)
+    module = module or Recorder()
+    runner = trainer(folder, list(callbacks), **kw)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if isinstance(train, pl.LightningDataModule):
+            runner.fit(module, datamodule=train)
+        else:
+            runner.fit(module, train, val)
+    return module
+
+
+def watch(**kwargs: Any) -> list[pl.Callback]:
+    return [
+        JepaScoreCallback(max_overhead=None, max_probe_samples=4, polarity_samples=0, strict=True, **kwargs),
+        CollapseCallback(name="fast", every_n_steps=2, strict=True),
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("name", SOURCES)
+def test_batches_are_those_of_a_run_without_a_monitor(tmp_path: pathlib.Path, name: str) -> None:
+    make = SOURCES[name]
+    alone = run(tmp_path, make(), make())
+    callbacks = watch()
+    watched = run(tmp_path, make(), make(), *callbacks)
+    assert watched.seen == alone.seen
+    assert len(alone.seen) >= 2 * 3 + 2 * 3
+    assert len(callbacks[0].history) >= 2
+    assert len(callbacks[1].history) >= (2 if name == "only here" else 3)
+    monitor = callbacks[0].monitor
+    assert monitor is not None
+    assert monitor.images.shape == (24, 3, 8, 8)
+    assert monitor.reference is not None
+    assert monitor.reference.shape == (24, 3, 8, 8)
+
+
+@pytest.mark.parametrize("shared", ["one data set", "one loader", "workers", "persistent workers"])
+def test_data_that_both_loops_share(tmp_path: pathlib.Path, shared: str) -> None:
+    def data() -> tuple[Any, Any]:
+        samples, collate = Noisy(), Masking()
+        if shared == "one loader":
+            both = DataLoader(samples, 8, collate_fn=collate)
+            return both, both
+        # With more than one worker, who reads the shared counter first is a matter of luck.
+        workers = {} if shared == "one data set" else {"num_workers": 1}
+        if shared == "persistent workers":
+            workers["persistent_workers"] = True
+        return tuple(DataLoader(samples, 8, collate_fn=collate, **workers) for _ in range(2))  # type: ignore[return-value]
+
+    alone = run(tmp_path, *data())
+    watched = run(tmp_path, *data(), *watch())
+    assert watched.seen == alone.seen
+
+
+def test_two_workers(tmp_path: pathlib.Path) -> None:
+    def data() -> Any:
+        return DataLoader(Noisy(), 4, num_workers=2, persistent_workers=True, shuffle=True)
+
+    assert run(tmp_path, data(), data(), *watch()).seen == run(tmp_path, data(), data()).seen
+
+
+class Module(pl.LightningDataModule):
+    """Batches are bytes until they are on the device."""
+
+    def __init__(self, data: Any) -> None:
+        super().__init__()
+        self.data = data
+
+    def train_dataloader(self) -> Any:
+        return DataLoader(self.data, 8, collate_fn=self.bytes)
+
+    def val_dataloader(self) -> Any:
+        return DataLoader(self.data, 8, collate_fn=self.bytes)
+
+    @staticmethod
+    def bytes(samples: list[Any]) -> Any:
+        pixels, labels = default_collate(samples)
+        return (pixels * 40 + 128).clamp(0, 255).to(torch.uint8), labels
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return (batch[0] - 128.0) / 40, batch[1]
+
+
+def test_a_data_module_with_hooks(tmp_path: pathlib.Path) -> None:
+    callbacks = watch()
+    watched = run(tmp_path, Module(Noisy()), None, *callbacks)
+    assert watched.seen == run(tmp_path, Module(Noisy()), None).seen
+    assert len(callbacks[0].history) == 3
+    callbacks = watch()
+    run(tmp_path, Module(TensorDataset(images(24, 2), torch.arange(24))), None, *callbacks)
+    pixels = (images(24, 2) * 40 + 128).to(torch.uint8)
+    torch.testing.assert_close(callbacks[0].monitor.images, (pixels - 128.0) / 40)
+
+
+class Normalising(Recorder):
+    """What its hooks do depends on the loop, and on chance."""
+
+    hooks = ("before", "after")
+
+    def __init__(self, hooks: tuple[str, ...] = hooks) -> None:
+        super().__init__()
+        self.hooks = hooks
+
+    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        return [batch[0].float() / 255, *batch[1:]] if "before" in self.hooks else batch
+
+    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+        if "after" not in self.hooks:
+            return batch
+        if self.trainer.training:
+            assert self.training
+            return [-batch[0] - 0.1 * torch.rand(len(batch[0]), 1, 1, 1), *batch[1:]]
+        assert not self.training
+        return [batch[0] - 0.5, *batch[1:]]
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+@pytest.mark.parametrize("hooks", [("before",), ("before", "after")])
+def test_the_monitor_sees_what_hooks_make_of_a_batch(
+    tmp_path: pathlib.Path, dtype: torch.dtype, hooks: tuple[str, ...]
+) -> None:
+    def data(seed: int) -> Any:
+        return DataLoader(TensorDataset((images(24, seed) * 255).to(dtype)), 8)
+
+    expected = {seed: (images(24, seed) * 255).to(dtype).float() / 255 for seed in (2, 3, 4)}
+    callbacks = watch(ood={"far": data(4)})
+    watched = run(tmp_path, data(2), data(3), *callbacks, module=Normalising(hooks))
+    alone = run(tmp_path, data(2), data(3), module=Normalising(hooks))
+    assert watched.seen == alone.seen
+    monitor = callbacks[0].monitor  # type: ignore[attr-defined]
+    shift = 0.5 if "after" in hooks else 0.0
+    torch.testing.assert_close(monitor.images, expected[3] - shift)
+    torch.testing.assert_close(monitor.ood["far"], expected[4] - shift)
+    torch.testing.assert_close(callbacks[1].images, expected[3] - shift)  # type: ignore[attr-defined]
+    if "after" in hooks:
+        noise = -monitor.reference.sort(0)[0] - expected[2].flip(0).sort(0)[0]
+        assert -0.1 <= monitor.reference.max() <= 0
+        assert noise.isfinite().all()
+    else:
+        torch.testing.assert_close(monitor.reference.sort(0)[0], expected[2].sort(0)[0])
+    again = watch()
+    run(tmp_path, data(2), data(3), *again, module=Normalising(hooks))
+    assert torch.equal(again[0].monitor.reference, monitor.reference)  # type: ignore[attr-defined]
+
+
+def test_a_tensor_is_what_the_encoder_takes(tmp_path: pathlib.Path) -> None:
+    callbacks = watch(probe=images(24, 5), reference=images(24, 6))
+    data = DataLoader(TensorDataset((images(24) * 255).to(torch.uint8)), 8)
+    run(tmp_path, data, data, *callbacks, module=Normalising())
+    assert torch.equal(callbacks[0].monitor.images, images(24, 5))  # type: ignore[attr-defined]
+    assert torch.equal(callbacks[0].monitor.reference, images(24, 6))  # type: ignore[attr-defined]
+
+
+def test_a_hook_that_fails_for_us_does_not_fail_training(tmp_path: pathlib.Path) -> None:
+    class Needy(Recorder):
+        """Its hook works in the loops only."""
+
+        def on_train_epoch_start(self) -> None:
+            self.ready = True
+
+        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
+            assert hasattr(self, "ready") or self.trainer.sanity_checking
+            return [batch[0] / 2, *batch[1:]]
+
+    callbacks = watch()
+    data = loader(24, 2), loader(24, 3)
+    watched = run(tmp_path, *data, *callbacks, module=Needy())
+    assert watched.seen == run(tmp_path, *data, module=Needy()).seen
+    assert torch.equal(callbacks[0].monitor.images, images(24, 3) / 2)  # type: ignore[attr-defined]
+    reference = callbacks[0].monitor.reference  # type: ignore[attr-defined]
+    assert torch.equal(reference.sort(0)[0], images(24, 2).sort(0)[0] / 2)
+
+
+@pytest.mark.parametrize("held_out", [True, False])
+def test_what_cannot_be_read_is_taken_as_it_passes(tmp_path: pathlib.Path, held_out: bool) -> None:
+    count = 8
+    score = JepaScoreCallback(
+        max_overhead=None, max_probe_samples=4, max_embedding_samples=count, every_n_steps=1, strict=True
+    )  # fmt: skip
+    runner = trainer(tmp_path, [score], max_epochs=3)
+    module = Recorder() if held_out else Tiny()
+    with pytest.warns(UserWarning, match="cannot read the probe without touching.*Cannot re-init"):
+        runner.fit(module, Elsewhere(), Elsewhere() if held_out else None)
+    passed = [images(8, seed) for seed in range(1, 10)]
+    steps = [int(values["step"]) for values in score.history]
+    assert score.monitor is not None
+    assert score.monitor.reference is not None
+    if held_out:
+        # After two batches of the sanity check come those of the first validation.
+        assert torch.equal(score.monitor.images, passed[2])
+        assert steps[0] == 4
+    else:
+        assert torch.equal(score.monitor.images, passed[0])
+        assert torch.equal(score.monitor.reference, passed[1])
+        assert steps[0] == 1
+    assert steps[-1] == 9
+    without = [values for values in score.history if "log_density/mean" not in values]
+    assert all(values["step"] <= 6 for values in without)
+    assert "log_density/mean" in score.history[-1]
+
+
+def test_batches_without_images_pass_with_one_failure(tmp_path: pathlib.Path) -> None:
+    class Odd(Elsewhere):
+        def __iter__(self) -> Iterator[Any]:
+            return ({"left": x, "right": x} for x, _ in super().__iter__())
+
+    class Lefthanded(Tiny):
+        def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+            return super().training_step([batch["left"]], batch_idx)
+
+    score = JepaScoreCallback(max_overhead=None)
+    module = run(tmp_path, Odd(), None, score, module=Lefthanded())
+    assert len(module.losses) == 6
+    assert not score.history
+    assert score.failures >= 1
+
+
+def test_a_generator_is_left_to_training(tmp_path: pathlib.Path) -> None:
+    """Batches that can be drawn once only."""
+
+    class Once:
+        def __init__(self) -> None:
+            self.batches = ((images(8, seed), seed) for seed in itertools.count())
+
+        def __iter__(self) -> Any:
+            return itertools.islice(self.batches, 3)
+
+    alone = run(tmp_path, Once(), loader(24, 3))
+    watched = run(tmp_path, Once(), loader(24, 3), *watch())
+    assert watched.seen == alone.seen
