@@ -277,24 +277,11 @@ def parse(
     )
 
 
-def train(
-    model: type[LightningModule],
-    name: str,
-    max_epochs: int,
-    args: list[str] | None = None,
-    defaults: Mapping[str, Any] | None = None,
-    cli: type[RecipeCLI] = RecipeCLI,
-) -> Trainer:
-    """Parse the command line and train.
+def train(run: RecipeCLI) -> Trainer:
+    """Train what a command line has built.
 
     Args:
-        model: The method.
-        name: Its name, for the folder of its runs.
-        max_epochs: Default number of epochs.
-        args: Arguments, or None for those of the process.
-        defaults: What the method asks of data and callbacks, by full name such as
-            ``data.global_views``.
-        cli: The command line, for a method that needs more than the others.
+        run: What :func:`parse` returned.
 
     Returns:
         The trainer after ``fit``.
@@ -303,7 +290,6 @@ def train(
     known = (".*many workers", ".*smaller than the logging interval", ".*have no `validation_step`")
     for message in known:
         warnings.filterwarnings("ignore", message)
-    run = parse(model, name, max_epochs, args, defaults, cli)
     checkpoint = run.config["ckpt_path"]
     if checkpoint == "last":
         checkpoint = newest_checkpoint(Path(run.trainer.log_dir or "runs").parent)

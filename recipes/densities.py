@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 _LOG_2PI = math.log(2 * math.pi)
 
 
-class Density(Protocol):
-    """A distribution of points in D dimensions."""
+class Density(ABC):
+    """A distribution of points in D dimensions, which is its attribute ``dim``."""
 
-    @property
-    def dim(self) -> int:
-        """Dimension D."""
-        ...
+    if TYPE_CHECKING:  # a field of some, a property of others
 
+        @property
+        def dim(self) -> int:
+            """Dimension D."""
+
+    @abstractmethod
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
         """Draw independent points.
 
@@ -30,8 +34,8 @@ class Density(Protocol):
         Returns:
             The points, (N, D), float32.
         """
-        ...
 
+    @abstractmethod
     def log_prob(self, points: Tensor) -> Tensor:
         """Exact log-density.
 
@@ -41,7 +45,11 @@ class Density(Protocol):
         Returns:
             Log-densities in nats, (N,), float64.
         """
-        ...
+
+
+def _at_least_a_plane(dim: int) -> None:
+    if dim < 2:
+        raise ValueError(f"`dim` must be at least 2, got {dim}.")
 
 
 def _normal(count: int, dim: int, generator: torch.Generator) -> Tensor:
@@ -53,7 +61,7 @@ def _log_standard_normal(points: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, eq=False)
-class GaussianMixture:
+class GaussianMixture(Density):
     """Round Gaussians of different places, widths and weights.
 
     Args:
@@ -92,29 +100,14 @@ class GaussianMixture:
         """Dimension D."""
         return self.means.shape[1]
 
+    @override
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw points; see :class:`Density`.
-
-        Args:
-            count: Number N.
-            generator: Source of all randomness.
-
-        Returns:
-            (N, D), float32.
-        """
         chosen = torch.multinomial(self.weights, count, replacement=True, generator=generator)
         noise = _normal(count, self.dim, generator)
         return self.means[chosen] + self.scales[chosen, None] * noise
 
+    @override
     def log_prob(self, points: Tensor) -> Tensor:
-        """Exact log-density; see :class:`Density`.
-
-        Args:
-            points: (N, D).
-
-        Returns:
-            (N,), float64.
-        """
         means, scales = self.means.double(), self.scales.double()
         standard = (points.double()[:, None] - means) / scales[:, None]
         components = _log_standard_normal(standard) - self.dim * scales.log()
@@ -122,7 +115,7 @@ class GaussianMixture:
 
 
 @dataclass(frozen=True)
-class Ring:
+class Ring(Density):
     r"""A circle blurred by a Gaussian in the first two dimensions, times a Gaussian in the others.
 
     A uniform point of the circle of radius R plus N(0, τ² I) has a density that depends on the
@@ -142,34 +135,18 @@ class Ring:
     thickness: float = 0.3
 
     def __post_init__(self) -> None:
-        if self.dim < 2:
-            raise ValueError(f"`dim` must be at least 2, got {self.dim}.")
+        _at_least_a_plane(self.dim)
 
+    @override
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw points; see :class:`Density`.
-
-        Args:
-            count: Number N.
-            generator: Source of all randomness.
-
-        Returns:
-            (N, D), float32.
-        """
         points = _normal(count, self.dim, generator)
         angle = 2 * math.pi * torch.rand(count, generator=generator)
         circle = self.radius * torch.stack([angle.cos(), angle.sin()], dim=1)
         points[:, :2] = circle + self.thickness * points[:, :2]
         return points
 
+    @override
     def log_prob(self, points: Tensor) -> Tensor:
-        """Exact log-density; see :class:`Density`.
-
-        Args:
-            points: (N, D).
-
-        Returns:
-            (N,), float64.
-        """
         x = points.double()
         r, variance = torch.linalg.vector_norm(x[:, :2], dim=1), self.thickness**2
         # i0e is exp(−a)·I₀(a): the exponents are joined before anything overflows.
@@ -181,7 +158,7 @@ class Ring:
 
 
 @dataclass(frozen=True)
-class Bananas:
+class Bananas(Density):
     r"""A Gaussian bent by a shear of unit determinant: pairs of coordinates become bananas.
 
     :math:`(u, v) \mapsto (u, v + b(u^2 - 1))` has the inverse :math:`(u, v) \mapsto
@@ -199,33 +176,17 @@ class Bananas:
     thickness: float = 0.5
 
     def __post_init__(self) -> None:
-        if self.dim < 2:
-            raise ValueError(f"`dim` must be at least 2, got {self.dim}.")
+        _at_least_a_plane(self.dim)
 
+    @override
     def sample(self, count: int, generator: torch.Generator) -> Tensor:
-        """Draw points; see :class:`Density`.
-
-        Args:
-            count: Number N.
-            generator: Source of all randomness.
-
-        Returns:
-            (N, D), float32.
-        """
         points = _normal(count, self.dim, generator)
         bent = self.thickness * points[:, 1::2] + self._shift(points)
         points[:, 1::2] = bent
         return points
 
+    @override
     def log_prob(self, points: Tensor) -> Tensor:
-        """Exact log-density; see :class:`Density`.
-
-        Args:
-            points: (N, D).
-
-        Returns:
-            (N,), float64.
-        """
         x = points.double().clone()
         x[:, 1::2] = (x[:, 1::2] - self._shift(x)) / self.thickness
         return _log_standard_normal(x) - (self.dim // 2) * math.log(self.thickness)

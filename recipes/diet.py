@@ -379,10 +379,10 @@ def main(args: list[str] | None = None) -> Trainer:
     Returns:
         The trainer after ``fit``.
     """
-    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.cli import parse, train
     from jepa_monitor.recipes.old_domain import DietCLI
 
-    return train(Diet, "diet", max_epochs=40, args=args, defaults=DEFAULTS, cli=DietCLI)
+    return train(parse(Diet, "diet", max_epochs=40, args=args, defaults=DEFAULTS, cli=DietCLI))
 
 
 if __name__ == "__main__":

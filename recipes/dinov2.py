@@ -391,9 +391,9 @@ def main(args: list[str] | None = None) -> Trainer:
     Returns:
         The trainer after ``fit``.
     """
-    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.cli import parse, train
 
-    return train(DinoV2, "dinov2", max_epochs=30, args=args, defaults=DEFAULTS)
+    return train(parse(DinoV2, "dinov2", max_epochs=30, args=args, defaults=DEFAULTS))
 
 
 if __name__ == "__main__":

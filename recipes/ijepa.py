@@ -366,9 +366,9 @@ class IJepa(ScheduledModule):
 
 def main() -> None:
     """Train from the command line."""
-    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.cli import parse, train
 
-    train(IJepa, "ijepa", max_epochs=80)
+    train(parse(IJepa, "ijepa", max_epochs=80))
 
 
 if __name__ == "__main__":

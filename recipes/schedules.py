@@ -3,6 +3,10 @@
 import math
 
 
+def _progress(step: int, total: int) -> float:
+    return min(step / max(total - 1, 1), 1.0)
+
+
 def cosine(step: int, total: int, start: float, end: float) -> float:
     """Go from ``start`` to ``end`` on half a cosine; flat at ``end`` afterwards.
 
@@ -15,8 +19,7 @@ def cosine(step: int, total: int, start: float, end: float) -> float:
     Returns:
         The value at ``step``, between ``start`` and ``end``.
     """
-    progress = min(step / max(total - 1, 1), 1.0)
-    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * progress))
+    return end + 0.5 * (start - end) * (1.0 + math.cos(math.pi * _progress(step, total)))
 
 
 def linear(step: int, total: int, start: float, end: float) -> float:
@@ -31,7 +34,7 @@ def linear(step: int, total: int, start: float, end: float) -> float:
     Returns:
         The value at ``step``, between ``start`` and ``end``.
     """
-    return start + (end - start) * min(step / max(total - 1, 1), 1.0)
+    return start + (end - start) * _progress(step, total)
 
 
 def warmup_cosine(step: int, total: int, warmup: int, peak: float, end: float) -> float:

@@ -173,9 +173,9 @@ def main(args: list[str] | None = None) -> Trainer:
     Returns:
         The trainer after ``fit``.
     """
-    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.cli import parse, train
 
-    return train(VicReg, "vicreg", max_epochs=50, args=args, defaults=DEFAULTS)
+    return train(parse(VicReg, "vicreg", max_epochs=50, args=args, defaults=DEFAULTS))
 
 
 if __name__ == "__main__":

@@ -123,18 +123,19 @@ def test_settings_are_checked() -> None:
 
 @pytest.fixture(scope="module")
 def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
-    from jepa_monitor.recipes.cli import train
+    from jepa_monitor.recipes.cli import parse, train
     from jepa_monitor.recipes.ijepa import IJepa
 
     folder = tmp_path_factory.mktemp("ijepa")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        train(
+        run = parse(
             IJepa, "ijepa", 1,
             ["--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
              "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
              "--model.depth=1", "--monitor.max_probe_samples=2"],
         )  # fmt: skip
+        train(run)
     return folder / "runs/ijepa/version_0/checkpoints/last.ckpt"
 
 

@@ -41,7 +41,7 @@ class Recipe:
         return parse(self.model, self.name, max_epochs, args, self.defaults)
 
     def train(self, args):
-        return train(self.model, self.name, 60, args, self.defaults)
+        return train(self.parse(args))
 
 
 RECIPES = [

@@ -305,7 +305,7 @@ def folder(tmp_path, monkeypatch):
 
 def run(*arguments):
     arguments = [*SMALL, "--data", "npz:new.npz", *arguments]
-    return train(Diet, "diet", 2, arguments, DEFAULTS, DietCLI)
+    return train(parse(Diet, "diet", 2, arguments, DEFAULTS, DietCLI))
 
 
 def weights(path):
