@@ -115,7 +115,7 @@ def the_callback(names: dict[str, Any], folder: pathlib.Path) -> None:
 def the_loop(names: dict[str, Any], folder: pathlib.Path) -> None:
     names["writer"].close()
     scalars = EventAccumulator(str(folder / "events")).Reload()
-    assert {"jepa_score/mean", "collapse/rankme"} <= set(scalars.Tags()["scalars"])
+    assert {"jepa_score/mean", "collapse/state", "collapse/alarm"} <= set(scalars.Tags()["scalars"])
     assert [point.step for point in scalars.Scalars("jepa_score/mean")] == [7]
 
 
