@@ -13,6 +13,8 @@ from jepa_monitor.functional.calibration import kolmogorov_smirnov as kolmogorov
 from jepa_monitor.functional.calibration import rank_pit as rank_pit
 from jepa_monitor.functional.calibration import (
     two_sample_kolmogorov_smirnov as two_sample_kolmogorov_smirnov,
+from jepa_monitor.functional.cluster_learnability import (
+    cluster_learnability as cluster_learnability,
 )
 from jepa_monitor.functional.collapse import alpha_req as alpha_req
 from jepa_monitor.functional.collapse import collapse_level as collapse_level
@@ -23,9 +25,13 @@ from jepa_monitor.functional.collapse import rankme as rankme
 from jepa_monitor.functional.collapse import stable_rank as stable_rank
 from jepa_monitor.functional.conformal import benjamini_hochberg as benjamini_hochberg
 from jepa_monitor.functional.conformal import conformal_p_values as conformal_p_values
+from jepa_monitor.functional.dense_structure import dense_structure as dense_structure
 from jepa_monitor.functional.detection import auroc as auroc
 from jepa_monitor.functional.detection import average_precision as average_precision
 from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr
+from jepa_monitor.functional.ema_lag import ema_lag as ema_lag
+from jepa_monitor.functional.ema_lag import ema_straightness as ema_straightness
+from jepa_monitor.functional.ema_lag import functional_lag as functional_lag
 from jepa_monitor.functional.gaussianity import epps_pulley as epps_pulley
 from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
@@ -41,7 +47,11 @@ from jepa_monitor.functional.jacobian_alignment import (
 )
 from jepa_monitor.functional.jacobian_alignment import rank_one_share as rank_one_share
 from jepa_monitor.functional.lidar import lidar as lidar
+from jepa_monitor.functional.mst_dimension import mst_dimension as mst_dimension
 from jepa_monitor.functional.mutual_neighbors import mutual_knn as mutual_knn
+from jepa_monitor.functional.neighbor_consistency import (
+    neighbor_consistency as neighbor_consistency,
+)
 from jepa_monitor.functional.neighbors import knn_distance as knn_distance
 from jepa_monitor.functional.neighbors import knn_score as knn_score
 from jepa_monitor.functional.normality import Normality as Normality
@@ -50,8 +60,10 @@ from jepa_monitor.functional.outliers import outlier_fraction as outlier_fractio
 from jepa_monitor.functional.outliers import robust_fence as robust_fence
 from jepa_monitor.functional.polarity import paired_polarity as paired_polarity
 from jepa_monitor.functional.polarity import severity_order as severity_order
+from jepa_monitor.functional.self_clustering import self_clustering as self_clustering
 from jepa_monitor.functional.separation import separation as separation
 from jepa_monitor.functional.sequential import predictive_pit as predictive_pit
 from jepa_monitor.functional.task_priors import prior_kernel as prior_kernel
 from jepa_monitor.functional.task_priors import sample_tasks as sample_tasks
 from jepa_monitor.functional.task_priors import task_prior_performance as task_prior_performance
+from jepa_monitor.functional.two_nn import two_nn as two_nn

@@ -7,7 +7,6 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._directions import unit_rows
 
 _ROUNDING = 4  # a spread of so many roundings of the input's dtype is no spread
@@ -40,24 +39,23 @@ def no_dimension(duplicates: Tensor) -> IntrinsicDimension:
     return IntrinsicDimension(infinite, infinite, duplicates)
 
 
-def distinct_points(embeddings: Tensor, normalized: bool, min_rows: int) -> tuple[Tensor, Tensor]:
+def distinct_points(z: Tensor, normalized: bool, resolution: float) -> tuple[Tensor, Tensor]:
     """Centre embeddings, scale them, and leave out those that come up again.
 
     Args:
-        embeddings: Embeddings, shape (N, K).
+        z: Embeddings in float64, shape (N, K).
         normalized: Whether to scale them to unit length first.
-        min_rows: Smallest N.
+        resolution: Machine epsilon of the dtype in which they came.
 
     Returns:
         Distinct points, float64, shape (n, K), a single one if all are equal up to rounding; and how
         many were left out, float64.
     """
-    z = as_matrix(embeddings, "embeddings", min_rows)
     z = unit_rows(z) if normalized else z / z.abs().amax().clamp(min=torch.finfo(z.dtype).tiny)
     distinct = torch.unique(z, dim=0)
     duplicates = z.new_tensor(float(len(z) - len(distinct)))
     centred = distinct - distinct.mean(dim=0)
     size, spread = z.square().sum(1).mean().sqrt(), centred.square().sum(1).mean().sqrt()
-    if float(spread) <= _ROUNDING * torch.finfo(embeddings.dtype).eps * float(size):
+    if float(spread) <= _ROUNDING * resolution * float(size):
         return centred[:1], z.new_tensor(float(len(z) - 1))
     return centred, duplicates

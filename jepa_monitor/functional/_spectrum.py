@@ -125,6 +125,19 @@ def participation(eigenvalues: Tensor, bias_corrected: bool, count: int, width: 
     return 1 / (1 / ratio - 1 / (count - 1)).clamp(min=1 / width)
 
 
+def stable_share(eigenvalues: Tensor) -> Tensor:
+    """Sum of the eigenvalues in units of the largest.
+
+    Args:
+        eigenvalues: Not negative, largest first.
+
+    Returns:
+        0-dimensional tensor; 0 for a spectrum of zeros.
+    """
+    largest = eigenvalues[0]
+    return eigenvalues.sum() / largest if largest > 0 else torch.zeros_like(largest)
+
+
 def fit_power_law(eigenvalues: Tensor, ranks: tuple[int, int]) -> PowerLawFit:
     """Weighted least squares of log λ_i on log i with weights 1/i.
 

@@ -13,6 +13,7 @@ from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._directions import unit_rows
 from jepa_monitor.functional._kmeans import kmeans
 
+MIN_SAMPLES = 4
 _TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
 
 
@@ -66,14 +67,36 @@ def cluster_learnability(
         >>> cluster_learnability(blobs, clusters=4).learnability
         tensor(1.0, dtype=torch.float64)
     """
-    z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=4))
+    z = as_matrix(embeddings, "embeddings", MIN_SAMPLES)
+    return learn_clusters(z, clusters, restarts, seed, torch.finfo(embeddings.dtype).eps)
+
+
+def learn_clusters(
+    z: Tensor, clusters: int | None, restarts: int, seed: int, resolution: float
+) -> ClusterLearnability:
+    """Compute :func:`cluster_learnability` of embeddings in float64.
+
+    Args:
+        z: Embeddings in float64, shape (N, K), N ≥ 4.
+        clusters: Number of clusters, or None for the default.
+        restarts: Starts of k-means.
+        seed: Of k-means and of the halves.
+        resolution: Machine epsilon of the dtype in which the embeddings came.
+
+    Returns:
+        As :func:`cluster_learnability`.
+
+    Raises:
+        ValueError: If the clusters are too many or too few.
+    """
+    z = unit_rows(z)
     count = len(z)
     number = max(2, round(math.sqrt(count))) if clusters is None else clusters
     check_positive_int(restarts, "restarts")
     if not 2 <= check_positive_int(number, "clusters") <= count // 2:
         raise ValueError(f"`clusters` must lie in [2, N/2 = {count // 2}], got {clusters}.")
     spread = (z - z.mean(dim=0)).square().sum(dim=1).mean().sqrt()
-    if float(spread) <= 4 * torch.finfo(embeddings.dtype).eps:
+    if float(spread) <= 4 * resolution:
         z = z[:1].expand_as(z)
     labels = kmeans(z[None], number, seed, restarts).labels[0]
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(z.device)

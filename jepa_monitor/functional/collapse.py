@@ -25,6 +25,7 @@ from jepa_monitor.functional._spectrum import (
     entropy_rank,
     fit_power_law,
     participation,
+    stable_share,
 )
 
 _TINY = torch.finfo(torch.float64).tiny
@@ -159,7 +160,7 @@ def stable_rank(embeddings: Tensor, centred: bool = True) -> Tensor:
     else:
         singular_values = torch.linalg.svdvals(as_matrix(embeddings, "embeddings"))
         values = (singular_values / singular_values[0].clamp(min=_TINY)).square()
-    return values.sum() / values[0] if values[0] > 0 else torch.zeros_like(values[0])
+    return stable_share(values)
 
 
 def alpha_req(embeddings: Tensor, fit_ranks: tuple[int, int] = (11, 100)) -> PowerLawFit:

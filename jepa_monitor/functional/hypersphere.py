@@ -146,7 +146,7 @@ def mean_cosine(embeddings: Tensor) -> Tensor:
         (tensor(0., dtype=torch.float64), tensor(1.0000, dtype=torch.float64))
     """
     z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
-    return _mean_over_pairs(z, z.sum(dim=0).square().sum())
+    return mean_over_pairs(z.sum(dim=0).square().sum(), len(z), _directed(z))
 
 
 def mean_squared_cosine(embeddings: Tensor) -> Tensor:
@@ -174,11 +174,23 @@ def mean_squared_cosine(embeddings: Tensor) -> Tensor:
         tensor(4.0000, dtype=torch.float64)
     """
     z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
-    return z.shape[1] * _mean_over_pairs(z, (z.T @ z).square().sum())
+    return z.shape[1] * mean_over_pairs((z.T @ z).square().sum(), len(z), _directed(z))
 
 
-def _mean_over_pairs(z: Tensor, total: Tensor) -> Tensor:
-    count = z.shape[0]
-    directed = int((z != 0).any(dim=1).sum())
+def mean_over_pairs(total: Tensor, count: int, directed: int) -> Tensor:
+    """Mean of a power of the cosine over all pairs of different embeddings.
+
+    Args:
+        total: Its sum over all pairs of embeddings that are not zero, those of one with itself too.
+        count: Number N of embeddings.
+        directed: How many of them are not zero; a zero has cosine 1 with all others.
+
+    Returns:
+        0-dimensional tensor.
+    """
     undirected_pairs = count * (count - 1) - directed * (directed - 1)
     return (total - directed + undirected_pairs) / (count * (count - 1))
+
+
+def _directed(z: Tensor) -> int:
+    return int((z != 0).any(dim=1).sum())

@@ -11,10 +11,11 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._dimension import IntrinsicDimension, distinct_points, no_dimension
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the embeddings: more than a decade of sizes
-_LEAST = 64  # embeddings, of which the smallest tree has 4
+MIN_SAMPLES = 64  # embeddings, of which the smallest tree has 4
 
 
 def mst_dimension(
@@ -64,15 +65,44 @@ def mst_dimension(
         >>> mst_dimension(helix, normalized=False).dimension
         tensor(1.0, dtype=torch.float64)
     """
+    z = as_matrix(embeddings, "embeddings", MIN_SAMPLES)
+    return tree_growth(z, normalized, sizes, draws, seed, torch.finfo(embeddings.dtype).eps)
+
+
+def tree_growth(
+    z: Tensor,
+    normalized: bool,
+    sizes: Sequence[int] | None,
+    draws: int,
+    seed: int,
+    resolution: float,
+) -> IntrinsicDimension:
+    """Compute :func:`mst_dimension` of embeddings in float64.
+
+    Args:
+        z: Embeddings in float64, shape (N, K), N ≥ 64.
+        normalized: Whether to scale them to unit length first.
+        sizes: Sizes of the subsets, or None for the default.
+        draws: Subsets of each size.
+        seed: Of the subsets.
+        resolution: Machine epsilon of the dtype in which the embeddings came.
+
+    Returns:
+        As :func:`mst_dimension`.
+
+    Raises:
+        ValueError: If the sizes do not fit.
+    """
     check_positive_int(draws, "draws")
-    z, duplicates = distinct_points(embeddings, normalized, _LEAST)
+    given = len(z)
+    z, duplicates = distinct_points(z, normalized, resolution)
     if sizes is None:
         chosen = [max(3, round(share * len(z))) for share in _SHARES]
     else:
         chosen = [check_positive_int(size, "sizes") for size in sizes]
-        if min(chosen) < 3 or max(chosen) > len(embeddings) or len(set(chosen)) < 2:
+        if min(chosen) < 3 or max(chosen) > given or len(set(chosen)) < 2:
             raise ValueError(
-                f"`sizes` must be at least two different numbers from 3 to {len(embeddings)}, got "
+                f"`sizes` must be at least two different numbers from 3 to {given}, got "
                 f"{list(sizes)}."
             )
     if len(set(chosen)) < 2 or max(chosen) > len(z):

@@ -5,7 +5,8 @@ from __future__ import annotations
 from torch import Tensor
 
 from jepa_monitor.functional._checks import as_matrix
-from jepa_monitor.functional.hypersphere import mean_squared_cosine
+from jepa_monitor.functional._directions import unit_rows
+from jepa_monitor.functional.hypersphere import mean_over_pairs
 
 
 def self_clustering(embeddings: Tensor) -> Tensor:
@@ -36,7 +37,23 @@ def self_clustering(embeddings: Tensor) -> Tensor:
         >>> self_clustering(torch.ones(8, 4))
         tensor(1.0000, dtype=torch.float64)
     """
-    width = as_matrix(embeddings, "embeddings", min_rows=2).shape[1]
+    z = unit_rows(as_matrix(embeddings, "embeddings", min_rows=2))
+    count, width = z.shape
     if width < 2:
         raise ValueError("`embeddings` must have shape (N, K) with K ≥ 2, got K = 1.")
-    return (mean_squared_cosine(embeddings) - 1) / (width - 1)
+    return crowding(z.T @ z, count, int((z != 0).any(dim=1).sum()))
+
+
+def crowding(second: Tensor, count: int, directed: int) -> Tensor:
+    """Compute :func:`self_clustering` from moments.
+
+    Args:
+        second: Sum of the outer products of the unit embeddings, float64, shape (K, K).
+        count: Number N of embeddings.
+        directed: How many of them are not zero.
+
+    Returns:
+        0-dimensional float64 tensor.
+    """
+    width = len(second)
+    return (width * mean_over_pairs(second.square().sum(), count, directed) - 1) / (width - 1)

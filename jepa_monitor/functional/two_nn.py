@@ -5,8 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._dimension import IntrinsicDimension, distinct_points, no_dimension
 
+MIN_SAMPLES = 3
 _BLOCK = 256  # rows of the distance matrix held at a time
 
 
@@ -45,9 +47,24 @@ def two_nn(embeddings: Tensor, normalized: bool = False) -> IntrinsicDimension:
         >>> two_nn(torch.ones(9, 3)).dimension
         tensor(inf, dtype=torch.float64)
     """
-    z, duplicates = distinct_points(embeddings, normalized, min_rows=3)
+    z = as_matrix(embeddings, "embeddings", MIN_SAMPLES)
+    return nearest_two(z, normalized, torch.finfo(embeddings.dtype).eps)
+
+
+def nearest_two(z: Tensor, normalized: bool, resolution: float) -> IntrinsicDimension:
+    """Compute :func:`two_nn` of embeddings in float64.
+
+    Args:
+        z: Embeddings in float64, shape (N, K), N ≥ 3.
+        normalized: Whether to scale them to unit length first.
+        resolution: Machine epsilon of the dtype in which they came.
+
+    Returns:
+        As :func:`two_nn`.
+    """
+    z, duplicates = distinct_points(z, normalized, resolution)
     count = len(z)
-    if count < 3:
+    if count < MIN_SAMPLES:
         return no_dimension(duplicates)
     logs = []
     for start in range(0, count, _BLOCK):

@@ -172,12 +172,52 @@ class EmbeddingMoments(MonitorMetric):
         return moment_eigenvalues(count, self.total, self.second, float(self.resolution))
 
 
-def checked_embeddings(embeddings: Tensor, num_features: int) -> Tensor:
+class KeptEmbeddings(MonitorMetric):
+    """Base of the metrics that need all embeddings at once: they keep them, 8·K bytes each.
+
+    In a :class:`torchmetrics.MetricCollection` these metrics share them.
+
+    Args:
+        num_features: Dimension K of the embeddings.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+    """
+
+    embeddings: list[Tensor]
+    resolution: Tensor
+
+    def __init__(self, num_features: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.num_features = check_positive_int(num_features, "num_features")
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+        self.add_state("resolution", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
+
+    def update(self, embeddings: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            embeddings: Embeddings, shape (B, K).
+        """
+        self._keep(embeddings)
+
+    def _keep(self, embeddings: Tensor) -> Tensor:
+        z = checked_embeddings(embeddings, self.num_features)
+        self.count = self.count + len(z)
+        self.embeddings.append(z.flatten())
+        self.resolution = self.resolution.clamp(min=torch.finfo(embeddings.dtype).eps)
+        return z
+
+    def _kept(self, minimum: int) -> Tensor:
+        count = self._samples(minimum)
+        return joined(self.embeddings).view(count, self.num_features)
+
+
+def checked_embeddings(embeddings: Tensor, num_features: int, name: str = "embeddings") -> Tensor:
     """Embeddings of a batch in float64.
 
     Args:
         embeddings: Embeddings, shape (B, K).
         num_features: The K that the metric was made for.
+        name: Its name in the caller's signature.
 
     Returns:
         The same in float64, cut from any autograd graph.
@@ -185,10 +225,10 @@ def checked_embeddings(embeddings: Tensor, num_features: int) -> Tensor:
     Raises:
         ValueError: If the width is another.
     """
-    z = as_matrix(embeddings, "embeddings", min_rows=0).detach()
+    z = as_matrix(embeddings, name, min_rows=0).detach()
     if z.shape[1] != num_features:
         raise ValueError(
-            f"`embeddings` must have shape (B, {num_features}), got {tuple(embeddings.shape)}."
+            f"`{name}` must have shape (B, {num_features}), got {tuple(embeddings.shape)}."
         )
     return z
 

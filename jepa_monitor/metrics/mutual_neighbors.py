@@ -7,11 +7,53 @@ from typing import Any
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.functional._checks import require_same_rows
 from jepa_monitor.functional.mutual_neighbors import mutual_knn
 from jepa_monitor.metrics._base import MonitorMetric, checked_embeddings, joined
 
 
-class MutualKNN(MonitorMetric):
+class PairedEmbeddings(MonitorMetric):
+    """Base of the metrics that compare neighbourhoods of two embeddings of the same samples.
+
+    Args:
+        first_features: Dimension K₁.
+        second_features: Dimension K₂.
+        k: Neighbours of a sample.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+    """
+
+    first: list[Tensor]
+    second: list[Tensor]
+
+    def __init__(self, first_features: int, second_features: int, k: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.first_features = check_positive_int(first_features, "first_features")
+        self.second_features = check_positive_int(second_features, "second_features")
+        self.k = check_positive_int(k, "k")
+        self.add_state("first", [], dist_reduce_fx="cat")
+        self.add_state("second", [], dist_reduce_fx="cat")
+
+    def update(self, first: Tensor, second: Tensor) -> None:
+        """Add a batch.
+
+        Args:
+            first: Embeddings of one kind, shape (B, K₁).
+            second: Embeddings of the other, shape (B, K₂), row by row the same samples.
+        """
+        a = checked_embeddings(first, self.first_features, "first")
+        b = checked_embeddings(second, self.second_features, "second")
+        require_same_rows(a, b, ("first", "second"))
+        self.count = self.count + len(a)
+        self.first.append(a.flatten())
+        self.second.append(b.flatten())
+
+    def _kept(self) -> tuple[Tensor, Tensor]:
+        count = self._samples(self.k + 2)
+        first = joined(self.first).view(count, self.first_features)
+        return first, joined(self.second).view(count, self.second_features)
+
+
+class MutualKNN(PairedEmbeddings):
     r"""Mutual k-nearest-neighbour alignment of two embeddings of the same samples.
 
     See :func:`jepa_monitor.functional.mutual_knn`. The metric keeps all embeddings and takes O(N²)
@@ -44,9 +86,6 @@ class MutualKNN(MonitorMetric):
 
     plot_upper_bound = 1.0
 
-    first: list[Tensor]
-    second: list[Tensor]
-
     def __init__(
         self,
         first_features: int,
@@ -55,33 +94,8 @@ class MutualKNN(MonitorMetric):
         chance_corrected: bool = True,
         **kwargs: Any,
     ) -> None:
-        super().__init__(**kwargs)
-        self.first_features = check_positive_int(first_features, "first_features")
-        self.second_features = check_positive_int(second_features, "second_features")
-        self.k = check_positive_int(k, "k")
+        super().__init__(first_features, second_features, k, **kwargs)
         self.chance_corrected = chance_corrected
-        self.add_state("first", [], dist_reduce_fx="cat")
-        self.add_state("second", [], dist_reduce_fx="cat")
-
-    def update(self, first: Tensor, second: Tensor) -> None:
-        """Add a batch.
-
-        Args:
-            first: Embeddings of one encoder, shape (B, K₁).
-            second: Embeddings of the other, shape (B, K₂).
-
-        Raises:
-            ValueError: If the samples are not as many.
-        """
-        a = checked_embeddings(first, self.first_features)
-        b = checked_embeddings(second, self.second_features)
-        if len(a) != len(b):
-            raise ValueError(
-                f"`first` and `second` must have the same number of rows, got {len(a)} and {len(b)}."
-            )
-        self.count = self.count + len(a)
-        self.first.append(a.flatten())
-        self.second.append(b.flatten())
 
     def compute(self) -> Tensor:
         """Alignment over all samples so far.
@@ -89,7 +103,4 @@ class MutualKNN(MonitorMetric):
         Returns:
             0-dimensional float64 tensor.
         """
-        count = self._samples(self.k + 2)
-        first = joined(self.first).view(count, self.first_features)
-        second = joined(self.second).view(count, self.second_features)
-        return mutual_knn(first, second, self.k, self.chance_corrected)
+        return mutual_knn(*self._kept(), self.k, self.chance_corrected)

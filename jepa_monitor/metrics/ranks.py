@@ -14,6 +14,7 @@ from jepa_monitor.functional._spectrum import (
     fit_power_law,
     gram_singular_values,
     participation,
+    stable_share,
 )
 from jepa_monitor.metrics._base import EmbeddingMoments
 
@@ -142,6 +143,36 @@ class ParticipationRatio(_Rank):
     def _rank(self) -> Tensor:
         count = self._samples(minimum=3 if self.bias_corrected else 2)
         return participation(self._eigenvalues(), self.bias_corrected, count, self.num_features)
+
+
+class StableRank(_Rank):
+    r"""Stable rank Σλ / λ₁ of the embeddings' covariance, also called NESum.
+
+    See :func:`jepa_monitor.functional.stable_rank`.
+
+    As input to ``forward`` and ``update`` the metric accepts the following input
+
+    - ``embeddings`` (:class:`~torch.Tensor`): finite floating-point tensor of shape ``(B, K)``
+
+    As output of ``forward`` and ``compute`` the metric returns the following output
+
+    - ``stable_rank`` (:class:`~torch.Tensor`): 0-dimensional float64 tensor from 1 to min(N − 1, K),
+      higher is healthier; 0 if the embeddings are constant
+
+    Args:
+        num_features: Dimension K of the embeddings.
+        kwargs: Arguments of :class:`torchmetrics.Metric`.
+
+    Example:
+        >>> import torch
+        >>> metric = StableRank(num_features=4)
+        >>> metric.update(torch.cat([torch.eye(4), -torch.eye(4)]))
+        >>> metric.compute()
+        tensor(4.0000, dtype=torch.float64)
+    """
+
+    def _rank(self) -> Tensor:
+        return stable_share(self._eigenvalues())
 
 
 class AlphaReQ(EmbeddingMoments):

@@ -7,14 +7,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import require_number
 from jepa_monitor.functional.separation import Separation as Separations
 from jepa_monitor.functional.separation import separate
-from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, checked_embeddings, joined
+from jepa_monitor.metrics._base import KeptEmbeddings, NotComputableError, joined
 
 
-class Separation(MonitorMetric):
+class Separation(KeptEmbeddings):
     r"""Whether samples of different classes have different embeddings.
 
     See :func:`jepa_monitor.functional.separation`. It needs all pairs: the metric keeps every
@@ -45,19 +44,14 @@ class Separation(MonitorMetric):
 
     value_names = Separations._fields
 
-    embeddings: list[Tensor]
     classes: list[Tensor]
-    resolution: Tensor
 
     def __init__(self, num_features: int, merge_below: float = 0.75, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self.num_features = check_positive_int(num_features, "num_features")
+        super().__init__(num_features, **kwargs)
         self.merge_below = require_number(merge_below, "merge_below", 0.5, 1)
-        self.add_state("embeddings", [], dist_reduce_fx="cat")
         self.add_state("classes", [], dist_reduce_fx="cat")
-        self.add_state("resolution", torch.zeros((), dtype=torch.float64), dist_reduce_fx="max")
 
-    def update(self, embeddings: Tensor, classes: Tensor) -> None:
+    def update(self, embeddings: Tensor, classes: Tensor) -> None:  # type: ignore[override]
         """Add a batch.
 
         Args:
@@ -67,16 +61,13 @@ class Separation(MonitorMetric):
         Raises:
             ValueError: If the classes are no integers, or not as many.
         """
-        z = checked_embeddings(embeddings, self.num_features)
-        if classes.is_floating_point() or classes.shape != (len(z),):
+        if classes.is_floating_point() or classes.shape != embeddings.shape[:1]:
             raise ValueError(
-                f"`classes` must be integers of shape ({len(z)},), got {classes.dtype} of shape "
+                f"`classes` must be integers of shape ({len(embeddings)},), got {classes.dtype} of shape "
                 f"{tuple(classes.shape)}."
             )
-        self.count = self.count + len(z)
-        self.embeddings.append(z.flatten())
+        self._keep(embeddings)
         self.classes.append(classes.double())  # exact under 2⁵³
-        self.resolution = self.resolution.clamp(min=torch.finfo(embeddings.dtype).eps)
 
     def compute(self) -> dict[str, Tensor]:
         """Separation of all samples so far.
@@ -87,8 +78,7 @@ class Separation(MonitorMetric):
         Raises:
             NotComputableError: If there are too few classes, or samples of one.
         """
-        count = self._samples(minimum=4)
-        z = joined(self.embeddings).view(count, self.num_features)
+        z = self._kept(minimum=4)
         classes = joined(self.classes).long()
         sizes = torch.unique(classes, return_counts=True)[1]
         if len(sizes) < 2 or int(sizes.min()) < 2:
