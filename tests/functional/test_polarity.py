@@ -1,9 +1,9 @@
 import pytest
 import torch
-from jepa_monitor.summary import polarity_scalars
 from scipy import stats
 
 from jepa_monitor.functional import paired_polarity, severity_order
+from jepa_monitor.insights.polarity import polarity_scalars
 
 
 def normal(*shape, seed=0):
