@@ -15,7 +15,7 @@ from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._dimension import IntrinsicDimension, distinct_points, no_dimension
 
 _SHARES = (1 / 16, 1 / 8, 1 / 4, 1 / 2, 3 / 4)  # of the embeddings: more than a decade of sizes
-MIN_SAMPLES = 64  # embeddings, of which the smallest tree has 4
+MIN_SAMPLES = 48  # embeddings, of which the smallest tree has 3
 
 
 def mst_dimension(
@@ -41,7 +41,7 @@ def mst_dimension(
     band make it noise. Memory O(N²), time O(N²·(K + draws)).
 
     Args:
-        embeddings: Embeddings, shape (N, K), N ≥ 64.
+        embeddings: Embeddings, shape (N, K), N ≥ 48.
         normalized: Whether to scale them to unit length first.
         sizes: Sizes n of the subsets, at least two different ones of at least 3, at most N;
             default: N/16, N/8, N/4, N/2 and 3N/4.
@@ -80,7 +80,7 @@ def tree_growth(
     """Compute :func:`mst_dimension` of embeddings in float64.
 
     Args:
-        z: Embeddings in float64, shape (N, K), N ≥ 64.
+        z: Embeddings in float64, shape (N, K), N ≥ 48.
         normalized: Whether to scale them to unit length first.
         sizes: Sizes of the subsets, or None for the default.
         draws: Subsets of each size.

@@ -4,7 +4,8 @@ import pytest
 import torch
 
 from jepa_monitor import functional
-from jepa_monitor.monitor.alarm import collapse_measures, collapse_scalars
+from jepa_monitor.insights.collapse import collapse_scalars
+from jepa_monitor.monitor.alarm import collapse_measures
 
 
 def normal(*shape, seed=0):

@@ -8,6 +8,7 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.metrics import (
     Alignment,
     AlphaReQ,
+    ClusterLearnability,
     CollapseLevel,
     DensityCalibration,
     EffectiveRank,
@@ -16,13 +17,18 @@ from jepa_monitor.metrics import (
     JepaScore,
     LiDAR,
     LogDensity,
+    MSTDimension,
     MutualKNN,
+    NeighborConsistency,
     OODDetection,
     OutlierFraction,
     ParticipationRatio,
     RankMe,
+    SelfClustering,
     Separation,
+    StableRank,
     TaskPriors,
+    TwoNN,
     Uniformity,
 )
 
@@ -191,6 +197,49 @@ CASES = {
         lambda: MutualKNN(K, 5, k=7, chance_corrected=False),
         (Z, INPUTS[:, :5]),
         lambda first, second: functional.mutual_knn(first, second, 7, False),
+    ),
+    "StableRank": (lambda: StableRank(K), (Z,), functional.stable_rank),
+    "SelfClustering": (lambda: SelfClustering(K), (Z,), functional.self_clustering),
+    "TwoNN": (lambda: TwoNN(K), (Z,), lambda z: functional.two_nn(z)._asdict()),
+    "TwoNN(normalized)": (
+        lambda: TwoNN(K, normalized=True),
+        (Z,),
+        lambda z: functional.two_nn(z, True)._asdict(),
+    ),
+    "MSTDimension": (
+        lambda: MSTDimension(K),
+        (Z,),
+        lambda z: functional.mst_dimension(z)._asdict(),
+    ),
+    "MSTDimension(normalized, draws, seed)": (
+        lambda: MSTDimension(K, normalized=False, draws=3, seed=1),
+        (Z,),
+        lambda z: functional.mst_dimension(z, False, draws=3, seed=1)._asdict(),
+    ),
+    "MSTDimension(sizes)": (
+        lambda: MSTDimension(K, sizes=(6, 20, 60)),
+        (Z,),
+        lambda z: functional.mst_dimension(z, sizes=(6, 20, 60))._asdict(),
+    ),
+    "ClusterLearnability": (
+        lambda: ClusterLearnability(K),
+        (Z,),
+        lambda z: functional.cluster_learnability(z)._asdict(),
+    ),
+    "ClusterLearnability(clusters, restarts, seed)": (
+        lambda: ClusterLearnability(K, clusters=5, restarts=1, seed=2),
+        (Z,),
+        lambda z: functional.cluster_learnability(z, 5, 1, 2)._asdict(),
+    ),
+    "NeighborConsistency": (
+        lambda: NeighborConsistency(K),
+        (VIEWS[:, 0], VIEWS[:, 1]),
+        lambda first, second: functional.neighbor_consistency(first, second)._asdict(),
+    ),
+    "NeighborConsistency(k)": (
+        lambda: NeighborConsistency(K, k=4),
+        (VIEWS[:, 0], VIEWS[:, 1]),
+        lambda first, second: functional.neighbor_consistency(first, second, 4)._asdict(),
     ),
     "JepaScore": (
         lambda: JepaScore(ENCODER),

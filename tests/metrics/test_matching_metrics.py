@@ -59,7 +59,7 @@ def test_images_can_be_the_prior_and_the_inputs():
         (lambda: TaskPriors(3, temperature=0), r"`temperature` must lie in \(0, inf\)"),
         (
             lambda: MutualKNN(3, 2).update(normal(4, 3), normal(5, 2)),
-            "`first` and `second` must have the same number of rows, got 4 and 5",
+            r"`first` and `second` must have the same number of rows, got \(4, 3\) and \(5, 2\)",
         ),
         (
             lambda: JacobianAlignment(normal(0, 3)),
