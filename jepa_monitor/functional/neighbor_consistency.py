@@ -64,7 +64,7 @@ def neighbor_consistency(first: Tensor, second: Tensor, k: int = 10) -> Neighbor
     hits = a.new_zeros(())
     for start in range(0, len(a), BLOCK):
         similarity = a[start : start + BLOCK] @ b.T
-        tied = similarity >= similarity.amax(dim=1, keepdim=True) - TIE
+        tied = (similarity >= similarity.amax(dim=1, keepdim=True) - TIE).double()
         hits = hits + (tied.diagonal(offset=start) / tied.sum(dim=1)).sum()
     chance = 1 / len(a)
     return NeighborConsistency((hits / len(a) - chance) / (1 - chance), overlap)

@@ -9,6 +9,7 @@ from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._dimension import IntrinsicDimension, distinct_points, no_dimension
 
 MIN_SAMPLES = 3
+_ROUNDING = 1e-12
 _BLOCK = 256  # rows of the distance matrix held at a time
 
 
@@ -75,7 +76,7 @@ def nearest_two(z: Tensor, normalized: bool, resolution: float) -> IntrinsicDime
         nearest, second = block.topk(2, dim=1, largest=False).values.unbind(1)
         logs.append((second / nearest).log())
     total = torch.cat(logs).sum()
-    if not 0 < float(total) < torch.inf:
+    if not _ROUNDING * count < float(total) < torch.inf:  # as on a grid, where all ratios are 1
         return no_dimension(duplicates)
     dimension = (count - 1) / total
     return IntrinsicDimension(dimension, dimension / count**0.5, duplicates)

@@ -38,7 +38,9 @@ def shuffled(inputs):
     """Other data of the same kind: the same samples, distorted and in another order."""
     order = torch.randperm(N, generator=torch.Generator().manual_seed(99))
     return tuple(
-        (1.7 * x[order] + 0.9 * x[order].flip(-1).abs()) if x.is_floating_point() else x[order.flip(0)]
+        (1.7 * x[order] + 0.9 * x[order].flip(-1).abs())
+        if x.is_floating_point()
+        else x[order.flip(0)]
         for x in inputs
     )
 
