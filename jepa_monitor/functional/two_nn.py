@@ -22,7 +22,7 @@ def two_nn(embeddings: Tensor, normalized: bool = False) -> IntrinsicDimension:
     with the distances :math:`r_1 \le r_2` to the two nearest other embeddings, whose ratio follows a
     Pareto law of exponent d wherever the density is constant over both. The standard error is
     d/√N. It looks at the smallest scale that N embeddings show, and is biased low in many dimensions:
-    2000 points of N(0, I) read 32 of 50 and 57 of 128 dimensions. Compare at equal N and K.
+    2000 points of N(0, I) read about 32 of 50 and 57 of 128 dimensions. Compare at equal N and K.
 
     No quality by itself: a dimensional collapse lowers it like good features do. Read it only while
     nothing has collapsed (:func:`~jepa_monitor.functional.collapse.effective_rank`,
