@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 
-from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.callbacks.averaging import averaged_encoder, follow_averaging
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
@@ -17,16 +15,17 @@ from jepa_monitor.callbacks.discovery import (
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars
 from jepa_monitor.callbacks.reading import ReadingCallback
+from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm
 from jepa_monitor.monitor.watch import Evaluation, Watch, check_overhead
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
 
-__all__ = ["EncoderCallback", "OnCollapse"]
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
-
-OnCollapse = str | Callable[[pl.Trainer, pl.LightningModule, AlarmReading], Any]
+__all__ = ["EncoderCallback"]
 
 
 class EncoderCallback(ReadingCallback):
@@ -44,19 +43,9 @@ class EncoderCallback(ReadingCallback):
     Args:
         encoder: A dotted path, a module, a function of the LightningModule, or ``None``.
         probe: Held-out images, or ``None`` for the Trainer's.
-        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
-            ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
-        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         pool: How outputs become (B, K).
         batch_to_images: Finds the images in a batch; one function, or one for each set.
-        max_overhead: Largest share of the wall time to spend, once a first minute of looks has been
-            spent; a look that would exceed it is put off and counted in ``monitor/skipped``. The
-            first and the last are always taken, and those that another callback waits for. ``None``
-            for no limit.
-        name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
-        strict: Raise when a look fails, instead of warning once.
+        **settings: See :class:`~jepa_monitor.callbacks.settings.CallbackSettings`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -74,34 +63,23 @@ class EncoderCallback(ReadingCallback):
         encoder: EncoderSpec = None,
         probe: Any = None,
         *,
-        on_collapse: OnCollapse = "warn",
-        patience_steps: int | None = None,
         pool: Pool = "auto",
         batch_to_images: BatchToImages = None,
-        max_overhead: float | None = None,
-        name: str = "",
-        strict: bool = False,
+        **settings: Unpack[CallbackArguments],
     ) -> None:
         if encoder is not None and not (isinstance(encoder, str) or callable(encoder)):
             raise TypeError(
                 "`encoder` must be a dotted path, a module, a function of the LightningModule or "
                 f"None, got {type(encoder).__name__}."
             )
-        if not isinstance(name, str):
-            raise TypeError(f"`name` must be a string, got {type(name).__name__}.")
-        if not isinstance(strict, bool):
-            raise TypeError(f"`strict` must be True or False, got {strict!r}.")
-        if not callable(on_collapse):
-            check_choice(on_collapse, "on_collapse", ("warn", "stop"))
-        if patience_steps is not None:
-            check_positive_int(patience_steps, "patience_steps")
+        given = CallbackSettings(**settings)
         self.encoder = encoder
         self.probe = probe
-        self.on_collapse = on_collapse
-        self.patience_steps = patience_steps
-        self.max_overhead = check_overhead(max_overhead)
-        self.name = name
-        self.strict = strict
+        self.on_collapse = given.on_collapse
+        self.patience_steps = given.patience_steps
+        self.max_overhead = check_overhead(given.max_overhead)
+        self.name = given.name
+        self.strict = given.strict
         self.pool = check_pool(pool)
         self.batch_to_images = check_batch_to_images(batch_to_images)
         self._partners: list[EncoderCallback] = []  # with the same tags, which they share out

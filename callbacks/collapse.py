@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
@@ -11,9 +11,10 @@ from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.callbacks.base import OnCollapse
+from jepa_monitor._settings import takes
 from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.callbacks.paced import PacedCallback
+from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
@@ -22,9 +23,13 @@ from jepa_monitor.monitor.alarm import MIN_SAMPLES
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.images import BatchToImages, collect_images
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["CollapseCallback"]
 
 
+@takes(CallbackSettings)
 class CollapseCallback(PacedCallback):
     """Watches for a collapse of the embeddings during training, and warns, stops or calls.
 
@@ -56,18 +61,11 @@ class CollapseCallback(PacedCallback):
             training data, with a warning.
         every_n_steps: Look when so many optimizer steps have passed; default 50, and whenever
             another callback is about to act on one of these values.
-        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
-            ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
-        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
         max_samples: How many images to embed.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         batch_to_images: Finds the images in a batch of the probe; default
             :func:`~jepa_monitor.probes.batch_images`.
-        max_overhead: Largest share of the wall time to spend; ``None`` for no limit.
-        name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
-        strict: Raise when a look fails, instead of warning once.
+        **settings: See :class:`~jepa_monitor.callbacks.settings.CallbackSettings`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -88,26 +86,18 @@ class CollapseCallback(PacedCallback):
         probe: Any = None,
         *,
         every_n_steps: int | None = None,
-        on_collapse: OnCollapse = "warn",
-        patience_steps: int | None = None,
         max_samples: int = 512,
         pool: Pool = "auto",
         batch_to_images: BatchToImages = None,
-        max_overhead: float | None = None,
-        name: str = "",
-        strict: bool = False,
+        **settings: Unpack[CallbackArguments],
     ) -> None:
         super().__init__(
             encoder,
             probe,
             every_n_steps=every_n_steps,
-            on_collapse=on_collapse,
-            patience_steps=patience_steps,
             pool=pool,
             batch_to_images=batch_to_images,
-            max_overhead=max_overhead,
-            name=name,
-            strict=strict,
+            **settings,
         )
         self.max_samples = check_positive_int(max_samples, "max_samples")
         if max_samples < MIN_SAMPLES:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -11,29 +10,35 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor.callbacks.base import OnCollapse
+from jepa_monitor._settings import divide, takes
 from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
 from jepa_monitor.callbacks.paced import PacedCallback
-from jepa_monitor.detectors import Detector
-from jepa_monitor.encoders import Pool
+from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.insights.spectrum import plot_spectra
-from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.report import Report
-from jepa_monitor.monitor.settings import MonitorSettings
+from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 from jepa_monitor.monitor.watch import Evaluation
-from jepa_monitor.probes.images import BatchToImages
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from typing_extensions import Unpack
 
 __all__ = ["JepaScoreCallback"]
 
 _FAN = 12  # spectra in one picture
 
 
+_DEFAULTS: dict[str, Any] = {"polarity_samples": 8, "max_overhead": 0.05}
+
+
+class JepaScoreArguments(MonitorArguments, CallbackArguments, total=False):
+    """The keyword arguments of :class:`JepaScoreCallback`, for type checkers."""
+
+
+@takes(MonitorSettings, CallbackSettings, **_DEFAULTS)
 class JepaScoreCallback(PacedCallback):
     """Logs JEPA-SCORE and signs of collapse on held-out images during training.
 
@@ -56,6 +61,9 @@ class JepaScoreCallback(PacedCallback):
     - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``,
       ``/failed_insights``.
 
+    Where no ``reference`` is given, a fixed sample of the training data serves, as its transforms
+    augment them.
+
     TensorBoard also gets histograms of the scores, a custom-scalars page, the sheet of the least and
     most likely images, the reliability diagram, score against Mahalanobis distance, and the fan of
     spectra over training. ``docs/metrics.md`` defines each.
@@ -68,37 +76,11 @@ class JepaScoreCallback(PacedCallback):
         probe: Held-out images: a tensor, a Dataset, a DataLoader. ``None`` takes the first images
             of the Trainer's validation data or, where there are none, a fixed sample of the
             training data, with a warning.
-        reference: Training images; ``None`` takes a fixed sample of the training data, as its
-            transforms augment them.
-        ood: Out-of-distribution images by name.
         every_n_epochs: Evaluate after every so many epochs; default 1, unless ``every_n_steps`` is
             given.
         every_n_steps: Evaluate after every so many optimizer steps instead.
-        max_probe_samples: How many images of each set to score.
-        max_embedding_samples: How many images of each set to embed.
-        polarity_samples: How many probe images to score again in corrupted versions.
-        insights: What else to measure: ``"alignment"``, ``"tasks"``, ``"separation"``,
-            ``"neighbors"``, insights of your own, and metrics of torchmetrics over embeddings; see
-            :class:`~jepa_monitor.DensityMonitor`.
-        detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
-            detectors of your own; default: all that have a name.
-        labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
-            of the probe, (B,).
-        compare_with: Another encoder, whose neighbourhoods to compare with.
-        max_overhead: Largest share of the wall time to spend; an evaluation that would exceed it is
-            put off and counted in ``monitor/skipped``. The first and the last are always made.
-            ``None`` for no limit.
-        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and
-            ends the training after the step at hand; a function gets the Trainer, the
-            LightningModule and the :class:`~jepa_monitor.monitor.alarm.AlarmReading`, in every process.
-        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
-            steps, and at least 1000 (:func:`~jepa_monitor.monitor.alarm.default_patience`).
-        name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
-        strict: Raise when an evaluation fails, instead of warning once.
-        pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
-        batch_to_images: Finds the images in a batch; one function, or a dict with one for each of
-            ``probe``, ``reference`` and ``ood``. Default: :func:`~jepa_monitor.probes.batch_images`.
-        options: How to score; default ``ScoreOptions(method="auto")``.
+        **settings: See :class:`~jepa_monitor.monitor.settings.MonitorSettings` and
+            :class:`~jepa_monitor.callbacks.settings.CallbackSettings`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -115,52 +97,20 @@ class JepaScoreCallback(PacedCallback):
         encoder: EncoderSpec = None,
         probe: Any = None,
         *,
-        reference: Any = None,
-        ood: dict[str, Any] | None = None,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
-        max_probe_samples: int = 64,
-        max_embedding_samples: int = 512,
-        polarity_samples: int = 8,
-        insights: Iterable[Any] = (),
-        detectors: Iterable[str | Detector] | None = None,
-        labels: Tensor | Callable[[Any], Tensor] | None = None,
-        compare_with: Any = None,
-        max_overhead: float | None = 0.05,
-        on_collapse: OnCollapse = "warn",
-        patience_steps: int | None = None,
-        name: str = "",
-        strict: bool = False,
-        pool: Pool = "auto",
-        batch_to_images: BatchToImages = None,
-        options: ScoreOptions | None = None,
+        **settings: Unpack[JepaScoreArguments],
     ) -> None:
+        looks, acts = divide({**_DEFAULTS, **settings}, MonitorSettings, CallbackSettings)
+        self.settings = MonitorSettings(**looks)
         super().__init__(
             encoder,
             probe,
             every_n_epochs=every_n_epochs,
             every_n_steps=every_n_steps,
-            on_collapse=on_collapse,
-            patience_steps=patience_steps,
-            pool=pool,
-            batch_to_images=batch_to_images,
-            max_overhead=max_overhead,
-            name=name,
-            strict=strict,
-        )
-        self.settings = MonitorSettings(
-            reference=reference,
-            ood=ood,
-            max_probe_samples=max_probe_samples,
-            max_embedding_samples=max_embedding_samples,
-            polarity_samples=polarity_samples,
-            pool=pool,
-            batch_to_images=batch_to_images,
-            options=options,
-            insights=insights,
-            detectors=detectors,
-            labels=labels,
-            compare_with=compare_with,
+            pool=self.settings.pool,
+            batch_to_images=self.settings.batch_to_images,
+            **acts,
         )
         self.monitor: DensityMonitor | None = None
         self._laid_out: Any = None  # the run whose loggers know how to arrange the curves

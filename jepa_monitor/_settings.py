@@ -6,23 +6,24 @@ import dataclasses
 import inspect
 import re
 import typing
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-__all__ = ["takes"]
+__all__ = ["divide", "takes"]
 
 _T = TypeVar("_T")
 _KEYWORDS = re.compile(r"^(?P<indent> *)\*\*\w+: .*\n(?:(?P=indent) +.*\n)*", re.MULTILINE)
 
 
-def takes(settings: type) -> Callable[[_T], _T]:
-    """Spell out the keyword arguments that a function or a class hands on to a dataclass.
+def takes(*settings: type, **defaults: Any) -> Callable[[_T], _T]:
+    """Spell out the keyword arguments that a function or a class hands on to dataclasses.
 
-    ``inspect.signature``, ``help`` and configuration files then see the fields of the dataclass,
-    their defaults and what its docstring says of them, where the code has ``**settings``.
+    ``inspect.signature``, ``help`` and configuration files then see the fields of the dataclasses,
+    their defaults and what their docstrings say of them, where the code has ``**settings``.
 
     Args:
-        settings: A dataclass.
+        *settings: Dataclasses, of different fields.
+        **defaults: Other defaults than theirs.
 
     Returns:
         A decorator.
@@ -54,13 +55,14 @@ def takes(settings: type) -> Callable[[_T], _T]:
             curve: What to draw.
             width: Of the lines.
     """
+    found = [p for kind in settings for p in _parameters(kind, defaults)]
 
     def spell_out(target: _T) -> _T:
         function: Any = vars(target)["__init__"] if isinstance(target, type) else target
         signature = inspect.signature(function)
         own = [p for p in signature.parameters.values() if p.kind is not p.VAR_KEYWORD]
-        function.__signature__ = signature.replace(parameters=[*own, *_parameters(settings)])
-        lines = _arguments(inspect.getdoc(settings) or "")
+        function.__signature__ = signature.replace(parameters=[*own, *found])
+        lines = "".join(_arguments(inspect.getdoc(kind) or "") for kind in settings)
         text = (inspect.getdoc(target) or "") + "\n"
         target.__doc__ = _KEYWORDS.sub(lambda _: lines, text, count=1)
         return target
@@ -68,13 +70,40 @@ def takes(settings: type) -> Callable[[_T], _T]:
     return spell_out
 
 
-def _parameters(settings: Any) -> list[inspect.Parameter]:
+def divide(given: Mapping[str, Any], *settings: Any) -> tuple[dict[str, Any], ...]:
+    """Give each of several dataclasses its keyword arguments.
+
+    Args:
+        given: All of them.
+        *settings: Dataclasses, of different fields.
+
+    Returns:
+        Those of each.
+
+    Raises:
+        TypeError: If there is one that none of them has.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Style:
+        ...     width: float = 1.0
+        >>> divide({"width": 2.0}, Style)
+        ({'width': 2.0},)
+    """
+    names = [{field.name for field in dataclasses.fields(kind)} for kind in settings]
+    for name in given:
+        if not any(name in own for own in names):
+            raise TypeError(f"got an unexpected keyword argument {name!r}")
+    return tuple({name: given[name] for name in given if name in own} for own in names)
+
+
+def _parameters(settings: Any, defaults: Mapping[str, Any]) -> list[inspect.Parameter]:
     hints = typing.get_type_hints(settings)
     return [
         inspect.Parameter(
             field.name,
             inspect.Parameter.KEYWORD_ONLY,
-            default=field.default,
+            default=defaults.get(field.name, field.default),
             annotation=hints[field.name],
         )
         for field in dataclasses.fields(settings)

@@ -16,24 +16,36 @@ from helpers import images, mlp
 
 import jepa_monitor
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
+from jepa_monitor.callbacks import CollapseCallback
+from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.jacobian.options import ScoreArguments
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 
 SCORES = (jepa_monitor.jepa_score, jepa_monitor.jacobian_spectrum, jepa_monitor.log_density)
-ENTRIES = [(entry, ScoreOptions) for entry in SCORES] + [(DensityMonitor, MonitorSettings)]
+ENTRIES = [
+    *((entry, ScoreOptions, {}) for entry in SCORES),
+    (DensityMonitor, MonitorSettings, {}),
+    (JepaScoreCallback, MonitorSettings, {"polarity_samples": 8}),
+    (JepaScoreCallback, CallbackSettings, {"max_overhead": 0.05}),
+    (CollapseCallback, CallbackSettings, {}),
+]
 SOURCES = pathlib.Path(jepa_monitor.__file__).parent
 
 
 @pytest.mark.parametrize(
     ("arguments", "settings"),
-    [(ScoreArguments, ScoreOptions), (MonitorArguments, MonitorSettings)],
+    [
+        (ScoreArguments, ScoreOptions),
+        (MonitorArguments, MonitorSettings),
+        (CallbackArguments, CallbackSettings),
+    ],
 )
 def test_what_type_checkers_see_is_the_settings(arguments: type, settings: type) -> None:
     assert typing.get_type_hints(arguments) == typing.get_type_hints(settings)
 
 
-@pytest.mark.parametrize(("entry", "settings"), ENTRIES)
-def test_an_entry_spells_out_its_settings(entry: Any, settings: Any) -> None:
+@pytest.mark.parametrize(("entry", "settings", "others"), ENTRIES)
+def test_an_entry_spells_out_its_settings(entry: Any, settings: Any, others: Any) -> None:
     found = inspect.signature(entry).parameters
     hints = typing.get_type_hints(settings)
     words = inspect.getdoc(entry)
@@ -41,17 +53,19 @@ def test_an_entry_spells_out_its_settings(entry: Any, settings: Any) -> None:
     for field in dataclasses.fields(settings):
         parameter = found[field.name]
         assert parameter.kind is parameter.KEYWORD_ONLY
-        assert parameter.default == field.default
+        assert parameter.default == others.get(field.name, field.default)
         assert parameter.annotation == hints[field.name]
         assert f"\n    {field.name}: " in words
     assert "**" not in words.split("Example:")[0].split("Args:")[1]
 
 
-def test_the_callback_has_the_settings_of_the_monitor() -> None:
-    found = inspect.signature(JepaScoreCallback).parameters
-    defaults = {field.name: field.default for field in dataclasses.fields(MonitorSettings)}
-    given = {name: found[name].default for name in defaults}
-    assert given == defaults | {"polarity_samples": 8}
+def test_what_is_spelt_out_is_what_is_meant() -> None:
+    callback = JepaScoreCallback()
+    assert callback.settings == MonitorSettings(polarity_samples=8)
+    assert (callback.max_overhead, callback.strict) == (0.05, False)
+    callback = JepaScoreCallback(polarity_samples=0, max_overhead=None, pool="cls", name="x")
+    assert callback.settings == MonitorSettings(pool="cls")
+    assert (callback.max_overhead, callback.pool, callback.prefix) == (None, "cls", "x/")
 
 
 def test_an_unknown_keyword_is_named() -> None:
@@ -59,6 +73,10 @@ def test_an_unknown_keyword_is_named() -> None:
         jepa_monitor.jepa_score(mlp(), torch.rand(2, 48), row=3)
     with pytest.raises(TypeError, match="unexpected keyword argument 'max_samples'"):
         DensityMonitor(images(), max_samples=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_samples'"):
+        JepaScoreCallback(max_samples=3)
+    with pytest.raises(TypeError, match="unexpected keyword argument 'max_probe_samples'"):
+        CollapseCallback(max_probe_samples=3)
 
 
 def test_settings_say_what_they_take() -> None:
@@ -72,7 +90,7 @@ def test_settings_say_what_they_take() -> None:
 
 def test_no_long_list_of_arguments_is_written_twice() -> None:
     long: dict[str, set[str]] = {}
-    for path in sorted(SOURCES.rglob("*.py")):
+    for path in [*sorted(SOURCES.rglob("*.py")), *sorted((SOURCES / "callbacks").glob("*.py"))]:
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.FunctionDef):
                 names = {

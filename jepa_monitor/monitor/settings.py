@@ -112,7 +112,7 @@ class MonitorSettings:
     @property
     def arguments(self) -> MonitorArguments:
         """The same as keyword arguments."""
-        found: Any = {field.name: getattr(self, field.name) for field in fields(self)}
+        found: Any = {field.name: getattr(self, field.name) for field in fields(MonitorSettings)}
         return found  # type: ignore[no-any-return]
 
 
