@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +123,8 @@ class DietCLI(RecipeCLI):
         old = self.old_data()
         old.prepare_data()
         old.setup()
-        monitor.probe, monitor.reference = old.val_set, old.train_set
+        monitor.probe = old.val_set
+        monitor.settings = dataclasses.replace(monitor.settings, reference=old.train_set)
         for table in callbacks:
             if isinstance(table, ClosingTable):
                 table.rows = (*table.rows, *OLD_ROWS)

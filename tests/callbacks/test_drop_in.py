@@ -675,7 +675,7 @@ def test_a_configuration_file_makes_the_round_trip(tmp_path: pathlib.Path) -> No
     again, (same_score, same_fast) = train(saved, "two")
     assert saved.read_text().replace("/one", "/two") == again.read_text()
     assert (score.every_n_steps, score.settings.max_probe_samples, score.pool) == (1, 3, "flatten")
-    assert score.options == same_score.options == ScoreOptions("sketch", rows=4)
+    assert score.settings.options == same_score.settings.options == ScoreOptions("sketch", rows=4)
     assert (fast.name, fast.on_collapse) == ("fast", "stop")
     assert len(score.history) == 3
     own = [timeless(values) for values in score.history]

@@ -323,6 +323,15 @@ def test_both_domains_are_watched_and_a_resumed_run_ends_in_the_same_weights(
     assert "Old domain: JEPA-SCORE, mean (nats)" in rows
     assert "- │" not in printed  # every cell has its number
 
+    old, new = (
+        next(c for c in trainer.callbacks if isinstance(c, JepaScoreCallback) and c.name == name)
+        for name in ("old", "")
+    )
+    # The old images are the new ones' negatives, so that their corners are light.
+    for held in ("images", "reference"):
+        corners = [getattr(c.monitor, held)[:, 0, 0, 0].median() for c in (old, new)]
+        assert corners[0] > 0 > corners[1]
+
     events = EventAccumulator(trainer.log_dir).Reload()
     shared = ("jepa_score/mean", "log_density/mean", "collapse/rankme", "collapse/normalized_std")
     alone = ("loss", "excess", "index_accuracy", "lr", "backbone_lr", "weight_decay")
