@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import lightning.pytorch as pl
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.callbacks.averaging import averaged_encoder, find_averaging
@@ -67,6 +67,13 @@ class PacedCallback(EncoderCallback):
             trainer: The Trainer.
             pl_module: Its module.
         """
+        launcher = type(getattr(trainer.strategy, "launcher", None))
+        if any(kind.__name__ == "_MultiProcessingLauncher" for kind in launcher.__mro__):
+            rank_zero_warn(
+                f"The strategy starts processes of its own (spawn or fork) and {type(self).__name__} "
+                "works in these: in the process that called `fit` its `history` and counts stay "
+                "empty. Read the logger or a checkpoint, or use the strategy 'ddp'."
+            )
         name, encoder = averaged_encoder(trainer, pl_module, self.encoder)
         averaging = find_averaging(trainer)
         if self.encoder is None or averaging is not None:

@@ -7,6 +7,7 @@ import datetime
 import os
 import pathlib
 import socket
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -22,6 +23,7 @@ from torch.utils.data import IterableDataset
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
+from jepa_monitor.monitor.watch import Evaluation
 
 FSDP2_ON_CPU = hasattr(torch.cpu.Stream, "record_event")  # torch 2.6 cannot train with it there
 # Clocks, and nothing else, may differ between processes.
@@ -186,6 +188,34 @@ def fit_with_a_failing_process(folder: pathlib.Path) -> dict[str, Any]:
     return found | {"failures": (callback.failures, fast.failures), "steps": steps}
 
 
+def fit_of_two_opinions(folder: pathlib.Path) -> dict[str, Any]:
+    """Process 1 sees a collapse from step 2 on, process 0 does not."""
+
+    class Differing(CollapseCallback):
+        def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
+            found = super().measure(trainer, encoder)
+            if trainer.global_rank == 1 and trainer.global_step >= 2:
+                return Evaluation(found.scalars, torch.ones_like(found.embeddings))
+            return found
+
+    called: list[tuple[int, str]] = []
+    callbacks = {
+        "stop": Differing(every_n_steps=1, patience_steps=2, on_collapse="stop", name="a"),
+        "call": Differing(
+            every_n_steps=1,
+            patience_steps=2,
+            on_collapse=lambda t, m, reading: called.append((t.global_step, reading.reason)),
+            name="b",
+        ),
+    }
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        found = train(folder, *callbacks.values())
+    said = [str(w.message) for w in caught if "collapse)" in str(w.message)]
+    steps = [int(values["step"]) for values in callbacks["stop"].history]
+    return {"steps": steps, "said": said, "called": called, "losses": len(found["losses"])}
+
+
 def validate(folder: pathlib.Path) -> dict[str, float]:
     callback = JepaScoreCallback(strict=True)
     runner = trainer(folder, [callback], strategy="ddp", devices=2)
@@ -317,6 +347,7 @@ SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "plain": train,
     "fit": fit,
     "failing fit": fit_with_a_failing_process,
+    "two opinions": fit_of_two_opinions,
     "validate": validate,
 }
 
@@ -431,6 +462,22 @@ def test_callbacks_find_what_one_process_does(processes: list[dict[str, Any]]) -
     assert first["fast"][-1]["fast/collapse/rankme"] == pytest.approx(
         first["alone"]["collapse/rankme"], abs=1e-4
     )
+
+
+def test_processes_that_see_different_things_stop_together(
+    processes: list[dict[str, Any]],
+) -> None:
+    first, second = (process["two opinions"] for process in processes)
+    # It has lasted for the patience, two steps, at step 4.
+    assert first["steps"] == second["steps"] == [0, 1, 2, 3, 4]
+    assert first["losses"] == second["losses"] == 4
+    assert first["called"] == second["called"]
+    ((step, reason),) = first["called"]
+    assert step == 4
+    assert "(complete collapse)" in reason
+    assert len(first["said"]) == 1
+    assert first["said"][0] == f"Differing at step 4: {reason} Training stops."
+    assert second["said"] == []
 
 
 def _losses(process: dict[str, Any]) -> dict[str, float]:

@@ -278,3 +278,16 @@ def test_a_fresh_alarm_is_in_the_state_of_a_callback_that_has_not_trained(
     callback = watch()
     trainer(tmp_path, [callback]).validate(Validated(), loader(16, 3), verbose=False)
     assert callback.state_dict()["alarm"] == CollapseAlarm().state_dict()
+
+
+@pytest.mark.parametrize(("strategy", "told"), [("ddp_spawn", 1), ("ddp", 0), ("auto", 0)])
+def test_it_is_said_where_the_history_stays_in_another_process(
+    tmp_path: pathlib.Path, strategy: str, told: int
+) -> None:
+    # The hook as the first process calls it; nothing is started here.
+    runner = trainer(tmp_path, [], strategy=strategy, devices=1 if strategy == "auto" else 2)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        watch().on_fit_start(runner, Validated())
+    said = [str(w.message) for w in caught if "`history` and counts stay empty" in str(w.message)]
+    assert len(said) == told
