@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from jepa_monitor._checks import check_positive_int
@@ -84,15 +85,25 @@ class DensityWatch(Watch):
         Returns:
             The look. If none was due it is false and has no scalars.
         """
+        look = self.ask(lambda: encoder, step, last=last)
+        if look.began is not None:
+            self.say(f"{self.who} at step {step}: {look.began.reason}")
+        return look
+
+    def ask(self, find: Callable[[], Any], step: int, *, last: bool = False) -> Look:
+        """Look if it is time, and leave it to the caller to react to an alarm.
+
+        Args:
+            find: Finds the encoder; that it fails is a failure of the look.
+            step: Training steps done, which must not decrease.
+            last: Whether these are the final weights.
+
+        Returns:
+            The look.
+        """
         due = self.is_due(step)
         if self.last_step < 0:
             self.start()
         elif not (due and self.has_time(step)) and not (last and self.is_news(step)):
             return Look(step)
-        look = self.look(step, lambda: self._evaluate(encoder))
-        if look.began is not None:
-            self.say(f"{self.who} at step {step}: {look.began.reason}")
-        return look
-
-    def _evaluate(self, encoder: Any) -> Evaluation:
-        return evaluate_density(self, self.monitor, encoder)
+        return self.look(step, lambda: evaluate_density(self, self.monitor, find()))

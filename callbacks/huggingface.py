@@ -1,0 +1,212 @@
+"""The callback for Hugging Face's Trainer: in goes a Trainer at work, out come the same curves."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import operator
+import pathlib
+import warnings
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from jepa_monitor._checks import check_choice
+from jepa_monitor._settings import takes
+from jepa_monitor.monitor.alarm import AlarmReading, default_patience
+from jepa_monitor.monitor.loop import DensityWatch
+from jepa_monitor.monitor.monitor import DensityMonitor
+from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
+try:
+    TrainerCallback: Any = importlib.import_module("transformers").TrainerCallback
+except ImportError:  # an extra: said when it is asked for
+    TrainerCallback = object
+
+__all__ = ["HuggingFaceCallback"]
+
+_FILE = "jepa_monitor.pt"  # beside the model in each of the Trainer's checkpoints
+
+
+@takes(MonitorSettings)
+class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
+    """Logs JEPA-SCORE and signs of collapse during ``transformers.Trainer.train``.
+
+    The first look is before the first step, then one when ``every_n_steps`` steps have passed, and one
+    at the end. Values go where the Trainer's own go, through ``Trainer.log``. What goes wrong in a look
+    is one warning and a count, ``monitor/failures``; images that cannot be read are an error before
+    training. Each checkpoint of the Trainer gets a small file with the story of the run, with which a
+    resumed run goes on. With several processes, all of them share the work.
+
+    Args:
+        trainer: The Trainer, which knows the data and the loggers.
+        encoder: What to watch: a dotted path in the model, a module, or a function of the model.
+            ``None`` takes the model without its head (``model.base_model``).
+        probe: Held-out images; ``None`` takes the Trainer's ``eval_dataset`` or, where there is none,
+            a fixed sample of its ``train_dataset``, with a warning.
+        every_n_steps: Look when so many optimizer steps have passed.
+        max_overhead: Largest share of the wall time to spend, once a first minute of looks has been
+            spent; ``None`` for no limit.
+        on_collapse: What an alarm does, once for each collapse: ``"warn"``; ``"stop"`` warns and ends
+            the training; a function gets the Trainer and the
+            :class:`~jepa_monitor.monitor.alarm.AlarmReading`.
+        patience_steps: Steps that a first, early collapse may last. Default: a tenth of the planned
+            steps, and at least 1000.
+        strict: Raise when a look fails, instead of warning once.
+        **settings: See :class:`~jepa_monitor.monitor.settings.MonitorSettings`; ``reference`` is by
+            default the Trainer's ``train_dataset``, as its transforms augment it.
+
+    Raises:
+        ImportError: If transformers is not installed.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example::
+
+        from jepa_monitor.callbacks.huggingface import HuggingFaceCallback
+        trainer.add_callback(HuggingFaceCallback(trainer, every_n_steps=500))
+        trainer.train()
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        encoder: str | nn.Module | Callable[[Any], Any] | None = None,
+        probe: Any = None,
+        *,
+        every_n_steps: int = 500,
+        max_overhead: float | None = 0.05,
+        on_collapse: str | Callable[[Any, AlarmReading], Any] = "warn",
+        patience_steps: int | None = None,
+        strict: bool = False,
+        **settings: Unpack[MonitorArguments],
+    ) -> None:
+        if TrainerCallback is object:
+            raise ImportError(
+                'HuggingFaceCallback needs transformers: pip install "jepa-monitor[hf]"'
+            )
+        if encoder is not None and not (isinstance(encoder, str) or callable(encoder)):
+            raise TypeError(
+                "`encoder` must be a dotted path, a module, a function of the model or None, got "
+                f"{type(encoder).__name__}."
+            )
+        if not callable(on_collapse):
+            check_choice(on_collapse, "on_collapse", ("warn", "stop"))
+        self.trainer = trainer
+        self.encoder = encoder
+        self.probe = probe
+        self.on_collapse = on_collapse
+        self.patience_steps = patience_steps
+        self._settings = settings
+        self._new_watch = functools.partial(
+            DensityWatch, every_n_steps=every_n_steps, max_overhead=max_overhead, strict=strict
+        )
+        self.watch: DensityWatch | None = None
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The scalars of all looks, each with its ``step``."""
+        return [] if self.watch is None else self.watch.history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read the images and look at the model as training finds it.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        monitor = self._monitor(args.world_size > 1)
+        patience = self.patience_steps or default_patience(state.max_steps)
+        self.watch = self._new_watch(monitor, patience_steps=patience)
+        story = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}", _FILE)
+        if state.global_step and story.exists():
+            self.watch.load_state_dict(torch.load(story, weights_only=True))
+        self._look(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look when it is time.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        self._look(state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look at the final weights.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        self._look(state, control, last=True)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the story of the run into the checkpoint.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if self.watch is not None and state.is_world_process_zero and folder.is_dir():
+            torch.save(self.watch.state_dict(), folder / _FILE)
+
+    def _look(self, state: Any, control: Any, last: bool = False) -> None:
+        assert self.watch is not None
+        look = self.watch.ask(self._encoder, state.global_step, last=last)
+        if not look:
+            return
+        due = control.should_log  # logging takes it for done
+        self.trainer.log(dict(look.scalars))
+        control.should_log = due
+        if look.began is None:
+            return
+        if callable(self.on_collapse):
+            self.on_collapse(self.trainer, look.began)
+            return
+        ending = ""
+        if self.on_collapse == "stop":
+            control.should_training_stop, ending = True, " Training stops."
+        self.watch.say(
+            f"{type(self).__name__} at step {state.global_step}: {look.began.reason}{ending}"
+        )
+
+    def _encoder(self) -> Any:
+        model = self.trainer.model
+        if self.encoder is None:
+            return getattr(model, "base_model", model)
+        if isinstance(self.encoder, str):
+            return operator.attrgetter(self.encoder)(model)
+        return self.encoder if isinstance(self.encoder, nn.Module) else self.encoder(model)
+
+    def _monitor(self, distributed: bool) -> DensityMonitor:
+        probe, seed, settings = self.probe, None, dict(self._settings)
+        if probe is None:
+            probe = self.trainer.eval_dataset
+            if isinstance(probe, Mapping):
+                probe = next(iter(probe.values()), None)
+        training = self.trainer.train_dataset
+        if probe is None:
+            probe, seed = training, 0
+            warnings.warn(
+                f"{type(self).__name__} found no `eval_dataset`, so it watches images of the "
+                "training set: they are not held out. Pass `probe`.",
+                stacklevel=2,
+            )
+        elif settings.get("reference") is None:
+            settings["reference"] = training
+        return DensityMonitor(probe, shuffle_seed=seed, distributed=distributed, **settings)  # type: ignore[arg-type]
