@@ -15,6 +15,7 @@ from jepa_monitor.functional._checks import as_matrix, require_number
 
 Shrinkage = Literal["leave_one_out", "ledoit_wolf"] | float
 
+_LARGEST = 1e75  # of a coordinate; fourth powers of more, and sums of them, overflow
 _INTENSITIES = tuple(10 ** (-halves / 2) for halves in range(17))  # 1 to 1e-8
 
 
@@ -74,6 +75,9 @@ class Gaussian:
         Returns:
             The fitted law. Nothing of the embeddings' autograd graph is kept.
 
+        Raises:
+            ValueError: If an embedding is not finite, or further than 1e75 from the mean.
+
         Source:
             Hoffbeck & Landgrebe, Covariance matrix estimation and classification with limited
             training data (IEEE PAMI 18, 1996), for the leave-one-out likelihood; Ledoit & Wolf, A
@@ -84,6 +88,12 @@ class Gaussian:
         count = z.shape[0]
         mean = z.mean(dim=0)
         centred = z - mean
+        largest = float(centred.abs().max())
+        if not largest < _LARGEST:
+            raise ValueError(
+                f"`embeddings` must lie within {_LARGEST:g} of their mean, so that float64 holds the "
+                f"fourth powers of distances, got {largest:.3g}: divide them by a constant."
+            )
         empirical = centred.T @ centred / count
         scale = empirical.diagonal().mean()
         if isinstance(shrinkage, str):

@@ -14,8 +14,15 @@ import torch
 from helpers import interpreter_settings, mlp
 from torch import nn
 
-from jepa_monitor import jepa_score
+from jepa_monitor import (
+    DensityMonitor,
+    audit_precision,
+    jacobian_spectrum,
+    jepa_score,
+    log_density,
+)
 from jepa_monitor.encoders.isolation import undisturbed
+from jepa_monitor.metrics import JepaScore
 
 
 def _disturb() -> None:
@@ -84,13 +91,88 @@ def test_newer_precision_switches_are_restored(backend: str) -> None:
     subprocess.run([sys.executable, "-c", code], check=True)  # the switches cannot be unset
 
 
+class _Aliased(nn.Module):
+    """A network, some layers of which have a second name or a weight of another's."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        net = nn.Sequential(*mlp(48, 16, 16), nn.BatchNorm1d(16), nn.Linear(16, 16))
+        if kind == "name before":
+            self.stem, self.norm = net[1], net[4]
+        self.net = net
+        if kind == "name after":
+            self.stem, self.norm = net[1], net[4]
+        if kind == "in another child":
+            self.head = nn.ModuleDict({"last": net[5], "blocks": nn.ModuleList(net[1:3])})
+        if kind == "tied weights":
+            net[5].weight = net[3].weight
+        if kind == "tied to the parent":
+            self.weight = net[5].weight
+            self.register_buffer("mean", net[4].running_mean)
+        if kind == "in a list":
+            self.layers, self.weights = [*net], [net[5].weight, net[4].running_var]
+
+    def forward(self, batch: torch.Tensor) -> torch.Tensor:
+        return self.net(batch)
+
+
+ALIASES = ("none", "name before", "name after", "in another child", "tied weights",
+           "tied to the parent", "in a list")  # fmt: skip
+LOOKS: dict[str, Callable[[Any, torch.Tensor], object]] = {
+    "score": jepa_score,
+    "spectrum": jacobian_spectrum,
+    "density": lambda encoder, batch: log_density(encoder, batch, torch.randn(20, 48)),
+    "float64": lambda encoder, batch: jepa_score(encoder, batch, precision="float64"),
+    "audit": audit_precision,
+    "monitor": lambda encoder, batch: DensityMonitor(batch).evaluate(encoder),
+    "metric": lambda encoder, batch: JepaScore(encoder).update(batch),
+    "failing": lambda encoder, batch: _fails(RuntimeError, encoder, batch[:, :7]),
+    "interrupted": lambda encoder, batch: _fails(
+        KeyboardInterrupt, encoder, batch, pool=_interrupted
+    ),
+}
+
+
+def _fails(kind: type[BaseException], *arguments: Any, **options: Any) -> None:
+    with pytest.raises(kind):
+        jepa_score(*arguments, **options)
+
+
+def _interrupted(output: torch.Tensor) -> torch.Tensor:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("wrap", [lambda m: m, lambda m: m.forward, lambda m: lambda x: m(x) + 0])
-def test_parameters_stay_the_same_objects(wrap: Callable[[nn.Module], Any]) -> None:
-    module = mlp(48, 4)
-    before = {name: (id(p), p._version) for name, p in module.named_parameters()}
-    jepa_score(wrap(module), torch.rand(3, 48))
-    assert {name: (id(p), p._version) for name, p in module.named_parameters()} == before
-    assert all(p.requires_grad and p.grad is None for p in module.parameters())
+@pytest.mark.parametrize("kind", ALIASES)
+def test_every_name_keeps_its_object(
+    kind: str, wrap: Callable[[nn.Module], Any], stored: torch.dtype
+) -> None:
+    module = _Aliased(kind).to(stored)
+
+    def objects() -> dict[str, Any]:
+        tensors = {
+            **dict(module.named_parameters(remove_duplicate=False)),
+            **dict(module.named_buffers(remove_duplicate=False)),
+        }
+        lists = [[id(found) for found in getattr(module, n, [])] for n in ("layers", "weights")]
+        layers = [(n, id(m)) for n, m in module.named_modules(remove_duplicate=False)]
+        return {
+            "lists": lists,
+            "layers": layers,
+            "tensors": {n: (id(t), t._version, t.requires_grad) for n, t in tensors.items()},
+        }
+
+    before = objects()
+    optimizer = torch.optim.SGD(module.parameters(), 0.1)
+    for look in LOOKS.values():
+        look(wrap(module), torch.randn(4, 48))
+        assert objects() == before
+    values = {name: p.detach().clone() for name, p in module.named_parameters()}
+    module(torch.randn(4, 48, dtype=stored)).float().square().sum().backward()
+    optimizer.step()
+    moved = [name for name, p in module.named_parameters() if not torch.equal(p, values[name])]
+    assert len(moved) == len(values)
 
 
 def test_an_encoder_that_raises_leaves_nothing_behind() -> None:

@@ -1,4 +1,5 @@
 import io
+import math
 
 import numpy as np
 import pytest
@@ -147,3 +148,13 @@ def test_errors():
         ValueError, match="`shrinkage` must be one of leave_one_out, ledoit_wolf, got 'oas'"
     ):
         Gaussian.fit(torch.ones(3, 4), shrinkage="oas")
+
+
+@pytest.mark.parametrize("size", [1e76, 1e160, 1e200, 1e300])
+def test_embeddings_whose_powers_overflow_are_an_error_that_says_so(size: float) -> None:
+    z = torch.randn(20, 3, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    with pytest.raises(ValueError, match=r"`embeddings` must lie within 1e\+75 of their mean"):
+        Gaussian.fit(size * z)
+    small = Gaussian.fit(z).log_prob(z)
+    large = Gaussian.fit(1e70 * z).log_prob(1e70 * z)
+    torch.testing.assert_close(large, small - 3 * 70 * math.log(10), rtol=0, atol=1e-6)
