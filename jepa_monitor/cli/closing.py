@@ -73,6 +73,7 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         found.append((f"{rank_by}: min, 5, 50, 95 %, max", numbers))
     if "outlier" in table.column_names:
         found.append(_outliers(table, info))
+    found += _findings(table)
     return found + _preconditions(info)
 
 
@@ -84,6 +85,22 @@ def _outliers(table: pa.Table, info: dict[str, Any]) -> tuple[str, str]:
     count = int(pc.sum(table["outlier"]).as_py())
     low, high = clopper_pearson_interval(count, known)
     return name, f"{count} = {count / known:.1%} (95 % interval {low:.1%} to {high:.1%})"
+
+
+def _findings(table: pa.Table) -> list[tuple[str, str]]:
+    """Count copies, suspect labels and bad pixels, where there are any."""
+    found = []
+    if "copies" in table.column_names and (count := len(table) - table["copies"].null_count):
+        groups = len(pc.unique(table["copies"].drop_null()))
+        found.append(("the same or nearly", f"{count} images in {groups} groups, see `copies`"))
+    if "suspect_label" in table.column_names and (count := pc.sum(table["suspect_label"]).as_py()):
+        found.append(("suspect labels", f"{count}, see `reason`"))
+    if "quality" in table.column_names:
+        flags = [flag for text in table["quality"].to_pylist() if text for flag in text.split(", ")]
+        if flags:
+            counts = (f"{flags.count(flag)} {flag}" for flag in sorted(set(flags)))
+            found.append(("quality", ", ".join(counts)))
+    return found
 
 
 def _preconditions(info: dict[str, Any]) -> list[tuple[str, str]]:

@@ -111,12 +111,12 @@ def write_page(
     groups = _largest(labels, limits.classes)
     ends = {name: _ends(members, values, limits.images) for name, members in groups.items()}
     pictured = [i for sheet in ends.values() for end in sheet for i in end]
-    odd = _outliers(table)
+    odd, flagged = _outliers(table), _flagged(table)
     kept = list(range(len(table)))
     if len(table) > _ROWS:  # all outliers, for they can be saved as a list
-        kept = sorted({*pictured, *odd, *list(order)[:_ROWS]})
+        kept = sorted({*pictured, *odd, *flagged, *list(order)[:_ROWS]})
     new = {old: position for position, old in enumerate(kept)}
-    wanted = list(dict.fromkeys([*pictured, *odd, *order]))[: limits.thumbnails]
+    wanted = list(dict.fromkeys([*pictured, *odd, *flagged, *order]))[: limits.thumbnails]
     made, missing = _thumbnails(table, scores, data, wanted)
     notes = [
         missing,
@@ -163,6 +163,16 @@ def _outliers(table: pa.Table) -> list[int]:
     if "outlier" not in table.column_names:
         return []
     return [row for row, odd in enumerate(table["outlier"].to_pylist()) if odd]
+
+
+def _flagged(table: pa.Table) -> list[int]:
+    """Take the images of which there is something to say, each with its neighbour."""
+    if not {"reason", "neighbour"} <= set(table.column_names):
+        return []
+    row_of = {path: row for row, path in enumerate(table["path"].to_pylist())}
+    pairs = zip(table["reason"].to_pylist(), table["neighbour"].to_pylist(), strict=True)
+    found = [(row, row_of.get(near)) for row, (reason, near) in enumerate(pairs) if reason]
+    return list(dict.fromkeys(row for pair in found for row in pair if row is not None))
 
 
 def _converted(table: pa.Table) -> list[list[str]]:
@@ -242,7 +252,7 @@ def _columns(
     table: pa.Table, numbers: Sequence[str], labels: list[str | None], kept: list[int]
 ) -> dict[str, list[Any]]:
     columns: dict[str, list[Any]] = {}
-    for name in ("path", *numbers, "quantile", "outlier", "note"):
+    for name in ("path", *numbers, "quantile", "outlier", "copies", "reason", "neighbour", "note"):
         if name in table.column_names:
             listed = table[name].to_pylist()
             columns[name] = [

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -16,6 +17,8 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.cli.images import Source
+from jepa_monitor.cli.labels import Classes, fit_classes
+from jepa_monitor.cli.quality import NUMBERS, Looks
 from jepa_monitor.cli.runs import Part
 from jepa_monitor.cli.tables import LOG_PRIOR
 from jepa_monitor.cli.task import Prepared, Task
@@ -39,12 +42,14 @@ class Law(NamedTuple):
     Args:
         base: (M, K), finite, float64.
         law: Fitted to them.
-        members: Which images of the data they are of; empty for another data set.
+        numbers: Which images of their data they are of, (M,).
+        own: Whether their data are the ones that are scored.
     """
 
     base: Tensor
     law: Gaussian
-    members: frozenset[int]
+    numbers: Tensor
+    own: bool
 
     @property
     def holds(self) -> bool:
@@ -134,8 +139,8 @@ def read_law(task: Task, indices: list[int], own: bool) -> Law:
     base = embeddings[finite]
     if len(base) < 2:
         raise ValueError(f"`reference` must have at least 2 finite embeddings, got {len(base)}.")
-    members = part.arrays["index"][finite.numpy()].tolist() if own else ()
-    return Law(base, Gaussian.fit(base), frozenset(members))
+    numbers = torch.from_numpy(part.arrays["index"])[finite]
+    return Law(base, Gaussian.fit(base), numbers, own)
 
 
 def nothing_read(indices: list[int], part: Part) -> str:
@@ -152,7 +157,9 @@ def nothing_read(indices: list[int], part: Part) -> str:
     return f"`data`: none of {len(indices)} images can be read; {first}."
 
 
-def score_images(task: Task, source: Source, indices: list[int], law: Law) -> None:
+def score_images(
+    task: Task, source: Source, indices: list[int], law: Law, reference: Source
+) -> None:
     """Score the images by every detector; what would rest on a void law is NaN.
 
     Args:
@@ -160,7 +167,9 @@ def score_images(task: Task, source: Source, indices: list[int], law: Law) -> No
         source: Where the images are.
         indices: Which ones.
         law: What they are compared with.
+        reference: Where the images are that it is of.
     """
+    classes = fit_classes(law.base, [reference.label(int(number)) for number in law.numbers])
     able = [each for each in task.detectors if law.holds or not each.by_law]
     fitted = fit_detectors(able, Reference(law.base, law.law))
     for batch, (items, images, problems) in task.batches("scores", source, indices):
@@ -168,7 +177,9 @@ def score_images(task: Task, source: Source, indices: list[int], law: Law) -> No
         if images is not None:
             found = spectra(task.embedder, images.to(task.device), task.options, law.law)
             terms = density_terms(found, law.law, task.options.eps)
-            own = torch.tensor([item.number in law.members for item in items])
+            numbers = torch.tensor([item.number for item in items])
+            itself = (numbers[:, None] == law.numbers) & law.own
+            own = itself.any(1)
             data = ScoredSet(
                 images,
                 found.embeddings.cpu(),
@@ -183,12 +194,45 @@ def score_images(task: Task, source: Source, indices: list[int], law: Law) -> No
             scores |= {name: _score(each, data) for name, each in fitted.items()}
             scores[LOG_PRIOR] = terms.log_prior.cpu() if law.holds else void
             arrays = {
-                "index": np.array([item.number for item in items]),
+                "index": numbers.numpy(),
                 "note": np.array([item.note for item in items], dtype=np.str_),
+                "neighbour": _nearest(data.scored_embeddings, law, itself).numpy(),
+                **_looks([item.looks for item in items]),
+                **_labelled(classes, data, source, numbers),
                 "below_noise_floor": found.under_floor.cpu().numpy(),
                 **{name: values.numpy() for name, values in scores.items()},
             }
         task.run.write("scores", batch, Part(arrays, problems))
+
+
+def _nearest(embeddings: Tensor, law: Law, itself: Tensor) -> Tensor:
+    """Find which reference image is nearest, apart from the image itself; −1 if there is none."""
+    finite = torch.isfinite(embeddings).all(1)
+    distances = torch.cdist(embeddings.where(finite[:, None], 0.0), law.base)
+    nearest = distances.masked_fill(itself, torch.inf).min(1)
+    known = finite & torch.isfinite(nearest.values)
+    return torch.where(known, law.numbers[nearest.indices], -1)
+
+
+def _looks(found: Sequence[Looks | None]) -> dict[str, Any]:
+    """Store what images look like; of tensors nothing is known."""
+    unknown = [math.nan] * len(NUMBERS)
+    return {
+        "looks": np.array([list(each[: len(NUMBERS)]) if each else unknown for each in found]),
+        "pixels": np.array([each.pixels.hex() if each else "" for each in found], dtype="U32"),
+        "gradients": np.array([each.gradients if each else 0 for each in found], dtype=np.uint64),
+    }
+
+
+def _labelled(
+    classes: Classes | None, data: ScoredSet, source: Source, numbers: Tensor
+) -> dict[str, Any]:
+    """Compare labels with the classes that embeddings are near to; NaN where there are none."""
+    scores, others = torch.full_like(data.scores, torch.nan), [""] * len(numbers)
+    if classes is not None and data.in_reference is not None:
+        labels = [source.label(int(number)) for number in numbers]
+        scores, others = classes.score(data.scored_embeddings, labels, data.in_reference)
+    return {"label_score": scores.numpy(), "other_label": np.array(others, dtype=np.str_)}
 
 
 def _score(detector: Detector, data: ScoredSet) -> Tensor:

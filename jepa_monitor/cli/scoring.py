@@ -58,7 +58,7 @@ __all__ = ["check_request", "score_dataset"]
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _LEAST_IMAGES = 2  # of a reference, whose law has a variance
 _NOT_DECIDING = ("workers", "device", "download")
-_FORMAT = 2  # of the unfinished work; a change of what is kept must not meet older files
+_FORMAT = 3  # of the unfinished work; a change of what is kept must not meet older files
 
 
 def score_dataset(
@@ -308,7 +308,7 @@ def _work(
     chosen = [chosen[i] for i in _spread(len(chosen), _REFERENCE_IMAGES)]
     agree(lambda: embed_reference(task, base_source, chosen))
     law = agree(lambda: read_law(task, chosen, other is None))
-    agree(lambda: score_images(task, source, indices, law))
+    agree(lambda: score_images(task, source, indices, law, base_source))
     scored = agree(lambda: task.run.collect("scores", task.count(indices)))
     if not scored.arrays:
         raise ValueError(nothing_read(indices, scored))
@@ -319,7 +319,7 @@ def _work(
 
     def finish() -> pa.Table:
         verdict = Verdict.of(settings, law, task.detectors)
-        table = table_of(source, scored, verdict, settings.fence)
+        table = table_of(source, base_source, scored, verdict, settings.fence)
         info = {
             "identity": identity,
             **verdict._asdict(),

@@ -16,6 +16,7 @@ from jepa_monitor.detectors import DETECTORS
 
 __all__ = [
     "FORMATS",
+    "LABEL_SCORE",
     "LOG_PRIOR",
     "check_format",
     "info_of",
@@ -29,6 +30,7 @@ __all__ = [
 
 FORMATS = (".parquet", ".csv", ".jsonl")
 LOG_PRIOR = "log_prior"  # a part of a detector's score that is worth a column
+LABEL_SCORE = "label_score"  # how much nearer the own class is than the next
 _KEY = b"jepa_monitor"
 
 
@@ -129,7 +131,8 @@ def read_table(path: str | Path, argument: str = "scores") -> pa.Table:
         if place.suffix == ".parquet":
             table = parquet.read_table(place)
         elif place.suffix == ".csv":
-            texts = {"path": pa.string(), "label": pa.string(), "note": pa.string()}
+            names = ("path", "label", "note", "quality", "reason", "neighbour")
+            texts = dict.fromkeys(names, pa.string())
             table = csv.read_csv(
                 place,
                 parse_options=csv.ParseOptions(newlines_in_values=True),
@@ -167,7 +170,7 @@ def scores_of(table: pa.Table) -> tuple[str, ...]:
     Returns:
         Names of columns.
     """
-    known = info_of(table).get("scores", (*DETECTORS, LOG_PRIOR))
+    known = info_of(table).get("scores", (*DETECTORS, LOG_PRIOR, LABEL_SCORE))
     return tuple(name for name in known if name in table.column_names)
 
 

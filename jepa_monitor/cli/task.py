@@ -12,6 +12,7 @@ from torch.utils.data import DataLoader, Dataset
 
 from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.images import Source
+from jepa_monitor.cli.quality import Looks, looks_of
 from jepa_monitor.cli.runs import Run
 from jepa_monitor.detectors import Detector
 from jepa_monitor.encoders.embedder import Embedder
@@ -28,6 +29,7 @@ class _Item(NamedTuple):
     image: Tensor | None
     note: str
     problem: str | None
+    looks: Looks | None = None
 
 
 class Prepared(Dataset[_Item]):
@@ -41,7 +43,9 @@ class Prepared(Dataset[_Item]):
             image, note = self._source.load(index)
         except BadImage as error:
             return _Item(index, None, "", str(error))
+        looks = None
         if not isinstance(image, Tensor):
+            looks = looks_of(image)
             if self._transform is None:
                 raise TypeError(
                     "`data` yields Pillow images, but there is no `transform` to make tensors of "
@@ -54,7 +58,7 @@ class Prepared(Dataset[_Item]):
                 f"`data` must yield floating-point images after `transform`, got {kind}."
             )
         problem = None if bool(torch.isfinite(image).all()) else "has NaN or infinite pixels"
-        return _Item(index, None if problem else image, note, problem)
+        return _Item(index, None if problem else image, note, problem, looks)
 
 
 class _Images(NamedTuple):
