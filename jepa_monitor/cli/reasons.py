@@ -15,6 +15,7 @@ from jepa_monitor.functional.outliers import robust_fence
 __all__ = ["Findings", "find"]
 
 _LABEL_FENCE = 3.0  # robust standard deviations under the median
+_LEAST_TOLD = 0.5  # share of images that lie nearest to their own class
 
 
 class Findings(NamedTuple):
@@ -22,7 +23,8 @@ class Findings(NamedTuple):
 
     Args:
         outlier: Whether its score is below the fence; ``None`` where nothing tells.
-        suspect_label: Whether it lies nearer to another class, and unusually so; ``None`` likewise.
+        suspect_label: Whether it lies nearer to another class, and unusually so; ``None`` where the
+            embeddings do not tell the classes apart.
         quality: What is plainly wrong with its pixels, joined by commas.
         copies: Group of the images that are the same or nearly; ``None`` if it has no copy.
         reason: All of that in words; empty if there is nothing to say.
@@ -56,8 +58,7 @@ def find(
     """
     values = arrays[told_by]
     outlier, border = _below(values, fence)
-    suspect, _ = _below(arrays["label_score"], _LABEL_FENCE)
-    suspect = [flag and arrays["label_score"][row] < 0 for row, flag in enumerate(suspect)]
+    suspect = _suspects(arrays["label_score"])
     quality = quality_flags(arrays["looks"])
     plain = ["low information" in flags for flags in quality]
     digests = [digest.encode() for digest in arrays["pixels"].tolist()]
@@ -75,6 +76,15 @@ def find(
         reason.append("; ".join(words + quality[row]))
     groups = [copies[row].group if row in copies else None for row in range(len(values))]
     return Findings(outlier, suspect, [", ".join(flags) for flags in quality], groups, reason)
+
+
+def _suspects(scores: np.ndarray[Any, Any]) -> list[bool | None]:
+    """Doubt labels where embeddings tell classes apart: where they do not, every label looks wrong."""
+    known = scores[np.isfinite(scores)]
+    if not len(known) or (known > 0).mean() <= _LEAST_TOLD:
+        return [None] * len(scores)
+    flags, _ = _below(scores, _LABEL_FENCE)
+    return [bool(flag) and bool(score < 0) for flag, score in zip(flags, scores, strict=True)]
 
 
 def _below(values: np.ndarray[Any, Any], width: float) -> tuple[list[bool | None], float]:

@@ -158,6 +158,16 @@ def test_wrong_labels_of_digits_are_found() -> None:
     assert table["reason"][row].as_py().startswith(f"labelled {label}, but nearer to {truth}")
 
 
+def test_labels_that_embeddings_do_not_tell_apart_are_not_doubted() -> None:
+    class Arbitrary(TensorDataset):
+        targets = torch.randint(0, 5, (200,), generator=torch.Generator().manual_seed(1)).tolist()
+
+    images = torch.rand(200, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    table = score_dataset(Small(), Arbitrary(images), options=EXACT, settings=QUICK)
+    assert table["label_score"].null_count == 0
+    assert table["suspect_label"].null_count == 200
+
+
 def test_the_table_and_the_page_say_why(tmp_path: pathlib.Path) -> None:
     for name in ("a", "b"):
         (tmp_path / "data" / name).mkdir(parents=True)
