@@ -89,7 +89,9 @@ def learn_clusters(
     Raises:
         ValueError: If the clusters are too many or too few.
     """
-    z = unit_rows(z)
+    # In an order of its own, so that the result does not depend on how the samples came.
+    rows, repeats = torch.unique(unit_rows(z), dim=0, return_counts=True)
+    z = rows.repeat_interleave(repeats, dim=0)
     count = len(z)
     number = max(2, round(math.sqrt(count))) if clusters is None else clusters
     check_positive_int(restarts, "restarts")

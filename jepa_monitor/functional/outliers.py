@@ -117,12 +117,13 @@ def summarize_outliers(
         The filled tuple.
     """
     require_number(confidence, "confidence", 0, 1, closed=False)
-    up_to = log_beta_binomial(total, order, size + 1 - order).exp().cumsum(dim=0)
+    probabilities = log_beta_binomial(total, order, size + 1 - order).exp()
+    up_to = probabilities.cumsum(dim=0)
     tail = (1 - confidence) / 2
     lower = int((up_to <= tail).sum())
     upper = int((up_to < 1 - tail).sum())
-    fewer = float(up_to[below - 1]) if below else 0.0
-    p_value = min(1.0, 2 * min(float(up_to[below]), 1 - fewer))
+    # Each tail by its own sum: 1 minus the other one rounds to less than nothing.
+    p_value = min(1.0, 2 * float(min(up_to[below], probabilities[below:].sum())))
     numbers = (below / total, lower / total, upper / total, order / (size + 1))
     fraction = [threshold.new_tensor(number) for number in numbers]
     return OutlierFraction(

@@ -146,6 +146,7 @@ def blobs(classes, count, gap=9.0, width=8):
 def test_learnability_against_sklearn():
     z = normal(90, 4)
     unit = z / z.norm(dim=1, keepdim=True)
+    unit = unit[unit[:, 0].argsort()]  # the order of the samples does not matter
     labels = kmeans(unit[None], 7, seed=5, restarts=2).labels[0].numpy()
     order = torch.randperm(90, generator=torch.Generator().manual_seed(5)).numpy()
     known, asked = order[:45], order[45:]
@@ -173,6 +174,12 @@ def test_learnability_of_blobs_of_nothing_and_of_noise(monkeypatch):
     monkeypatch.setattr(module, "kmeans", shuffled)
     values = torch.stack([cluster_learnability(normal(400, 5)).learnability for _ in range(40)])
     assert abs(values.mean()) < 4 * values.std() / 40**0.5
+
+
+def test_the_order_of_samples_does_not_matter():
+    z = torch.cat([normal(50, 4), normal(50, 4)[:9]])
+    order = torch.randperm(59, generator=torch.Generator().manual_seed(1))
+    assert cluster_learnability(z[order]) == cluster_learnability(z)
 
 
 def test_default_number_of_clusters_is_the_root():

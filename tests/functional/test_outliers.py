@@ -91,3 +91,13 @@ def test_errors():
         robust_fence(normal(3), k=0)
     with pytest.raises(ValueError, match=r"`alpha` must lie in \(0, 1\), got 0"):
         outlier_fraction(normal(3), normal(3), alpha=0)
+
+
+@pytest.mark.parametrize("below", [0, 3, 20, 120, 200])
+def test_both_tails_against_scipy_however_small(below):
+    scores = torch.cat([torch.full((below,), -9.0), torch.full((200 - below,), 9.0)])
+    law = stats.betabinom(200, 5, 95)
+    expected = min(1.0, 2 * min(law.cdf(below), law.sf(below - 1)))
+    found = outlier_fraction(scores, normal(99).clamp(-8, 8)).p_value.item()
+    assert found == pytest.approx(expected, rel=1e-6)
+    assert found > 0
