@@ -38,6 +38,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         labels=torch.arange(160) % 4,
         compare_with=mlp(192),
         max_overhead=None,
+        options=ScoreOptions("sketch", rows=16),
         **settings,
     )
     fast = CollapseCallback(mlp(192, 20), images(80), name="fast")

@@ -315,6 +315,7 @@ def _work(
     finite = np.flatnonzero(np.isfinite(scored.arrays["jepa_score"]))
     rows = [finite[i] for i in _spread(len(finite), settings.polarity_samples)]
     probe = [int(scored.arrays["index"][row]) for row in rows]
+    clean = scored.arrays["jepa_score"][rows]
     agree(lambda: score_corrupted(task, source, probe, law))
 
     def finish() -> pa.Table:
@@ -327,11 +328,11 @@ def _work(
             "images": len(indices),
             "ignored": source.ignored,
             "skipped": len(indices) - len(table),
-            "method": method_used(task, law),
+            "method": method_used(task, source, law, probe, clean),
             "reference": len(law.base),
             "width": law.base.shape[1],
             **precondition(law),
-            **read_polarity(task, scored.arrays["jepa_score"][rows]),
+            **read_polarity(task, clean),
         }
         table = with_info(table, info)
         if task.processes.rank == 0:

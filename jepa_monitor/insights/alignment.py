@@ -102,7 +102,7 @@ def _alignments_of(embedder: Embedder, images: Tensor, others: Tensor) -> tuple[
     def work() -> None:
         for image in torch.split(inputs, 1):
             leaf, embeddings = embed_with_graph(embedder, image)
-            basis = sketch_matrix(ScoreOptions("sketch"), embeddings.shape[1], None)
+            basis = sketch_matrix(ScoreOptions("sketch"), embeddings.shape[1], image.numel(), None)
             assert basis is not None
             sums = basis.new_ones(1, basis.shape[1])
             cotangents = torch.cat([basis, sums]).to(embeddings)

@@ -19,6 +19,7 @@ from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
 from jepa_monitor.jacobian.spectrum import log_volume
+from jepa_monitor.jacobian.trust import settle
 
 __all__ = ["Gatherer", "Sources"]
 
@@ -71,6 +72,7 @@ class Gatherer:
     Attributes:
         encoder: As given.
         embedder: The encoder as a function from images to (B, K).
+        options: How to score; of a look with ``auto``, as it was settled.
         probe: The probe, once it is scored.
     """
 
@@ -111,7 +113,11 @@ class Gatherer:
         """
         base = self._base()
         self._law = None if base is None else Gaussian.fit(base)
+        trial = self.sources.images[: self.sources.scored]
+        self.options, agreement = settle(self.options, trial, self.spectra)
         self.probe, method = self._score(self.sources.images, self.sources.scored)
+        if agreement is not None:
+            method += f"; {agreement}"
         for stored in sorted(self.embedder.parameter_dtypes - {self.embedder.dtype}, key=str):
             method += f", {_short(self.embedder.dtype)} copies of {_short(stored)} parameters"
         reference = None
@@ -136,7 +142,7 @@ class Gatherer:
                     raise
                 failed[part] = error
         found = {part: gathered for part, gathered in found.items() if gathered is not None}
-        look = Look(self.options, method, self.probe, reference, ood, detected, found)
+        look = Look(self.options, method, self.probe, reference, ood, detected, found, agreement)
         return look, failed
 
     def map(
@@ -170,11 +176,12 @@ class Gatherer:
         )
         return found
 
-    def spectra(self, images: Tensor) -> Spectra:
+    def spectra(self, images: Tensor, options: ScoreOptions | None = None) -> Spectra:
         """Take the Jacobians of images.
 
         Args:
             images: (B, ...).
+            options: How; default: as all others.
 
         Returns:
             Embeddings and singular values, on the CPU.
@@ -183,7 +190,7 @@ class Gatherer:
 
         def work(part: Tensor) -> tuple[Tensor, ...]:
             nonlocal basis
-            *found, basis = spectra(self.embedder, part, self.options, self._law)
+            *found, basis = spectra(self.embedder, part, options or self.options, self._law)
             return tuple(found)
 
         embeddings, values, floors, under = self.map(work, images)

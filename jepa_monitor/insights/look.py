@@ -11,6 +11,7 @@ from torch import Tensor
 
 from jepa_monitor.detectors import Reference, ScoredSet
 from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.trust import SketchAgreement
 
 if TYPE_CHECKING:
     from jepa_monitor.insights.parts import Part
@@ -34,6 +35,7 @@ class Look:
         detected: What detectors say of each set, (B,), higher for more usual; by name of the set
             (see :attr:`sets`), by name of the detector.
         parts: What else was gathered, by what insights said that they need.
+        agreement: How far sketched scores follow exact ones; ``None`` where none were tried.
     """
 
     options: ScoreOptions
@@ -43,6 +45,7 @@ class Look:
     ood: Mapping[str, ScoredSet] = field(default_factory=dict)
     detected: Mapping[str, Mapping[str, Tensor]] = field(default_factory=dict, repr=False)
     parts: Mapping[Part[Any], Any] = field(default_factory=dict, repr=False)
+    agreement: SketchAgreement | None = None
 
     def __getitem__(self, part: Part[_T]) -> _T:
         """Give a part that was gathered.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import TYPE_CHECKING
 
 import torch
@@ -13,6 +14,7 @@ from jepa_monitor.insights._statistics import finite_only, quantile_scalars
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
 from jepa_monitor.jacobian.spectrum import clipped_count
+from jepa_monitor.jacobian.trust import SketchAgreement
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -22,7 +24,7 @@ __all__ = ["Score", "extremes", "plot_extremes", "plot_histogram"]
 
 
 class Score(Insight):
-    """``jepa_score/*``, the histograms of the scores, and the sheet of extreme images."""
+    """``jepa_score/*``, ``sketch/*``, the histograms of the scores, and the sheet of extreme images."""
 
     name = "score"
     rows = (
@@ -55,6 +57,31 @@ class Score(Insight):
             "free",
             "`noise_floor`",
         ),
+        Row(
+            (
+                "sketch/correlation",
+                "sketch/correlation_low",
+                "sketch/correlation_high",
+            ),
+            "correlation of sketched with exact scores of 8 or 16 probe images, and the ends of its "
+            "95 % interval",
+            "−1 … 1",
+            "above 0.9",
+            "a spread of the small singular values from image to image, which sketches do not see; "
+            "`auto` then takes more rows, or all",
+            "8 or 16 images with all rows",
+            "`sketch_agreement`",
+        ),
+        Row(
+            ("sketch/error", "sketch/spread", "sketch/rows"),
+            "standard deviation of exact minus K/R times sketched scores of the same images, and of the "
+            "exact ones, in nats; and R",
+            "≥ 0; ≥ 0; 1 … K",
+            "error far below spread",
+            "the same",
+            "free",
+            "`sketch_agreement`",
+        ),
     )
     panels = (
         Panel(
@@ -72,7 +99,7 @@ class Score(Insight):
             look: What was gathered.
 
         Returns:
-            ``jepa_score/*``.
+            ``jepa_score/*`` and, of a sketch, ``sketch/*``.
         """
         scalars = quantile_scalars("jepa_score", look.probe.scores)
         finite = torch.isfinite(look.probe.singular_values).all(1)
@@ -82,7 +109,7 @@ class Score(Insight):
             clipped = clipped_count(values, look.options.eps)
             scalars["jepa_score/clipped"] = clipped.double().mean().item()
             scalars["jepa_score/below_noise_floor"] = below.double().mean().item()
-        return scalars
+        return scalars | _agreement(look.agreement)
 
     def histograms(self, look: Look) -> dict[str, Tensor]:
         """Give the scores of every set.
@@ -111,6 +138,20 @@ class Score(Insight):
         if not (is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0])):
             return {}
         return {"jepa_score/least_and_most_likely": plot_extremes(look.probe)}
+
+
+def _agreement(found: SketchAgreement | None) -> dict[str, float]:
+    if found is None:
+        return {}
+    scalars = {
+        "sketch/correlation": found.correlation,
+        "sketch/correlation_low": found.lower,
+        "sketch/correlation_high": found.upper,
+        "sketch/error": found.error,
+        "sketch/spread": found.spread,
+        "sketch/rows": float(found.rows),
+    }
+    return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
 
 
 def extremes(scores: Tensor, count: int = 8) -> tuple[Tensor, Tensor]:

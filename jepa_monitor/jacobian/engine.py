@@ -176,7 +176,7 @@ def spectra(
             check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
         width, graph = _measure(embedder, one)
-        basis = sketch_matrix(options, width, reference)
+        basis = sketch_matrix(options, width, one[0].numel(), reference)
         cotangents = None
         if basis is not None:
             basis = basis.to(device)

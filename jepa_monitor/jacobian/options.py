@@ -31,8 +31,10 @@ class ScoreOptions:
     Args:
         method: ``"exact"`` computes all K rows of the Jacobian; ``"sketch"`` R of them, of the
             embeddings whitened by a reference set (plain where there is none), which keeps the
-            order at R/K of the cost; ``"auto"`` sketches where a reference is given and K > 32.
-            Sketched and exact scores differ by far: never compare the two.
+            order of most encoders at R/K of the cost; ``"auto"`` sketches where a reference is given
+            and 32 < K ≤ D, and a monitor then takes more rows, or all, where sketched and exact
+            scores of a few images correlate below 0.9. Sketched and exact scores differ by far:
+            never compare the two.
         rows: R, rows of a sketch; default: K/16, at least 16.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and

@@ -14,25 +14,35 @@ _SHARE = 16  # of the K rows, one in so many
 _LEAST = 16  # fewer are too few where the spectrum is flat: docs/sketching.md
 
 
-def row_count(options: ScoreOptions, width: int, whitened: bool) -> int | None:
+def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) -> int | None:
     """Say how many rows a sketch has.
+
+    Embeddings of more numbers than their inputs lie on a curved surface. Whitening blows up its thin
+    directions, in which nothing is normal, and turns the order of the scores around: there is no
+    whitened sketch of them.
 
     Args:
         options: How to score.
         width: K.
+        inputs: D.
         whitened: Whether there is a law of the embeddings of a reference set.
 
     Returns:
         R; ``None`` if there is no sketch and all K rows are computed.
 
     Raises:
-        ValueError: If more rows are asked for than there are.
+        ValueError: If more rows are asked for than there are, or a whitened sketch with K > D.
     """
     method = options.method
     if method == "auto":
-        method = "sketch" if whitened and width > 2 * _LEAST else "exact"
+        method = "sketch" if whitened and 2 * _LEAST < width <= inputs else "exact"
     if method == "exact":
         return None
+    if whitened and width > inputs:
+        raise ValueError(
+            f"`method` must be 'exact' for embeddings of more numbers ({width}) than their inputs "
+            f"({inputs}), got {options.method!r} with `reference`: whitening turns their order around."
+        )
     if options.rows is None:
         return min(width, max(_LEAST, -(-width // _SHARE)))
     if options.rows > width:
@@ -42,7 +52,9 @@ def row_count(options: ScoreOptions, width: int, whitened: bool) -> int | None:
     return options.rows
 
 
-def sketch_matrix(options: ScoreOptions, width: int, reference: Gaussian | None) -> Tensor | None:
+def sketch_matrix(
+    options: ScoreOptions, width: int, inputs: int, reference: Gaussian | None
+) -> Tensor | None:
     r"""Choose the rows of the Jacobian to compute.
 
     With R orthonormal random rows P, :math:`P \Sigma^{-1/2} f` is Gaussian whenever f is, so that the
@@ -53,19 +65,21 @@ def sketch_matrix(options: ScoreOptions, width: int, reference: Gaussian | None)
     Args:
         options: How to score.
         width: K.
+        inputs: D.
         reference: Law of the embeddings of a reference set; whitens the sketch.
 
     Returns:
         (R, K), float64, on the CPU; ``None`` for all rows as they are.
 
     Raises:
-        ValueError: If more rows are asked for than there are, or the law has another width.
+        ValueError: If more rows are asked for than there are, the law has another width, or the
+            sketch is whitened and K > D.
     """
     if reference is not None and reference.width != width:
         raise ValueError(
             f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
         )
-    count = row_count(options, width, reference is not None)
+    count = row_count(options, width, inputs, reference is not None)
     if count is None:
         return None
     generator = torch.Generator().manual_seed(options.seed)

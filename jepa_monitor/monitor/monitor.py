@@ -26,6 +26,7 @@ from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
 from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.jacobian.trust import TRIED
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
@@ -79,6 +80,7 @@ class DensityMonitor:
     ) -> None:
         given = MonitorSettings(**settings)
         self.options = given.score_options
+        self.settled = self.options  # what `auto` came to: its rows never become fewer
         self.pool = given.pool
         self.max_probe_samples = given.max_probe_samples
         self.polarity_samples = given.polarity_samples
@@ -159,11 +161,12 @@ class DensityMonitor:
         )
         defaults = default_insights(self.polarity_samples)
         insights = (*defaults, *self.insights)
-        gatherer = Gatherer(encoder, sources, self.options, self.pool, processes)
+        gatherer = Gatherer(encoder, sources, self.settled, self.pool, processes)
         with fitting_threads(gatherer.embedder, self.images, gatherer.device, processes):
             look, broken = gatherer.look(
                 parts_of(defaults), self.detectors, optional=parts_of(self.insights)
             )
+            self.settled = look.options
             if self.first_embeddings is None:
                 self.first_embeddings = look.parts.get(FIRST_EMBEDDINGS)
             scalars, failed = ask(insights, look, broken, processes)
@@ -247,15 +250,21 @@ class DensityMonitor:
         embedder = Embedder(encoder, self.pool, self.options.dtype, processes=processes)
         device = embedder.device or torch.device("cpu")
         one = embedder.run(lambda: embed(embedder, self.images[:1], device), device)
-        rows = row_count(self.options, one.shape[1], self.reference is not None) or one.shape[1]
+        width, inputs = one.shape[1], self.images[0].numel()
+        rows = row_count(self.settled, width, inputs, self.reference is not None)
         sets = [self.images, *self.ood.values()]
         sets += [] if self.reference is None else [self.reference]
         scored = sum(min(len(images), self.max_probe_samples) for images in sets)
         worse = min(self.polarity_samples, self.max_probe_samples, len(self.images))
         worse *= len(CORRUPTIONS) * len(SEVERITIES) * is_drawable(self.images)
+        exactly = (
+            0 if rows is None else min(TRIED, self.max_probe_samples, len(self.images)) * width
+        )
+        checked = f", and {exactly} to check the sketch" if exactly else ""
         return (
             f"a look embeds {sum(map(len, sets))} images, and scores {scored} of them and {worse} "
-            f"corrupted ones with {rows} backward passes each, {rows * (scored + worse)} in all."
+            f"corrupted ones with {rows or width} backward passes each{checked}, "
+            f"{(rows or width) * (scored + worse) + exactly} in all."
         )
 
     def _read_labels(

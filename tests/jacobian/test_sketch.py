@@ -70,7 +70,7 @@ def test_one_sketch_for_all_images_and_evaluations() -> None:
 def test_default_rows_are_a_sixteenth_and_at_least_sixteen() -> None:
     for width, rows in ((320, 20), (40, 16), (6, 6)):
         spectrum = jacobian_spectrum(
-            mlp(192, width, 400), images(2), method="sketch", reference=_law(width)
+            mlp(400, width, 400), torch.rand(2, 400), method="sketch", reference=_law(width)
         )
         assert spectrum.shape == (2, rows)
 
