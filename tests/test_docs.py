@@ -9,7 +9,7 @@ import pytest
 import torch
 from helpers import Tiny, images, loader, mlp, trainer
 
-from jepa_monitor import DensityMonitor, JepaScoreCallback
+from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.insights import INSIGHTS
 from jepa_monitor.insights.dashboard import dashboard

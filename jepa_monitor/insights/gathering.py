@@ -18,6 +18,7 @@ from jepa_monitor.insights.parts import Part
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.jacobian.trust import settle
 
@@ -113,8 +114,10 @@ class Gatherer:
         """
         base = self._base()
         self._law = None if base is None else Gaussian.fit(base)
-        trial = self.sources.images[: self.sources.scored]
-        self.options, agreement = settle(self.options, trial, self.spectra)
+        agreement = None
+        if self._sketches():
+            trial = self.sources.images[: self.sources.scored]
+            self.options, agreement = settle(self.options, trial, self.spectra)
         self.probe, method = self._score(self.sources.images, self.sources.scored)
         if agreement is not None:
             method += f"; {agreement}"
@@ -217,6 +220,12 @@ class Gatherer:
             A gatherer of its own.
         """
         return Gatherer(encoder, self.sources, ScoreOptions(), self.pool, self.processes)
+
+    def _sketches(self) -> bool:
+        if self._law is None:
+            return self.options.method == "sketch"
+        inputs = self.sources.images[0].numel()
+        return row_count(self.options, self._law.width, inputs, whitened=True) is not None
 
     def _base(self) -> Tensor | None:
         """Embed the reference images that are not scored: to others the law is out of sample."""

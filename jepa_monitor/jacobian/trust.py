@@ -19,11 +19,12 @@ from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.spectrum import log_volume
 
-__all__ = ["TRIED", "TRUSTED", "SketchAgreement", "settle", "sketch_agreement"]
+__all__ = ["LEAST", "TRIED", "TRUSTED", "SketchAgreement", "settle", "sketch_agreement"]
 
 TRUSTED = 0.9  # correlation with exact scores
 TRIED = 8  # images that are scored exactly as well
-_MORE, _LEAST = 16, 4
+LEAST = 4  # fewer say nothing
+_MORE = 16
 
 
 class SketchAgreement(NamedTuple):
@@ -78,8 +79,8 @@ def sketch_agreement(sketched: Tensor, exact: Tensor, rows: int, width: int) -> 
         >>> round(found.correlation, 6), round(found.error, 6)
         (1.0, 0.0)
     """
-    ours = as_vector(sketched, "sketched", min_size=_LEAST)
-    truth = as_vector(exact, "exact", min_size=_LEAST)
+    ours = as_vector(sketched, "sketched", min_size=LEAST)
+    truth = as_vector(exact, "exact", min_size=LEAST)
     require_same_shape(ours, truth, ("sketched", "exact"))
     error, spread = float((truth - width / rows * ours).std()), float(truth.std())
     numbers = (error, spread, len(ours), rows)
@@ -105,7 +106,7 @@ def settle(
 
     Args:
         options: How to score.
-        images: Some images, (B, ...).
+        images: Some images, (B, ...); of fewer than 4 nothing is measured.
         spectra_of: Takes their Jacobians with given options.
 
     Returns:
@@ -113,6 +114,8 @@ def settle(
         ``None`` where nothing is sketched or too few scores are finite.
     """
     few = images[:TRIED]
+    if len(few) < LEAST:
+        return options, None
     found = spectra_of(few, options)
     exact = torch.zeros(0, dtype=torch.float64)
     while found.basis is not None:
@@ -123,7 +126,7 @@ def settle(
             exact = torch.cat([exact, log_volume(rest.singular_values, options.eps).cpu()])
         sketched = log_volume(found.singular_values, options.eps).cpu()
         finite = torch.isfinite(sketched) & torch.isfinite(exact)
-        if int(finite.sum()) < _LEAST:
+        if int(finite.sum()) < LEAST:
             return options, None
         agreement = sketch_agreement(sketched[finite], exact[finite], rows, width)
         if options.method != "auto" or not agreement.correlation < TRUSTED:

@@ -26,7 +26,7 @@ from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import check_labels
 from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
-from jepa_monitor.jacobian.trust import TRIED
+from jepa_monitor.jacobian.trust import LEAST, TRIED
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings

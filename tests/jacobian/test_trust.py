@@ -156,3 +156,28 @@ def test_more_numbers_than_inputs_are_scored_exactly(call: object) -> None:
     assert row_count(ScoreOptions("sketch"), 64, 16, whitened=False) == 16
     with pytest.raises(ValueError, match="whitening turns their order around"):
         jepa_score(encoder, x, method="sketch", reference=law)
+
+
+def test_the_plan_counts_the_check() -> None:
+    counted: list[int] = []
+
+    class Counting(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.net = mlp(192, 40)
+
+        def forward(self, batch: Tensor) -> Tensor:
+            found = self.net(batch)
+            if found.requires_grad:
+                found.register_hook(lambda gradient: counted.append(len(gradient)))
+            return found
+
+    sketch = ScoreOptions("sketch", rows=20)
+    watched = DensityMonitor(
+        images(20, 3), reference=images(30, 4), max_probe_samples=10, options=sketch
+    )
+    plan = watched.plan(Counting())
+    assert "with 20 backward passes each, and 480 to check the sketch, 880 in all." in plan
+    counted.clear()
+    watched.evaluate(Counting())
+    assert sum(counted) == 880 + 20 + 16  # and one each, which tells whether images mix
