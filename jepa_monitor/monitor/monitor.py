@@ -257,9 +257,8 @@ class DensityMonitor:
         scored = sum(min(len(images), self.max_probe_samples) for images in sets)
         worse = min(self.polarity_samples, self.max_probe_samples, len(self.images))
         worse *= len(CORRUPTIONS) * len(SEVERITIES) * is_drawable(self.images)
-        exactly = (
-            0 if rows is None else min(TRIED, self.max_probe_samples, len(self.images)) * width
-        )
+        few = min(TRIED, self.max_probe_samples, len(self.images))
+        exactly = 0 if rows is None or few < LEAST else few * (rows + width)
         checked = f", and {exactly} to check the sketch" if exactly else ""
         return (
             f"a look embeds {sum(map(len, sets))} images, and scores {scored} of them and {worse} "

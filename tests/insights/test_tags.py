@@ -419,6 +419,9 @@ def numbers(expected: Any) -> dict[str, float]:
 ELSEWHERE = {
     "outliers/<detector>_fence": "test_fences_take_the_place_of_few_reference_scores",
     "density/precondition": "test_the_precondition_is_met_by_normal_embeddings_alone",
+} | {
+    f"sketch/{kind}": "test_a_sketch_is_held_against_exact_scores"
+    for kind in ("correlation", "correlation_low", "correlation_high", "error", "spread", "rows")
 }
 
 
@@ -488,6 +491,39 @@ def test_the_precondition_is_met_by_normal_embeddings_alone(power: int) -> None:
     ).evaluate(nn.Linear(4, 3).double()).scalars  # fmt: skip
     assert scalars["density/precondition"] == (power == 1)
     assert scalars["density/precondition_needed"] < 800
+
+
+def test_a_sketch_is_held_against_exact_scores() -> None:
+    rows = 6
+    found = DensityMonitor(
+        DATA["probe"],
+        reference=DATA["reference"],
+        max_probe_samples=SCORED,
+        options=ScoreOptions(method="sketch", rows=rows, eps=1e-12, precision="float64"),
+    ).evaluate(encoder(0))
+    law = leave_one_out_law(embed(encoder(0), DATA["reference"][SCORED:]))
+    values, vectors = np.linalg.eigh(law.cov)
+    draw = torch.randn(WIDTH, rows, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    basis = np.linalg.qr(draw.numpy())[0].T @ (vectors / np.sqrt(values)) @ vectors.T
+    sketched, exact = [], []
+    for image in DATA["probe"][:8].double():
+        jacobian = torch.autograd.functional.jacobian(lambda x: encoder(0)(x[None])[0], image)
+        matrix = jacobian.flatten(1).numpy()
+        for scores, part in ((sketched, basis @ matrix), (exact, matrix)):
+            scores.append(np.log(np.linalg.svd(part, compute_uv=False)).sum())
+    truth = stats.pearsonr(sketched, exact)
+    interval = truth.confidence_interval(0.95)
+    expected = {
+        "correlation": truth.statistic,
+        "correlation_low": interval.low,
+        "correlation_high": interval.high,
+        "error": np.std(np.subtract(exact, WIDTH / rows * np.array(sketched)), ddof=1),
+        "spread": np.std(exact, ddof=1),
+        "rows": rows,
+    }
+    for kind, value in expected.items():
+        assert found.scalars[f"sketch/{kind}"] == pytest.approx(value, rel=2e-4), kind
+    assert 0.05 < abs(truth.statistic) < 0.999
 
 
 def test_singular_values_that_are_rounding_error_are_counted() -> None:

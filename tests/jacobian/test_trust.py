@@ -180,4 +180,4 @@ def test_the_plan_counts_the_check() -> None:
     assert "with 20 backward passes each, and 480 to check the sketch, 880 in all." in plan
     counted.clear()
     watched.evaluate(Counting())
-    assert sum(counted) == 880 + 20 + 16  # and one each, which tells whether images mix
+    assert sum(counted) == 880 + 8  # and two for each of four sets: do images mix?
