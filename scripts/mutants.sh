@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Says which share of single mutations of the core (functional/, jacobian/, monitor/) the tests of the last
 # commit notice, and shows the ones that they do not: on a random sample of SAMPLE mutants (default 300, SEED
-# 0), drawn by mutmut without those of the text of messages. PARTS narrows it ("functional jacobian"). It
+# 0), drawn by mutmut without those of the text of messages. PARTS ("functional jacobian") and TESTS ("tests/functional") narrow it. It
 # needs no GPU but hours: run it under nice. PYTHON chooses the interpreter, VENV keeps the environment,
 # WORK the working copy for the next time.
 set -euo pipefail
@@ -34,7 +34,8 @@ only_mutate = ["jepa_monitor/functional/*.py", "jepa_monitor/jacobian/*.py", "je
 do_not_mutate = ["*/__init__.py"]
 # Doctests are left out, and what starts processes, which do not know which mutant is under test.
 pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=-m 'not slow'", "--ignore=tests/metrics/test_processes.py"]
-pytest_add_cli_args_test_selection = ["tests/functional", "tests/jacobian", "tests/insights", "tests/monitor", "tests/metrics"]
 CONFIG
+tests=${TESTS:-tests/functional tests/jacobian tests/insights tests/monitor tests/metrics}
+echo "pytest_add_cli_args_test_selection = [\"${tests// /\", \"}\"]" >>pyproject.toml
 export PYTHONPATH=$work/mutants OMP_NUM_THREADS=${OMP_NUM_THREADS:-1}
 python mutants.py "${SAMPLE:-300}" "${SEED:-0}" "${PARTS:-functional jacobian monitor}"
