@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
 # Says which share of single mutations of the core (functional/, jacobian/, monitor/) the tests of the last
 # commit notice, and shows the ones that they do not: on a random sample of SAMPLE mutants (default 300, SEED
-# 0), drawn by mutmut without those of the text of messages. PARTS ("functional jacobian") and TESTS ("tests/functional") narrow it. It
-# needs no GPU but hours: run it under nice. PYTHON chooses the interpreter, VENV keeps the environment,
-# WORK the working copy for the next time.
+# 0), drawn by mutmut without those of the text of messages. PARTS ("functional jacobian") and TESTS
+# ("tests/functional") narrow it. It takes hours: run it under nice. PYTHON chooses the interpreter, VENV keeps
+# the environment, WORK the working copy for the next time.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 
