@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -12,12 +13,13 @@ from torch import Tensor
 
 from jepa_monitor._settings import divide, takes
 from jepa_monitor.callbacks.discovery import EncoderSpec
-from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, takes_pictures
+from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, log_text, takes_pictures
 from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
+from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 from jepa_monitor.monitor.watch import Evaluation
@@ -174,9 +176,32 @@ class JepaScoreCallback(PacedCallback):
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
             log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), watched)
-        if found is not None and takes_pictures(trainer.loggers):
-            figures = found.report.figures() | self._fan(trainer.global_step, found.report)
-            log_pictures(trainer.loggers, found.report.histograms, figures, x, self.prefix)
+        if found is None or found.report is None:
+            return
+        own = len(self.prefix)
+        looks = [
+            {
+                tag[own:] if tag.startswith(self.prefix) else tag: value
+                for tag, value in look.items()
+            }
+            for look in self.history
+        ]
+        report = dataclasses.replace(found.report, scalars=found.report.scalars | looks[-1])
+        verdict = report.judge(looks[-1]["step"])
+        # In other words, not in other numbers: those are curves.
+        words = re.sub(r"[0-9.]+", "#", str(verdict))
+        if self._story.memory.get("words") != words:
+            self._story.memory["words"] = words
+            log_text(trainer.loggers, f"{self.prefix}monitor/verdict", str(verdict), x)
+            rank_zero_info(f"{type(self).__name__} at step {trainer.global_step}: {verdict}")
+        if takes_pictures(trainer.loggers):
+            fan = self._fan(trainer.global_step, report)
+            figures = report.figures() | fan
+            spectra = self._story.memory.get("spectra")
+            figures["monitor/overview"] = plot_overview(
+                report.look, report.insights, verdict, looks, spectra
+            )
+            log_pictures(trainer.loggers, report.histograms, figures, x, self.prefix)
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         settings = self.settings

@@ -20,7 +20,14 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
     from PIL.Image import Image
 
-__all__ = ["current_step", "log_dashboard", "log_pictures", "log_scalars", "takes_pictures"]
+__all__ = [
+    "current_step",
+    "log_dashboard",
+    "log_pictures",
+    "log_scalars",
+    "log_text",
+    "takes_pictures",
+]
 
 _BINS = 64
 
@@ -191,5 +198,23 @@ def log_dashboard(
             writer.add_custom_scalars(layout)
         if _takes(writer, "add_text", "tag", "text_string"):
             writer.add_text(_named(logger, f"{prefix}monitor/settings"), settings)
+
+    _for_each(loggers, write)
+
+
+def log_text(loggers: Iterable[Any], tag: str, text: str, step: int) -> None:
+    """Write words to the loggers that take them.
+
+    Args:
+        loggers: Lightning's loggers.
+        tag: Where.
+        text: Markdown.
+        step: The x-coordinate.
+    """
+
+    def write(logger: Any) -> None:
+        writer = _writer(logger)
+        if _takes(writer, "add_text", "tag", "text_string", "global_step"):
+            writer.add_text(_named(logger, tag), text, step)
 
     _for_each(loggers, write)

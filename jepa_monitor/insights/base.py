@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -42,19 +43,23 @@ class Row:
 
 @dataclass(frozen=True)
 class Panel:
-    """A chart on TensorBoard's custom-scalars page.
+    """A chart on TensorBoard's custom-scalars page, and in the overview.
 
     Args:
         page: The heading that it stands under.
-        title: Its own.
-        tags: Patterns of the tags of its lines; of a band the middle, the lower and the upper one.
+        title: Its own, with the unit.
+        tags: Patterns of the tags of its lines; of a band the tags of the middle, the lower end and
+            the upper one.
         band: Whether they are a line with a band instead of several lines.
+        healthy: Lower and upper end of what is healthy: numbers, or tags of which the value at a
+            look is the end at that look; ``None`` where there is no end.
     """
 
     page: str
     title: str
     tags: tuple[str, ...]
     band: bool = False
+    healthy: tuple[float | str | None, float | str | None] = (None, None)
 
 
 class Insight(ABC):
@@ -101,6 +106,18 @@ class Insight(ABC):
         Returns:
             Finite numbers by tag; what cannot be computed is absent.
         """
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say in words what the numbers mean.
+
+        Args:
+            scalars: Those of a look, by tag; not all that :meth:`scalars` may give are there.
+
+        Returns:
+            A sentence for the verdict; nothing where there is nothing to be said.
+        """
+        del scalars
+        return ""
 
     def histograms(self, look: Look) -> dict[str, Tensor]:
         """Give what is to be shown as a distribution.

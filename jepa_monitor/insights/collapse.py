@@ -71,6 +71,7 @@ class Collapse(Insight):
             "collapse",
             "state (0 healthy, 1 dimensional, 2 complete)",
             ("collapse/state",),
+            healthy=(None, 0.5),
         ),
     )
 

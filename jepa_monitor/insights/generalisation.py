@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 
 from jepa_monitor.functional.calibration import (
     coverage_gap,
@@ -14,6 +15,8 @@ from jepa_monitor.insights.base import Insight, Row
 from jepa_monitor.insights.look import Look
 
 __all__ = ["Generalisation"]
+
+_UNLIKELY = 0.01  # p-value
 
 
 class Generalisation(Insight):
@@ -63,3 +66,17 @@ class Generalisation(Insight):
             "density/generalisation_p": test.p_value.item(),
         }
         return {tag: value for tag, value in scalars.items() if math.isfinite(value)}
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say whether held-out images are as likely as training images.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence, or nothing.
+        """
+        gap, p_value = (scalars.get(f"density/generalisation_{end}") for end in ("gap", "p"))
+        if gap is None or p_value is None or p_value >= _UNLIKELY:
+            return ""
+        return f"Held-out images score {'lower' if gap > 0 else 'higher'} than training images."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 import torch
@@ -90,6 +91,7 @@ class Law(Insight):
             "calibration",
             "error of coverage, gap to the training data",
             ("density/calibration_error", "density/generalisation_gap"),
+            healthy=(-0.1, 0.1),
         ),
     )
 
@@ -104,6 +106,26 @@ class Law(Insight):
         """
         reference = _reference(look)
         return {} if reference is None else law_scalars(look.probe.finite_embeddings, reference)
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say whether the score may be read as a density.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence, or nothing.
+        """
+        verdict = scalars.get("density/precondition")
+        if verdict == 1:
+            return "The embeddings are Gaussian enough for the score to be a density."
+        if verdict == 0:
+            return (
+                "The embeddings are not Gaussian, so the score is no density; its order may hold."
+            )
+        if needed := scalars.get("density/precondition_needed"):
+            return f"Too few embeddings to tell whether they are Gaussian: {needed:.0f} can."
+        return ""
 
     def figures(self, look: Look) -> dict[str, Figure]:
         """Draw the reliability diagram.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from torch import Tensor
@@ -78,6 +79,7 @@ class Outliers(Insight):
             "outliers",
             "share below the 5 % quantile of the reference",
             ("outliers/(?!expected|alarm|.*_(low|high|fence|listed)$).+$",),
+            healthy=("outliers/log_density_low", "outliers/log_density_high"),
         ),
     )
 
@@ -91,6 +93,26 @@ class Outliers(Insight):
             ``outliers/*``.
         """
         return outlier_scalars(look.detected["probe"], look.detected.get("reference"))
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say what share of the probe is outlying, and whether that is usual.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence, or nothing.
+        """
+        found = [m[1] for tag in scalars if (m := re.fullmatch(r"outliers/(\w+)_low", tag))]
+        if not found:
+            return ""
+        name = "log_density" if "log_density" in found else found[0]
+        share, low, high = (scalars[f"outliers/{name}{end}"] for end in ("", "_low", "_high"))
+        alarm = " That is not as usual." if scalars.get("outliers/alarm") else ""
+        return (
+            f"{share:.0%} of the probe are outliers by {name}, where {low:.0%} to {high:.0%} are usual."
+            f"{alarm}"
+        )
 
 
 def outlier_scalars(

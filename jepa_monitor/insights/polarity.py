@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from torch import Tensor
 
@@ -11,6 +13,8 @@ from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.parts import Corrupted
 
 __all__ = ["Polarity", "polarity_scalars"]
+
+_CHANCE = 0.5
 
 
 class Polarity(Insight):
@@ -53,7 +57,9 @@ class Polarity(Insight):
         Panel(
             "calibration",
             "polarity (below 0.5: inverted)",
-            ("density/polarity", "density/polarity_(noise|blur|shuffle)"),
+            ("density/polarity", "density/polarity_low", "density/polarity_high"),
+            band=True,
+            healthy=(_CHANCE, None),
         ),
     )
 
@@ -73,6 +79,24 @@ class Polarity(Insight):
         if self.part not in look.parts:
             return {}
         return polarity_scalars(look.probe.scores[: self.part.samples], look[self.part])
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say whether the score is the right way up.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence, or nothing.
+        """
+        low, high = (scalars.get(f"density/polarity_{end}") for end in ("low", "high"))
+        if low is None or high is None:
+            return ""
+        if high < _CHANCE:
+            return "The score is inverted: worse versions of images score higher than the images."
+        if low > _CHANCE:
+            return "The score is the right way up: worse versions of images score lower."
+        return "Too few images to tell whether the score is the right way up."
 
 
 def polarity_scalars(scores: Tensor, corrupted: dict[str, dict[int, Tensor]]) -> dict[str, float]:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import base64
+import html
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from io import BytesIO
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -13,6 +16,8 @@ from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import Insight, Look
 from jepa_monitor.insights.score import extremes
+from jepa_monitor.monitor.alarm import MIN_SAMPLES, collapse_state
+from jepa_monitor.monitor.verdict import Verdict, judge
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -99,6 +104,44 @@ class Report:
                     stacklevel=2,
                 )
         return drawn
+
+    @property
+    def verdict(self) -> Verdict:
+        """What this look says, in words; of a collapse, as far as one look tells."""
+        return self.judge()
+
+    def judge(self, step: float | None = None) -> Verdict:
+        """Say what this look says, and since when.
+
+        Args:
+            step: Training steps done, where the scalars hold the steps that the state has lasted.
+
+        Returns:
+            The verdict.
+        """
+        scalars = dict(self.scalars)
+        if len(self.probe.embeddings) >= MIN_SAMPLES:
+            scalars.setdefault("collapse/state", float(collapse_state(self.probe.embeddings)))
+        return judge(scalars, self._heard(), step)
+
+    def overview(self) -> Figure:
+        """Draw this look in one picture: what it says, its numbers and its images.
+
+        Returns:
+            The figure.
+        """
+        from jepa_monitor.monitor.overview import plot_overview
+
+        looks = [{"step": 0.0, **self.scalars}]
+        return plot_overview(self.look, self._heard(), self.verdict, looks)
+
+    def _repr_html_(self) -> str:
+        """Show verdict and overview in a notebook."""
+        with BytesIO() as file:
+            self.overview().savefig(file, format="png")
+            picture = base64.b64encode(file.getvalue()).decode()
+        words = html.escape(str(self.verdict))
+        return f'<img alt="{words}" src="data:image/png;base64,{picture}"><p>{self.method}</p>'
 
     def _heard(self) -> list[Insight]:
         return [insight for insight in self.insights if insight.name not in self.failed]

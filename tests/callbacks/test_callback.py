@@ -79,6 +79,7 @@ def test_no_word_needed(tmp_path: pathlib.Path) -> None:
     assert set(events.Tags()["histograms"]) == {"jepa_score/scores", "jepa_score/scores_reference"}
     assert set(events.Tags()["images"]) == {
         "jepa_score/least_and_most_likely",
+        "monitor/overview",
         "density/reliability",
         "density/score_and_distance",
         "jacobian/spectra",

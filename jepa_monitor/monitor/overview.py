@@ -1,0 +1,173 @@
+"""One picture that says it all: in go the looks of a run, out come words, small curves and images."""
+
+from __future__ import annotations
+
+import math
+import re
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.insights import Insight, Look, Panel
+from jepa_monitor.insights._drawing import HIGH, LOW, for_display, is_drawable
+from jepa_monitor.insights.score import extremes
+from jepa_monitor.monitor.verdict import Verdict
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+
+__all__ = ["plot_overview"]
+
+_COLUMNS = 4
+_MOST = 12  # panels of curves
+_LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
+_MARKERS = "os^D"
+_BAND = "#DDEBF5"
+
+Looks = Sequence[Mapping[str, float]]
+
+
+def plot_overview(
+    look: Look,
+    insights: Iterable[Insight],
+    verdict: Verdict,
+    looks: Looks,
+    spectra: Mapping[int, Tensor] | None = None,
+) -> Figure:
+    """Draw the verdict, the panels of all insights over the steps, the spectra and the images.
+
+    Args:
+        look: The last one.
+        insights: Whose panels.
+        verdict: What the last look says.
+        looks: The scalars of all looks, by tag without prefix, each with its ``step``.
+        spectra: Mean log singular values, (r,), by step; default: that of the last look.
+
+    Returns:
+        The figure, 8 inches wide.
+    """
+    from matplotlib.figure import Figure
+
+    panels = _panels(insights, looks)[:_MOST]
+    pictures = is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0]) > 0
+    cells = len(panels) + 1 + pictures
+    rows = -(-cells // _COLUMNS)
+    figure = Figure(figsize=(8, 1.15 + 1.45 * rows), facecolor="white", dpi=100)
+    height = figure.get_figheight()
+    color = LOW if verdict.alarming else HIGH
+    sign = "▲" if verdict.alarming else "●"
+    figure.text(0.012, 1 - 0.08 / height, f"{sign} {verdict.headline}", size=15, weight="bold",
+                color=color, va="top")  # fmt: skip
+    words = textwrap.wrap(" ".join(verdict.sentences), 128)
+    if len(words) > 4:
+        words = [*words[:3], f"{words[3]} …"]
+    figure.text(0.013, 1 - 0.4 / height, "\n".join(words), size=8, va="top", linespacing=1.25)
+    grid = figure.add_gridspec(
+        rows, _COLUMNS, left=0.045, right=0.985, bottom=0.28 / height, top=1 - 1.2 / height,
+        hspace=0.62, wspace=0.26,
+    )  # fmt: skip
+    places = [figure.add_subplot(grid[n // _COLUMNS, n % _COLUMNS]) for n in range(cells)]
+    for axes, (panel, tags) in zip(places, panels, strict=False):
+        _curves(axes, panel, tags, looks)
+    _spectra(places[len(panels)], look, spectra)
+    if pictures:
+        _images(places[-1], look)
+    return figure
+
+
+def _panels(insights: Iterable[Insight], looks: Looks) -> list[tuple[Panel, list[str]]]:
+    """Find the tags of each panel, and leave out panels without any."""
+    known = dict.fromkeys(tag for look in looks for tag in look)
+    found = []
+    for insight in insights:
+        for panel in insight.panels:
+            if panel.band:
+                tags = [tag for tag in panel.tags if tag in known]
+                tags = tags if len(tags) == len(panel.tags) else []
+            else:
+                tags = [tag for tag in known if any(re.match(p, tag) for p in panel.tags)]
+            if tags:
+                found.append((panel, tags[: 3 if panel.band else len(_LINES)]))
+    return found
+
+
+def _values(looks: Looks, tag: str) -> tuple[list[float], list[float]]:
+    points = [(look["step"], look[tag]) for look in looks if tag in look]
+    return [step for step, _ in points], [value for _, value in points]
+
+
+def _curves(axes: Axes, panel: Panel, tags: list[str], looks: Looks) -> None:
+    if panel.band:
+        steps, middle = _values(looks, tags[0])
+        lower, upper = (_values(looks, tag)[1] for tag in tags[1:])
+        axes.fill_between(steps, lower, upper, color=HIGH, alpha=0.25, linewidth=0)
+        axes.plot(steps, middle, color=HIGH, linewidth=1.2, marker="." if len(steps) < 3 else "")
+    else:
+        for tag, color, marker in zip(tags, _LINES, _MARKERS, strict=False):
+            steps, values = _values(looks, tag)
+            name = tag.rpartition("/")[2].removesuffix("_relative") if len(tags) > 1 else None
+            axes.plot(steps, values, color=color, linewidth=1.2, marker=marker, markersize=2.5,
+                      markevery=[-1], label=name)  # fmt: skip
+    low, high = axes.get_ylim()
+    ends = [_end(looks, end, sight) for end, sight in zip(panel.healthy, (low, high), strict=True)]
+    if panel.healthy != (None, None) and ends[0] < ends[1]:
+        low, high = min(low, ends[0]), max(high, ends[1])
+        axes.axhspan(ends[0], ends[1], color=_BAND, zorder=0, linewidth=0)
+    axes.set_ylim(low, high)
+    _frame(axes, panel.title)
+    if len(tags) > 1 and not panel.band:
+        axes.legend(fontsize=5, framealpha=0.7, edgecolor="none", loc="best", handlelength=1, labelspacing=0.2,
+                    borderpad=0.1, handletextpad=0.4)  # fmt: skip
+
+
+def _end(looks: Looks, end: float | str | None, sight: float) -> float:
+    """Find where a healthy band ends: where it is said, at the last look, or out of sight."""
+    if isinstance(end, str):
+        values = _values(looks, end)[1]
+        return values[-1] if values else sight
+    return sight if end is None else end
+
+
+def _frame(axes: Axes, title: str) -> None:
+    axes.set_title("\n".join(textwrap.wrap(title, 34)), fontsize=6.5, pad=2, loc="left")
+    axes.tick_params(labelsize=5.5, length=2, pad=1.5, width=0.5)
+    axes.locator_params(nbins=4)
+    axes.ticklabel_format(axis="both", useOffset=False)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+    for side in ("left", "bottom"):
+        axes.spines[side].set_linewidth(0.5)
+
+
+def _spectra(axes: Axes, look: Look, spectra: Mapping[int, Tensor] | None) -> None:
+    from matplotlib import colormaps
+
+    if spectra is None:
+        values = look.probe.singular_values
+        values = values[torch.isfinite(values).all(1)]
+        eps = look.options.eps
+        spectra = {0: values.clamp_min(eps).log().mean(0)} if len(values) else {}
+    last = max(spectra, default=0)
+    for step, logs in sorted(spectra.items()):
+        shade = colormaps["viridis"](0.9 * (1 - step / max(last, 1)))
+        axes.plot(range(1, len(logs) + 1), logs.numpy(), color=shade, linewidth=1.2)
+    _frame(axes, "mean log σₖ over k, dark: last")
+
+
+def _images(axes: Axes, look: Look) -> None:
+    """The four least likely images above the four most likely ones."""
+    shown = for_display(look.probe.images)
+    rows = [shown[index] for index in extremes(look.probe.scores, 4)]
+    strips = [torch.cat(list(row), 1) for row in rows]
+    gap = torch.ones(max(1, shown.shape[1] // 8), *strips[0].shape[1:])
+    sheet = torch.cat([strips[0], gap, strips[1]])
+    # As many pixels as there is room for: more are only bytes.
+    scale = max(1, math.ceil(sheet.shape[1] / 160))
+    axes.imshow(sheet[::scale, ::scale].numpy(), cmap="gray", interpolation="nearest")
+    axes.set_title("least likely, most likely", fontsize=6.5, pad=2, loc="left")
+    axes.set_axis_off()
