@@ -32,7 +32,7 @@ from score_speed import clock, plain
 from torch import Tensor, nn
 from torchvision.transforms import v2
 
-from jepa_monitor.cli import app
+from jepa_monitor.cli.entry import main as jepa_monitor_main
 
 # name: (timm model, its options, side, images, turns)
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {
@@ -81,7 +81,7 @@ def score_by_command(case: str, folder: Path, device: str, method: str) -> None:
         words = (
             f"score --model scoring_throughput:{case} --method {method} --device {device}".split()
         )
-        status = app.main(
+        status = jepa_monitor_main(
             [
                 *words,
                 "--data",

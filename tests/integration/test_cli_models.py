@@ -13,7 +13,8 @@ from cli.cli_helpers import make_folder
 from PIL import Image
 from torch import Tensor, nn
 
-from jepa_monitor.cli import LoadedEncoder, ModelSettings, app, load_encoder, read_table
+from jepa_monitor.cli import LoadedEncoder, ModelSettings, load_encoder, read_table
+from jepa_monitor.cli.entry import main
 from jepa_monitor.encoders.embedder import Embedder
 
 transformers = pytest.importorskip("transformers")
@@ -145,7 +146,7 @@ def test_transformers_unpickles_nothing_unasked(tmp_path: pathlib.Path) -> None:
     model = ijepa()
     model.config.save_pretrained(tmp_path)
     torch.save(model.state_dict() | {"odd": Odd()}, tmp_path / "pytorch_model.bin")
-    with pytest.raises(ValueError, match="--trust-pickle"):
+    with pytest.raises(ValueError, match="set `trust_pickle`"):
         load_encoder(f"hf/{tmp_path}")
     torch.save(model.state_dict(), tmp_path / "pytorch_model.bin")
     loaded = load_encoder(f"hf/{tmp_path}")
@@ -207,7 +208,7 @@ def test_open_clip_settings() -> None:
 
 def test_open_clip_unpickles_nothing_unasked(tmp_path: pathlib.Path) -> None:
     torch.save({"odd": Odd()}, tmp_path / "odd.pt")
-    with pytest.raises(ValueError, match="--trust-pickle"):
+    with pytest.raises(ValueError, match="set `trust_pickle`"):
         load_encoder(f"open_clip/RN50/{tmp_path / 'odd.pt'}")
 
 
@@ -219,8 +220,8 @@ def test_the_command(tmp_path: pathlib.Path) -> None:
         "score", "--model", f"hf/{tmp_path / 'model'}", "--data", str(tmp_path / "data"),
         "--out", str(tmp_path / "s.csv"), "--polarity-samples", "2", "--workers", "2",
     ]  # fmt: skip
-    assert app.main(words) == 0
+    assert main(words) == 0
     scores = read_table(tmp_path / "s.csv")["jepa_score"].to_pylist()
     assert len(scores) == 12
     assert np.isfinite(scores).all()
-    assert app.main(words) == 0  # the same command: all is there
+    assert main(words) == 0  # the same command: all is there
