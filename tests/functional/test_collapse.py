@@ -173,6 +173,15 @@ def test_alpha_tolerates_a_few_missing_directions():
     assert 0 < alpha_req(z).alpha < 0.6
 
 
+@pytest.mark.parametrize(("positive", "fits"), [(7, True), (6, True), (5, False)])
+def test_alpha_needs_half_of_its_window_and_five_of_it(positive, fits):
+    eigenvalues = torch.arange(1, 13).double() ** -1.0
+    eigenvalues[positive:] = 0
+    fit = alpha_req(with_spectrum(eigenvalues), (2, 11))  # ten ranks
+    assert (fit.alpha.item() == pytest.approx(1)) == fits
+    assert (fit.alpha.item() == float("inf")) != fits
+
+
 def test_alpha_needs_a_window():
     with pytest.raises(ValueError, match=r"`fit_ranks` \(11, 100\) must hold at least 5 of the 9"):
         alpha_req(normal(10, 64))

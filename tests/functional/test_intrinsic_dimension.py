@@ -135,6 +135,7 @@ def test_duplicates_are_left_out_and_counted(function):
     found = function(torch.cat([z, z[:25]]))
     torch.testing.assert_close(found[:2], function(z)[:2])
     assert found.duplicates == 25
+    assert found.dimension < math.inf
 
 
 def test_fewer_distinct_points_than_a_subset_have_no_dimension():

@@ -131,6 +131,7 @@ def test_audit_of_an_encoder_that_float32_resolves() -> None:
     audit = audit_precision(nn.Sequential(*mlp(192, 12), nn.LayerNorm(12)), images(4))
     assert audit.verdict.startswith("float32 is good enough for this encoder")
     assert audit.difference.abs().max() < 0.02
+    assert audit.spearman == pytest.approx(1)  # scores lie far further apart than that
 
 
 def test_audit_of_an_encoder_that_float32_does_not_resolve() -> None:

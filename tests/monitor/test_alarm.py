@@ -474,3 +474,15 @@ def test_too_few_images_are_refused_before_the_first_step(tmp_path: pathlib.Path
 def test_arguments_are_checked(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         CollapseCallback(**arguments)
+
+
+def test_the_alarm_leaves_a_state_where_the_state_says() -> None:
+    # Between entering (0.07) and leaving (0.10): what it is depends on what it was.
+    between = CollapseMeasures(0.085, 90.0, 100.0, 512, 0)
+    collapsed = CollapseMeasures(0.05, 90.0, 100.0, 512, 0)
+    alarm = CollapseAlarm()
+    assert alarm.update(0, between).state == CollapseState.HEALTHY
+    assert alarm.update(1, collapsed).state == CollapseState.COMPLETE
+    assert alarm.update(2, between).state == CollapseState.COMPLETE
+    clear = CollapseMeasures(0.11, 90.0, 100.0, 512, 0)
+    assert alarm.update(3, clear).state == CollapseState.HEALTHY

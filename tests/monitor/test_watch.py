@@ -249,3 +249,14 @@ def test_the_plan_says_what_a_look_takes() -> None:
     counted.clear()
     watched.evaluate(Counting())
     assert sum(counted) == 352 + 22  # and one each, which tells whether images mix
+
+
+def test_all_of_the_time_is_a_share_too_and_more_is_not() -> None:
+    assert watching.check_overhead(1) == 1.0
+    with pytest.raises(ValueError, match="`max_overhead` must be a share of at most 1"):
+        watching.check_overhead(1.01)
+
+
+def test_a_set_that_cannot_be_read_is_called_by_its_name() -> None:
+    with pytest.raises(TypeError, match=r"`ood\['dark'\]` must be a tensor"):
+        monitor(ood={"dark": 3})
