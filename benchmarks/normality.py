@@ -42,7 +42,8 @@ def _power_law(count: int, width: int, generator: torch.Generator) -> Tensor:
 
 
 def _rotation(width: int) -> Tensor:
-    return torch.linalg.qr(_normal(width, width, torch.Generator().manual_seed(7))).Q
+    normal = _normal(width, width, torch.Generator().manual_seed(7))
+    return torch.as_tensor(torch.linalg.qr(normal).Q)
 
 
 def _clusters(count: int, width: int, generator: torch.Generator) -> Tensor:
@@ -110,25 +111,26 @@ OTHER: dict[str, Law] = {
 }
 
 
-def _looks(law: Law, count: int, width: int, looks: int) -> str:
+def _cell(law: Law, count: int, width: int, looks: int, ideal: bool) -> str:
     verdicts = []
     for seed in range(looks):
         generator = torch.Generator().manual_seed(1000 * seed + width)
         verdicts.append(normality(law(count, width, generator), seed=seed))
-    small = sum(verdict.p_value < 0.05 for verdict in verdicts)
-    no, yes = (sum(verdict.gaussian is value for verdict in verdicts) for value in (False, True))
+    refused = sum(verdict.gaussian is False for verdict in verdicts)
+    if ideal:
+        return f"{sum(verdict.p_value < 0.05 for verdict in verdicts)}, {refused} / {looks}"
+    unknown = sum(verdict.gaussian is None for verdict in verdicts)
     effect = sum(verdict.effect for verdict in verdicts) / looks
-    reasons = ", ".join(sorted({verdict.reason for verdict in verdicts} - {""}))
-    return f"{small} | {no} | {yes} | {looks - no - yes} | {effect:.3f} | {reasons}"
+    return f"{refused}, {unknown} / {looks} ({effect:.3f})"
 
 
-def _table(laws: dict[str, Law], sizes: dict[tuple[int, int], int]) -> None:
-    print("| law | N | K | looks | p < 0.05 | no | yes | cannot be said | effect | by |")
-    print("|---|---|---|---|---|---|---|---|---|---|")
+def _table(laws: dict[str, Law], sizes: dict[tuple[int, int], int], ideal: bool) -> None:
+    heads = [f"{count} × {width}" for count, width in sizes]
+    print(f"| N × K | {' | '.join(heads)} |")
+    print("|---" * (len(sizes) + 1) + "|")
     for name, law in laws.items():
-        for (count, width), looks in sizes.items():
-            row = _looks(law, count, width, looks)
-            print(f"| {name} | {count} | {width} | {looks} | {row} |", flush=True)
+        cells = [_cell(law, *size, looks, ideal) for size, looks in sizes.items()]
+        print(f"| {name} | {' | '.join(cells)} |", flush=True)
 
 
 def main() -> None:
@@ -141,9 +143,12 @@ def main() -> None:
     ideal |= {(4096, 192): 4, (4096, 2048): 1}
     other = {(512, 16): 10, (512, 64): 10, (512, 192): 10, (512, 768): 5}
     other |= {(4096, 16): 3, (4096, 192): 3, (4096, 768): 1}
-    for title, laws, sizes in (("Size", IDEAL, ideal), ("Power", OTHER, other)):
+    normal = "Normal laws: p < 0.05, no / looks"
+    power = "Other laws: no, cannot be said / looks (effect)"
+    for title, laws, sizes in ((normal, IDEAL, ideal), (power, OTHER, other)):
         print(f"\n{title}\n")
-        _table(laws, {size: max(1, round(factor * looks)) for size, looks in sizes.items()})
+        looks = {size: max(1, round(factor * count)) for size, count in sizes.items()}
+        _table(laws, looks, laws is IDEAL)
     print(f"\n{time.process_time() - started:.0f} seconds of one core")
 
 

@@ -18,6 +18,7 @@ from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._null_laws import (
     KNOTS,
+    KNOWN,
     STEP,
     TARGET,
     WEIGHTS,
@@ -247,7 +248,11 @@ def statistic_from_sums(sums: Tensor, count: int) -> Tensor:
 
 
 def summarize_slices(
-    statistics: Tensor, count: int, width: int, whitened: bool
+    statistics: Tensor,
+    count: int,
+    width: int,
+    whitened: bool,
+    moments: tuple[float, float] = KNOWN,
 ) -> SlicedEppsPulley:
     """Compare slices with their null law.
 
@@ -256,15 +261,18 @@ def summarize_slices(
         count: Number N of embeddings.
         width: Dimension K.
         whitened: Whether mean and covariance came from the same embeddings.
+        moments: If they came from others, see
+            :func:`~jepa_monitor.functional._null_laws.moment_weights`.
 
     Returns:
         The test's numbers.
     """
     num_slices = len(statistics)
     statistic, largest = statistics.mean(), statistics.max()
-    null_mean, null_sd = slice_mean(whitened), average_sd(width, num_slices, whitened)
+    null_mean = slice_mean(whitened, moments)
+    null_sd = average_sd(width, num_slices, whitened, moments)
     excess = statistic - null_mean
-    p_value = min(1.0, num_slices * slice_tail(float(largest), whitened))
+    p_value = min(1.0, num_slices * slice_tail(float(largest), whitened, moments))
     return SlicedEppsPulley(
         statistic,
         statistic.new_tensor(null_mean),

@@ -7,6 +7,7 @@ from typing import Any
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.functional._null_laws import KNOWN, moment_weights
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.gaussianity import (
     SlicedEppsPulley,
@@ -25,9 +26,10 @@ class Gaussianity(MonitorMetric):
     each slice's characteristic function, so that memory does not grow with N and the result does
     not depend on batches or processes. Give one view for each image.
 
-    The test is against N(0, I), or, with a law, of the embeddings whitened by it. The null law is
-    exact if that law was fitted to many more embeddings than are tested; fitted to M of them, the
-    statistic's mean rises by about 0.72·N/M, and by more if M is not far above K.
+    The test is against N(0, I), or, with a law, of the embeddings whitened by it. The null law
+    knows how many embeddings that law was fitted to, M > K + 2: its mean rises by about 0.72·N/M.
+    It holds for laws without shrinkage; that of :meth:`Gaussian.fit` moves the z-score by a few where
+    M is not far above K.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 
@@ -47,7 +49,7 @@ class Gaussianity(MonitorMetric):
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If the law has another dimension.
+        ValueError: If the law has another dimension, or was fitted to too few embeddings.
 
     Example:
         >>> import torch
@@ -77,6 +79,11 @@ class Gaussianity(MonitorMetric):
             raise ValueError(
                 f"`gaussian` must have `num_features` {num_features}, got {gaussian.width}."
             )
+        if gaussian is not None and gaussian.count <= num_features + 2:
+            raise ValueError(
+                f"`gaussian` must be fitted to more than {num_features + 2} embeddings of "
+                f"{num_features} numbers to be tested against, got {gaussian.count}."
+            )
         self.num_slices = check_positive_int(num_slices, "num_slices")
         self.seed = seed
         self.gaussian = gaussian
@@ -94,7 +101,9 @@ class Gaussianity(MonitorMetric):
         if self.gaussian is not None:
             if self.gaussian.mean.device != z.device:
                 self.gaussian = self.gaussian.to(z.device)
-            z = self.gaussian.whiten(z)
+            fitted = self.gaussian.count
+            # The mean variance of a whitened direction of fresh embeddings is M/(M − K − 2).
+            z = self.gaussian.whiten(z) * ((fitted - self.num_features - 2) / fitted) ** 0.5
         self.count = self.count + len(z)
         self.sums = self.sums + characteristic_sums(z @ self.directions)
 
@@ -106,4 +115,9 @@ class Gaussianity(MonitorMetric):
         """
         count = self._samples(minimum=2)
         statistics = statistic_from_sums(self.sums, count)
-        return summarize_slices(statistics, count, self.num_features, whitened=False)._asdict()
+        moments = KNOWN
+        if self.gaussian is not None:
+            moments = moment_weights(count, self.gaussian.count, self.num_features)
+        return summarize_slices(
+            statistics, count, self.num_features, whitened=False, moments=moments
+        )._asdict()
