@@ -118,11 +118,21 @@ def _curves(axes: Axes, panel: Panel, tags: list[str], looks: Looks) -> None:
     if panel.healthy != (None, None) and ends[0] < ends[1]:
         low, high = min(low, ends[0]), max(high, ends[1])
         axes.axhspan(ends[0], ends[1], color=_BAND, zorder=0, linewidth=0)
-    axes.set_ylim(low, high)
+    named = len(tags) > 1 and not panel.band
+    axes.set_ylim(low, high + 0.4 * named * (high - low))  # room for the names of the lines
     _frame(axes, panel.title)
-    if len(tags) > 1 and not panel.band:
-        axes.legend(fontsize=5, framealpha=0.7, edgecolor="none", loc="best", handlelength=1, labelspacing=0.2,
-                    borderpad=0.1, handletextpad=0.4)  # fmt: skip
+    if named:
+        axes.legend(
+            fontsize=5,
+            frameon=False,
+            loc="upper left",
+            ncols=2,
+            handlelength=1,
+            labelspacing=0.2,
+            borderpad=0.1,
+            handletextpad=0.4,
+            columnspacing=0.8,
+        )
 
 
 def _end(looks: Looks, end: float | str | None, sight: float) -> float:
