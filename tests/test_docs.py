@@ -65,6 +65,17 @@ def test_every_panel_shows_something() -> None:
     assert [p for p in shown if not any(re.match(p, tag) for tag in tags)] == []
 
 
+def test_the_rooms_hold_what_the_table_of_the_code_says() -> None:
+    text = (ROOT / "CONTRIBUTING.md").read_text()
+    rooms = dict(re.findall(r"^\| `(\w+)/` \| (.*) \|$", text, re.MULTILINE))
+    package = ROOT / "jepa_monitor"
+    folders = {path.parent.name for path in package.glob("*/__init__.py")}
+    assert set(rooms) == folders
+    for room, words in rooms.items():
+        for file in re.findall(r"`(\w+\.py)`", words):
+            assert (package / room / file).exists(), f"{room}/{file}"
+
+
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_links_to_files_lead_somewhere(document: pathlib.Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
