@@ -34,6 +34,16 @@ ALARM_ROWS = (
         "free",
         "[docs/collapse.md](collapse.md)",
     ),
+    Row(
+        ("collapse/lost",),
+        "share of the most directions (effective rank of unit embeddings) that the run has had and "
+        "that is gone",
+        "0 … 1",
+        "low",
+        "a loss of directions, also one short of a collapse",
+        "free",
+        "[docs/collapse.md](collapse.md)",
+    ),
 )
 MONITOR_ROWS = (
     Row(("monitor/seconds",), "duration of this evaluation", "> 0 s"),

@@ -229,6 +229,9 @@ def test_scalars_of_a_reading() -> None:
         "collapse/state": 1.0,
         "collapse/steps_in_state": 10.0,
         "collapse/alarm": 0.0,
+        "collapse/lost": pytest.approx(
+            1 - 1 / 24.8, abs=0.01
+        ),  # of about 24.8 directions one is left
     }
 
 
@@ -343,7 +346,7 @@ def test_callback_logs_and_can_be_monitored(tmp_path: pathlib.Path) -> None:
         for name in (
             "rankme", "rankme_relative", "effective_rank", "effective_rank_relative",
             "participation_ratio", "participation_ratio_relative", "normalized_std", "mean_cosine",
-            "uniformity", "state", "steps_in_state", "alarm",
+            "uniformity", "state", "steps_in_state", "alarm", "lost",
         )
     }  # fmt: skip
     assert set(callback.history[0]) == expected

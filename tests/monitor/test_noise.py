@@ -1,0 +1,78 @@
+"""Noise in the measures is no collapse, and a collapse in noisy measures is one."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+
+from jepa_monitor.monitor.alarm import CollapseAlarm, CollapseMeasures
+from jepa_monitor.monitor.noise import NoisyMeasure
+
+
+def share(logit: float) -> float:
+    return 1 / (1 + math.exp(-logit))
+
+
+def autoregressive(looks: int, phi: float, sd: float, seed: int) -> np.ndarray:
+    """Stationary AR(1), two of them, (looks, 2)."""
+    generator = np.random.default_rng(seed)
+    values = [generator.normal(0, sd, 2)]
+    for _ in range(looks - 1):
+        step = math.sqrt(1 - phi**2) * generator.normal(0, sd, 2)
+        values.append(phi * values[-1] + step)
+    return np.array(values)
+
+
+def measures(spread: float, directions: float) -> CollapseMeasures:
+    return CollapseMeasures(share(spread), 60 ** share(directions), 60.0, 512, 0)
+
+
+@pytest.mark.parametrize(("phi", "most"), [(0.0, 1), (0.5, 1)])
+def test_stationary_noise_rings_in_few_of_many_runs(phi: float, most: int) -> None:
+    rang = 0
+    for seed in range(20):
+        alarm = CollapseAlarm(patience_steps=1000)
+        looks = autoregressive(500, phi, 0.5, seed) + np.array(
+            [0.2, -0.2]
+        )  # as healthy runs: 0.55, 0.45
+        rang += any(alarm.update(50 * i, measures(*x)).alarm for i, x in enumerate(looks))
+    assert rang <= most
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_a_collapse_in_noisy_measures_rings(seed: int) -> None:
+    alarm = CollapseAlarm(patience_steps=1000)
+    looks = autoregressive(120, 0.5, 0.2, seed) + np.array([0.2, -0.2])
+    looks[60:] -= [6.0, 2.0]  # to a spread of 0.003
+    readings = [alarm.update(50 * i, measures(*x)) for i, x in enumerate(looks)]
+    assert not any(reading.alarm for reading in readings[:60])
+    assert readings[61].alarm
+
+
+def test_the_noise_is_that_of_the_logits_whatever_they_follow() -> None:
+    generator = np.random.default_rng(0)
+    for slope in (0.0, 0.02):
+        measure = NoisyMeasure()
+        for i in range(100):
+            measure.update(share(-1 + slope * i + generator.normal(0, 0.3)))
+        assert measure.noise == pytest.approx(0.3, rel=0.3)
+
+
+def test_without_noise_or_with_few_looks_values_are_taken_as_they_are() -> None:
+    steady, short = NoisyMeasure(), NoisyMeasure()
+    for i in range(60):
+        assert steady.update(share(-2 + 0.05 * i)) == pytest.approx(share(-2 + 0.05 * i))
+    for value in (0.5, 0.2, 0.7, 0.4):
+        assert short.update(value) == value
+    assert short.level == 0.7
+
+
+def test_a_share_of_the_directions_that_is_lost_is_told() -> None:
+    alarm = CollapseAlarm()
+    found = [
+        alarm.update(i, CollapseMeasures(1.0, directions, 32.0, 512, 0)).lost
+        for i, directions in enumerate((10.0, 19.0, 7.0, 0.0))
+    ]
+    assert found == pytest.approx([0.0, 0.0, 12 / 19, 1.0])
