@@ -12,8 +12,9 @@ venv=${VENV:-$folder/venv}
 # shellcheck source=/dev/null
 source "$venv/bin/activate"
 pip install --quiet -e ".[dev,hf,open-clip]" accelerate lightly stable-pretraining wandb mlflow-skinny trackio swanlab
+pip install --quiet -e ".[dev,hf,open-clip]" lightly stable-pretraining webdataset wandb mlflow-skinny trackio swanlab
 
 python --version
-pip list 2>/dev/null | grep -iE '^(torch|lightning|pytorch-lightning|transformers|open_clip_torch|lightly|stable-pretraining|wandb|mlflow-skinny|trackio|swanlab) '
+pip list 2>/dev/null | grep -iE '^(torch|lightning|pytorch-lightning|transformers|open_clip_torch|lightly|stable-pretraining|webdataset|wandb|mlflow-skinny|trackio|swanlab) '
 export TRACKIO_DIR=$folder/trackio # which is read when stable-pretraining is imported
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} pytest tests/integration "$@"
