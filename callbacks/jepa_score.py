@@ -142,12 +142,18 @@ class JepaScoreCallback(PacedCallback):
 
         Returns:
             The report and what it says.
+
+        Raises:
+            RuntimeError: If an insight failed and the callback is strict.
         """
         assert self.monitor is not None
         if self._announced is not self._story:
             self._announced = self._story
             rank_zero_info(f"{type(self).__name__}: {self.monitor.plan(encoder)}")
         found = evaluate_density(self._story, self.monitor, encoder)
+        if self.strict and found.report.failed:
+            name, why = next(iter(found.report.failed.items()))
+            raise RuntimeError(f"the insight {name!r} failed: {why}")
         if not self._partners:
             return found
         # A CollapseCallback of the same name looks at the same embeddings, only more often.

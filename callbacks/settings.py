@@ -43,7 +43,7 @@ class CallbackSettings:
             first and the last are always taken, and those that another callback waits for. ``None``
             for no limit.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
-        strict: Raise when a look fails, instead of warning once.
+        strict: Raise when a look fails, or an insight of it, instead of warning once.
 
     Raises:
         TypeError: If a value is of the wrong type.

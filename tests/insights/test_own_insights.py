@@ -194,6 +194,21 @@ def test_a_failing_insight_is_counted_told_once_and_left_out(kind: type[Insight]
     assert again.scalars["monitor/failed_insights"] == 1
 
 
+def test_a_strict_callback_raises_what_another_counts(tmp_path: pathlib.Path) -> None:
+    settings = {"probe": images(20), "insights": [Raises()], "max_overhead": None}
+    callback = JepaScoreCallback(**settings)
+    with pytest.warns(UserWarning, match="goes without 'raises'"):
+        trainer(tmp_path, [callback], max_epochs=1).fit(Tiny(), loader())
+    assert [look["monitor/failed_insights"] for look in callback.history] == [1, 1]
+    assert callback.failures == 0
+    strict = JepaScoreCallback(**settings, strict=True)
+    with (
+        pytest.warns(UserWarning, match="goes without"),
+        pytest.raises(RuntimeError, match="insight 'raises' failed: KeyError: 'no luck'"),
+    ):
+        trainer(tmp_path, [strict], max_epochs=1).fit(Tiny(), loader())
+
+
 def test_a_figure_that_cannot_be_drawn_leaves_the_others() -> None:
     class Blind(Mirror):
         name = "blind"
