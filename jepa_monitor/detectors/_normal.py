@@ -55,9 +55,20 @@ class NormalFeatures(Detector):
         """
         if reference.examples is None:
             raise ValueError("`reference` must have scored images, got none.")
-        return self._fit(self.features(reference.examples))
+        return self.learn(self.features(reference.examples))
 
-    def _fit(self, features: Tensor) -> Self:
+    def learn(self, features: Tensor) -> Self:
+        """Learn the law of features.
+
+        Args:
+            features: (N, F), float64; rows that are not finite are left out.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If fewer than 16 rows are finite.
+        """
         finite = features[torch.isfinite(features).all(1)]
         if len(finite) < LEAST_EXAMPLES:
             raise ValueError(
@@ -79,9 +90,17 @@ class NormalFeatures(Detector):
         Returns:
             (B,), float64; NaN for features that are not finite.
         """
-        return self._score(self.features(data))
+        return self.judge(self.features(data))
 
-    def _score(self, features: Tensor) -> Tensor:
+    def judge(self, features: Tensor) -> Tensor:
+        """Measure the distances of features.
+
+        Args:
+            features: (B, F), float64.
+
+        Returns:
+            (B,), float64; NaN for rows that are not finite.
+        """
         finite = torch.isfinite(features).all(1)
         scaled = (torch.where(finite[:, None], features, 0.0) - self._centre) / self._scale
         return torch.where(finite, -self._law.mahalanobis_squared(scaled), torch.nan)

@@ -13,20 +13,31 @@ from torch import Tensor
 
 from jepa_monitor.detectors.bands import Bands
 from jepa_monitor.detectors.base import Detector
+from jepa_monitor.detectors.combined import Combined
 from jepa_monitor.detectors.contrast import Contrast
 from jepa_monitor.detectors.inputs import Reference, ScoredSet
 from jepa_monitor.detectors.jepa_score import JepaScore
 from jepa_monitor.detectors.jepa_score_two_sided import TwoSidedJepaScore
 from jepa_monitor.detectors.knn import KNN
+from jepa_monitor.detectors.knn_normalized import NormalizedKNN
 from jepa_monitor.detectors.log_density import LogDensity
 from jepa_monitor.detectors.mahalanobis import Mahalanobis
+from jepa_monitor.detectors.mahalanobis_normalized import NormalizedMahalanobis
 from jepa_monitor.detectors.mahalanobis_radial import RadialMahalanobis
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape
 
 __all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors", "score_with"]
 
-_ALWAYS = (JepaScore(), LogDensity(), KNN(), Mahalanobis())
-_BY_NAME = (SpectrumShape(), Contrast(), Bands(), TwoSidedJepaScore(), RadialMahalanobis())
+_ALWAYS = (JepaScore(), LogDensity(), KNN(), Mahalanobis(), Combined())
+_BY_NAME = (
+    NormalizedKNN(),
+    NormalizedMahalanobis(),
+    RadialMahalanobis(),
+    SpectrumShape(),
+    Contrast(),
+    Bands(),
+    TwoSidedJepaScore(),
+)
 DETECTORS: Mapping[str, Detector] = MappingProxyType(
     {found.name: found for found in (*_ALWAYS, *_BY_NAME)}
 )
@@ -37,8 +48,8 @@ def choose_detectors(detectors: Iterable[str | Detector] | None = None) -> tuple
     """Find detectors by name; objects of one's own are taken as they are.
 
     Args:
-        detectors: Names in :data:`DETECTORS` and detectors; ``None`` for the first few, which cost
-            next to nothing and need no scored examples.
+        detectors: Names in :data:`DETECTORS` and detectors; ``None`` for ``jepa_score``,
+            ``log_density``, ``knn``, ``mahalanobis`` and ``combined``.
 
     Returns:
         The detectors, in the order given.

@@ -66,7 +66,7 @@ class SpectrumShape(NormalFeatures):
             Itself.
         """
         if isinstance(reference, Tensor):
-            return self._fit(self.features(reference))
+            return self.learn(self.features(reference))
         return super().fit(reference)
 
     def score(self, data: ScoredSet | Tensor) -> Tensor:
@@ -78,4 +78,4 @@ class SpectrumShape(NormalFeatures):
         Returns:
             (B,), float64; NaN for spectra that are not finite.
         """
-        return self._score(self.features(data))
+        return self.judge(self.features(data))

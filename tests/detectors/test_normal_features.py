@@ -3,21 +3,28 @@
 from __future__ import annotations
 
 import pathlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
-from helpers import images, mlp
-from scipy.stats import kstest
+from helpers import images, leave_one_out_law, mlp
+from scipy.spatial.distance import mahalanobis
+from scipy.stats import kstest, percentileofscore
 from sklearn.covariance import LedoitWolf
 from sklearn.metrics import roc_auc_score
+from sklearn.neighbors import NearestNeighbors
+from sklearn.preprocessing import normalize
 from torch import Tensor
 
 from jepa_monitor import DensityMonitor
 from jepa_monitor.detectors import (
     Bands,
+    Combined,
     Contrast,
     Detector,
+    NormalizedKNN,
+    NormalizedMahalanobis,
     RadialMahalanobis,
     Reference,
     ScoredSet,
@@ -184,6 +191,83 @@ def test_lengths_that_a_normal_law_has_are_left_alone_and_others_are_shrunk() ->
     assert float(distance.std() / distance.mean()) > 0.9
     with pytest.raises(ValueError, match="`exponent` must be from 0 to 1, got 2"):
         RadialMahalanobis(2)
+
+
+def test_directions_alone() -> None:
+    """Neighbours and distances of embeddings scaled to unit length, by scikit-learn."""
+    known, data = reference(), scored(20, 2)
+    unit, base = normalize(data.embeddings), normalize(known.embeddings)
+    nearest = NearestNeighbors(n_neighbors=10).fit(base).kneighbors(unit)[0][:, -1]
+    found = NormalizedKNN().fit(known).score(data)
+    np.testing.assert_allclose(found.numpy(), -nearest, rtol=1e-9)
+    law = leave_one_out_law(base)
+    away = [mahalanobis(z, law.mean, np.linalg.inv(law.cov)) ** 2 for z in unit]
+    found = NormalizedMahalanobis().fit(known).score(data)
+    np.testing.assert_allclose(found.numpy(), -np.array(away), rtol=1e-6)
+    # Lengths do not matter, and what is not finite has no score.
+    moved = replace(data, embeddings=7 * data.embeddings)
+    moved.embeddings[3, 1] = torch.nan
+    for detector in (NormalizedKNN(), NormalizedMahalanobis()):
+        before, after = (detector.fit(known).score(some) for some in (data, moved))
+        assert torch.isnan(after).nonzero().flatten().tolist() == [3]
+        rest = torch.arange(20) != 3
+        np.testing.assert_allclose(after[rest].numpy(), before[rest].numpy(), rtol=1e-9)
+
+
+def test_combined_is_the_mean_log_of_p_values_of_its_parts() -> None:
+    """By hand: each part fitted with scikit-learn's law or taken as it is, its p-values by SciPy."""
+    known, data = reference(), scored(30, 2)
+    examples = known.scored.take(torch.arange(40))
+    logs = []
+    for detector in (NormalizedMahalanobis(), NormalizedKNN()):
+        detector.fit(known)
+        logs.append((detector.score(examples).numpy(), detector.score(data).numpy()))
+    logs.append((examples.scores.numpy(), data.scores.numpy()))
+    for features in (
+        lambda some: block_means(some.singular_values),
+        lambda some: octaves(some.images),
+    ):
+        learned = features(examples)
+        usual = np.empty(40)
+        for fold in range(4):
+            held = np.arange(40) % 4 == fold
+            usual[held] = -distances(learned[~held], learned[held])
+        logs.append((usual, -distances(learned, features(data))))
+    expected = np.mean(
+        [
+            [np.log((1 + percentileofscore(usual, x) / 100 * 40) / 41) for x in judged]
+            for usual, judged in logs
+        ],
+        0,
+    )
+    found = Combined().fit(known).score(data)
+    np.testing.assert_allclose(found.numpy(), expected, rtol=1e-6)
+
+
+def test_combined_goes_without_the_parts_that_have_nothing_to_say() -> None:
+    """Inputs that are no images have no octaves; a score that is not finite is left out."""
+    known, data = reference(), scored(30, 2)
+    rows = [replace(some, images=some.images.flatten(1)[:, :7]) for some in (known.scored, data)]
+    some = replace(known, scored=rows[0])
+    parts = Combined().fit(some)
+    assert torch.isfinite(parts.score(rows[1])).all()
+    rows[1].scores[4] = torch.nan
+    assert torch.isfinite(parts.score(rows[1])).all()
+    assert float((parts.score(rows[1]) - Combined().fit(known).score(data)).abs().max()) > 0.01
+
+
+def test_combined_covers_what_it_says_however_its_parts_depend() -> None:
+    """Shares below the lowest quarter of the images that nothing was learned from: exact on average."""
+    below = []
+    for trial in range(40):
+        known = Reference(reference().embeddings, reference().law, scored(70, 200 + trial))
+        sets = {"probe": scored(20, 2000 + trial), "reference": known.scored}
+        found, failed = detect([Combined()], known, sets)
+        assert not failed
+        usual = found["reference"]["combined"][35:].sort().values
+        below.append(float((found["probe"]["combined"] < usual[8]).double().mean()))
+    # The ninth of 35: a quarter of new images lie below it on average.
+    assert np.mean(below) == pytest.approx(0.25, abs=3 * np.std(below) / np.sqrt(40))
 
 
 def test_all_are_asked_for_by_name_in_the_monitor() -> None:

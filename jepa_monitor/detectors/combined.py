@@ -1,0 +1,116 @@
+"""Several detectors in one: what one of them does not see, another may."""
+
+from __future__ import annotations
+
+import copy
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.detectors._normal import LEAST_EXAMPLES, NormalFeatures
+from jepa_monitor.detectors.bands import Bands
+from jepa_monitor.detectors.base import Detector
+from jepa_monitor.detectors.inputs import Reference, ScoredSet
+from jepa_monitor.detectors.jepa_score import JepaScore
+from jepa_monitor.detectors.knn_normalized import NormalizedKNN
+from jepa_monitor.detectors.mahalanobis_normalized import NormalizedMahalanobis
+from jepa_monitor.detectors.spectrum_shape import SpectrumShape
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+__all__ = ["Combined"]
+
+_FOLDS = 4
+
+
+class Combined(Detector):
+    r"""Fisher's sum of the logarithms of p-values, over detectors that see different things.
+
+    For each of JEPA-SCORE, Mahalanobis distance and k-NN of normalised embeddings, the shape of the
+    spectrum and octaves of frequency, an image has the share p of the examples that are no more usual than it,
+    :math:`(1 + \#\{s_i \le s\}) / (n + 1)`; the score is their mean :math:`\log p`. Detectors that learn
+    from examples judge each of them as the other three quarters have it. The p-values are not
+    independent, so that the sum has no law of its own: thresholds come from reference images that no
+    detector has learned from, which is exact whatever the dependence (combine first, calibrate after).
+
+    A detector that has nothing to say, of inputs that are no images or of a reference that is too small,
+    is left out.
+    """
+
+    name = "combined"
+    least_reference = 2
+    least_examples: ClassVar[int] = 2 * LEAST_EXAMPLES
+    parts: ClassVar[tuple[Detector, ...]] = (
+        JepaScore(),
+        NormalizedMahalanobis(),
+        NormalizedKNN(),
+        SpectrumShape(),
+        Bands(),
+    )
+
+    def fit(self, reference: Reference) -> Self:
+        """Fit the parts, and keep what they say of the examples.
+
+        Args:
+            reference: Reference images with at least 32 examples.
+
+        Returns:
+            Itself.
+
+        Raises:
+            ValueError: If there are no examples, or no part has anything to say of them.
+        """
+        examples = reference.examples
+        if examples is None:
+            raise ValueError("`reference` must have scored images, got none.")
+        self._fitted: list[tuple[Detector, Tensor]] = []
+        for part in self.parts:
+            if len(reference.embeddings) < part.least_reference:
+                continue
+            fitted = copy.copy(part)
+            if isinstance(fitted, NormalFeatures):
+                features = fitted.features(examples)
+                if int(torch.isfinite(features).all(1).sum()) < self.least_examples:
+                    continue
+                usual = _held_out(fitted, features)
+            else:
+                usual = fitted.fit(reference).score(examples)
+            fitted.fit(reference)
+            usual = usual[torch.isfinite(usual)]
+            if len(usual) >= LEAST_EXAMPLES:
+                self._fitted.append((fitted, usual))
+        if not self._fitted:
+            raise ValueError(
+                f"`reference` must have examples that {', '.join(p.name for p in self.parts)} can "
+                "score, got none."
+            )
+        return self
+
+    def score(self, data: ScoredSet) -> Tensor:
+        """Average the logarithms of the p-values.
+
+        Args:
+            data: The images and what is known of them.
+
+        Returns:
+            (B,), float64, at most 0; NaN for images of which no part has anything to say.
+        """
+        logs = []
+        for part, usual in self._fitted:
+            scores = part.score(data)
+            rank = 1 + (usual[None] <= scores[:, None]).sum(1)
+            p = (rank / (len(usual) + 1)).double()
+            logs.append(torch.where(torch.isfinite(scores), p.log(), torch.nan))
+        return torch.stack(logs).nanmean(0)
+
+
+def _held_out(part: NormalFeatures, features: Tensor) -> Tensor:
+    """Score each example by the law of the folds that it is not in."""
+    fold = torch.arange(len(features)) % _FOLDS
+    scores = features.new_full((len(features),), torch.nan)
+    for k in range(_FOLDS):
+        held = fold == k
+        scores[held] = copy.copy(part).learn(features[~held]).judge(features[held])
+    return scores
