@@ -214,7 +214,8 @@ def check_request(
 
 def _chosen(detectors: Iterable[str | Detector]) -> tuple[Detector, ...]:
     """Find the detectors that are always there, and those that were asked for beside them."""
-    usual = choose_detectors()
+    # The reference phase keeps embeddings, no scored examples to learn from.
+    usual = [each for each in choose_detectors() if not each.least_examples]
     chosen = choose_detectors([*usual, *detectors])
     for each in chosen:
         if each.least_examples:
