@@ -143,7 +143,7 @@ class Failing(Brightness):
 
 @pytest.mark.parametrize("name", DETECTORS)
 def test_every_detector_of_the_registry_has_a_column_or_is_refused(name: str) -> None:
-    usual = {detector.name for detector in choose_detectors()}
+    usual = {each.name for each in choose_detectors() if not each.least_examples}
     asked = [name] if name not in usual else []
     data = TensorDataset(planted(60))
     if DETECTORS[name].least_examples:
