@@ -349,13 +349,16 @@ def marks(encoder: nn.Module) -> dict[str, Any]:
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_an_evaluation_leaves_no_mark(context: str) -> None:
     monitor = DensityMonitor(images(6, 3), reference=images(12, 4), polarity_samples=2)
-    monitor.evaluate(Encoder())  # the first look also checks the sketch
     sound = Encoder()
+    weights = copy.deepcopy(sound.state_dict())  # how many are refined in float64 depends on them
+    monitor.evaluate(sound)  # the first look also checks the sketch
+    sound.tally.passes = 0
     monitor.evaluate(sound)
     passes = sound.tally.passes
     # At the first, the last and some passes between: the law, each set, float64, polarity.
     for fails_at in (None, 1, 2, 3, passes // 2, passes):
         encoder = Encoder(fails_at).train()
+        encoder.load_state_dict(weights)
         encoder.net[1].eval()
         encoder.net(images(2)).sum().backward()
         with CONTEXTS[context]():
