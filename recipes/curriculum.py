@@ -17,7 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 if TYPE_CHECKING:
-    from jepa_monitor.recipes.data import Labelled, TrainImages
+    from jepa_monitor.recipes.datasets import Labelled, TrainImages
     from jepa_monitor.recipes.views import Views
 
 NOISES = ("gaussian", "shot", "speckle")

@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, DistributedSampler, Subset
+from torch.utils.data import DataLoader, Dataset, Subset
 from torchvision import datasets
 from torchvision.transforms import v2
 
+from jepa_monitor.recipes.arrays import as_arrays, load_digits, load_npz
 from jepa_monitor.recipes.curriculum import (
     NOISES,
     DenoisedImages,
@@ -21,32 +22,25 @@ from jepa_monitor.recipes.curriculum import (
     check_copies,
     parse_level,
 )
+from jepa_monitor.recipes.datasets import (
+    ArrayImages,
+    EpochSampler,
+    PlainImages,
+    TrainImages,
+    in_memory,
+    normalisation,
+    resize_and_normalise,
+)
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
-from jepa_monitor.recipes.views import GaussianNoisePatch, MultiCrop, Views, crop_and_flip, distort
+from jepa_monitor.recipes.views import GaussianNoisePatch, MultiCrop, crop_and_flip, distort
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
-
     from torch import Tensor
+
+    from jepa_monitor.recipes.datasets import Arrays, Labelled
 
 NAMES = ("digits", "cifar10", "fashion_mnist", "imagefolder:PATH", "npz:PATH")
 IMAGENET_MEAN, IMAGENET_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
-
-# A pair of (images, labels): uint8 images of shape (N, C, H, W) and integer labels of shape (N,).
-Arrays: TypeAlias = "tuple[Tensor, Tensor]"
-Labelled: TypeAlias = "Dataset[tuple[Tensor, int]]"
-
-
-def mixed_seed(*parts: int) -> int:
-    """Mix counters (seed, epoch, index, …) into one seed without correlations between neighbours.
-
-    Args:
-        parts: Non-negative integers.
-
-    Returns:
-        An integer in [0, 2⁶⁴), the same on every machine.
-    """
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0])
 
 
 class ImageDataModule(LightningDataModule):
@@ -399,192 +393,3 @@ class ImageDataModule(LightningDataModule):
         order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
         held_out = max(len(whole) // 5, 1)
         return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])
-
-
-def normalisation(mean: list[float], std: list[float]) -> list[v2.Transform]:
-    """Turn bytes into the numbers that an encoder sees.
-
-    Args:
-        mean: Of each channel, in [0, 1].
-        std: Likewise.
-
-    Returns:
-        Transforms to apply one after the other.
-    """
-    # Bytes until the end; scaling to [0, 1] and normalising are one step.
-    scaled = [(255 * torch.tensor(numbers)).tolist() for numbers in (mean, std)]
-    return [v2.ToDtype(torch.float32), v2.Normalize(*scaled)]
-
-
-def resize_and_normalise(
-    image_size: int, mean: list[float], std: list[float]
-) -> list[v2.Transform]:
-    """Turn an image of bytes into what the encoder sees of it in evaluation.
-
-    Args:
-        image_size: Side in pixels to which the image is resized.
-        mean: Of each channel, in [0, 1].
-        std: Likewise.
-
-    Returns:
-        Transforms to apply one after the other.
-    """
-    resize = v2.Resize((image_size, image_size), antialias=True)
-    return [resize, *normalisation(mean, std)]
-
-
-def load_digits() -> tuple[Arrays, Arrays]:
-    """Load scikit-learn's 8×8 digits (UCI, 1797 images), split 4:1 in equal shares of every class.
-
-    Returns:
-        Training images (1437, 1, 8, 8) with labels and held-out images (360, 1, 8, 8) with labels.
-    """
-    from sklearn.datasets import load_digits as sklearn_digits
-    from sklearn.model_selection import train_test_split
-
-    digits = sklearn_digits()
-    images = np.round(digits.images * (255 / 16)).astype(np.uint8)
-    parts = train_test_split(
-        images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
-    )
-    return as_arrays(parts[0], parts[2], "train"), as_arrays(parts[1], parts[3], "test")
-
-
-def load_npz(path: Path) -> tuple[Arrays, Arrays]:
-    """Load images from a NumPy archive with the four arrays that ``ImageDataModule`` names.
-
-    Args:
-        path: The ``.npz`` file.
-
-    Returns:
-        Training (images, labels) and held-out (images, labels); images uint8 (N, C, H, W).
-
-    Raises:
-        ValueError: If there is no such file, or an array is missing or has another kind or shape.
-    """
-    if not path.is_file():
-        raise ValueError(f"name='npz:{path}': there is no such file.")
-    with np.load(path) as archive:
-        keys = ("train_images", "train_labels", "test_images", "test_labels")
-        if missing := [key for key in keys if key not in archive]:
-            raise ValueError(f"name='npz:{path}': arrays {missing} are missing; expected {keys}.")
-        return (
-            as_arrays(archive["train_images"], archive["train_labels"], "train_images"),
-            as_arrays(archive["test_images"], archive["test_labels"], "test_images"),
-        )
-
-
-def as_arrays(images: np.ndarray[Any, Any], labels: Any, name: str) -> Arrays:
-    """Turn images with channels last into tensors with channels first, and check them.
-
-    Args:
-        images: uint8 array of shape (N, H, W) or (N, H, W, C).
-        labels: N integers.
-        name: What to call the array in an error.
-
-    Returns:
-        uint8 images of shape (N, C, H, W) and int64 labels of shape (N,).
-
-    Raises:
-        ValueError: If the kind or the shape is another.
-    """
-    if images.ndim == 3:
-        images = images[..., None]
-    if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(
-            f"{name}: got {images.dtype} of shape {images.shape}; "
-            "expected uint8 of shape (N, H, W) or (N, H, W, C)."
-        )
-    targets = torch.as_tensor(np.asarray(labels)).long()
-    if targets.shape != images.shape[:1]:
-        raise ValueError(
-            f"{name}: got {len(images)} images but labels of shape {tuple(targets.shape)}."
-        )
-    return torch.from_numpy(np.moveaxis(images, -1, 1).copy()), targets
-
-
-class ArrayImages(Dataset["tuple[Tensor, int]"]):
-    """Images that lie in memory.
-
-    Args:
-        images: uint8 tensor of shape (N, C, H, W).
-        labels: Integer tensor of shape (N,).
-    """
-
-    def __init__(self, images: Tensor, labels: Tensor) -> None:
-        self.images, self.labels = images, labels
-
-    def __len__(self) -> int:
-        return len(self.images)
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        return self.images[index], int(self.labels[index])
-
-
-def in_memory(images: Labelled) -> Tensor:
-    """Read all images of a data set whose images have one size.
-
-    Args:
-        images: Data set of (image (C, H, W), label).
-
-    Returns:
-        Shape (N, C, H, W).
-    """
-    return torch.stack([images[i][0] for i in range(len(images))])  # type: ignore[arg-type]
-
-
-class PlainImages(Dataset["tuple[Tensor, int]"]):
-    """Images of another data set, always transformed in the same way.
-
-    Args:
-        images: Data set of (image, label).
-        transform: Deterministic function of the image.
-    """
-
-    def __init__(self, images: Labelled, transform: Callable[[Any], Tensor]) -> None:
-        self.images, self.transform = images, transform
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, index: int) -> tuple[Tensor, int]:
-        image, label = self.images[index]
-        return self.transform(image).as_subclass(torch.Tensor), label
-
-
-class TrainImages(Dataset["tuple[Tensor | Views, int]"]):
-    """Images of another data set, augmented at random but reproducibly.
-
-    Args:
-        images: Data set of (image, label).
-        transform: Function of the image that draws views from PyTorch's global generator.
-        seed: Seed that is mixed with the epoch and the index of the image.
-    """
-
-    def __init__(self, images: Labelled, transform: MultiCrop, seed: int) -> None:
-        self.images, self.transform, self.seed = images, transform, seed
-
-    def __len__(self) -> int:
-        return len(self.images)  # type: ignore[arg-type]
-
-    def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | Views, int]:
-        epoch, index = key if isinstance(key, tuple) else (0, key)
-        image, label = self.images[index]
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(mixed_seed(self.seed, epoch, index))
-            views = self.transform(image)
-        single = len(views.global_crops) == 1 and not views.local_crops
-        return (views.global_crops[0] if single else views), label
-
-
-class EpochSampler(DistributedSampler[Any]):
-    """Shuffle by ``(seed, epoch)`` and hand ``(epoch, index)`` to ``TrainImages``."""
-
-    def __iter__(self) -> Iterator[tuple[int, int]]:
-        """Go through this process's share of the images.
-
-        Yields:
-            Pairs of (epoch, index).
-        """
-        for index in super().__iter__():
-            yield self.epoch, index

@@ -19,7 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from jepa_monitor._checks import check_choice
-from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.distillation import (
     Centre,
     Head,

@@ -17,7 +17,7 @@ from jepa_monitor.recipes.folders import UNKNOWN
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from jepa_monitor.recipes.data import Labelled
+    from jepa_monitor.recipes.datasets import Labelled
 
 
 def knn_predict(

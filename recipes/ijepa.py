@@ -16,7 +16,7 @@ from timm.models.vision_transformer import Block, VisionTransformer
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
 from jepa_monitor.recipes.module import ScheduledModule, check_shares, check_warmup, follow
 from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem

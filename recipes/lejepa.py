@@ -18,7 +18,7 @@ from jepa_monitor.functional.gaussianity import (
     slice_directions,
     statistic_from_sums,
 )
-from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.module import JointEmbedding, gathered
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
-from jepa_monitor.recipes.data import mixed_seed
+from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.networks import build_vit, projector
 from jepa_monitor.recipes.schedules import warmup_cosine
 

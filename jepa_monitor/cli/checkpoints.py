@@ -137,7 +137,7 @@ def _normalisation(path: str, checkpoint: dict[str, Any]) -> dict[str, list[floa
 
 def _recipe_transform(size: int, mean: list[float], std: list[float]) -> Callable[[Any], Tensor]:
     """Do to an RGB image what a recipe does to its held-out ones."""
-    from jepa_monitor.recipes.data import resize_and_normalise
+    from jepa_monitor.recipes.datasets import resize_and_normalise
 
     if len(mean) not in (1, 3):
         raise ValueError(

@@ -12,7 +12,9 @@ from PIL import Image
 from sklearn.datasets import load_digits as sklearn_digits
 from torch.utils.data import DataLoader
 
-from jepa_monitor.recipes.data import ImageDataModule, as_arrays, mixed_seed
+from jepa_monitor.recipes.arrays import as_arrays
+from jepa_monitor.recipes.data import ImageDataModule
+from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
 from jepa_monitor.recipes.views import Views
 
