@@ -106,7 +106,8 @@ class Outliers(Insight):
         found = [m[1] for tag in scalars if (m := re.fullmatch(r"outliers/(\w+)_low", tag))]
         if not found:
             return ""
-        name = "log_density" if "log_density" in found else found[0]
+        # Of several detectors the one with the best mean on a real network: docs/detectors.md.
+        name = next((each for each in ("combined", "log_density") if each in found), found[0])
         share, low, high = (scalars[f"outliers/{name}{end}"] for end in ("", "_low", "_high"))
         alarm = " That is not as usual." if scalars.get("outliers/alarm") else ""
         return (
