@@ -35,6 +35,7 @@ from torch import Tensor
 
 from jepa_monitor import jepa_score
 from jepa_monitor.cli import load_encoder
+from jepa_monitor.detectors import Reference, ScoredSet, choose_detectors, detect
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import robust_fence
@@ -74,13 +75,14 @@ def detectors(data: Scored) -> Values:
     """Score images by everything; higher is more usual."""
     z, score = data
     law = Gaussian.fit(z)
-    prior = law.log_prob(z)
+    nothing = torch.zeros(len(z), 1, dtype=torch.float64)
+    within = torch.ones(len(z), dtype=torch.bool)  # the set is its own reference
+    images = ScoredSet(nothing, z, score, score + law.log_prob(z), nothing, nothing[:, 0], within)
+    chosen = choose_detectors(["jepa_score", "log_density", "mahalanobis", "knn"])
+    found, _ = detect(chosen, Reference(z.double(), law), {"set": images})
     forest = IsolationForest(random_state=0).fit(z.numpy())
     return {
-        "jepa_score": score.numpy(),
-        "log_density": (score + prior).numpy(),
-        "mahalanobis": -law.mahalanobis_squared(z).numpy(),
-        "knn": -knn_distance(z, z, 10, exclude_self=True).numpy(),
+        **{name: values.numpy() for name, values in found["set"].items()},
         "isolation forest": forest.score_samples(z.numpy()),
     }
 
