@@ -129,16 +129,19 @@ def detect(
     """
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
     failed: dict[str, Exception] = {}
+    examples = None if reference is None else reference.examples
+    learned = 0 if examples is None else len(examples.scores)
     for detector in detectors:
         try:
             for name, fitted in fit_detectors([detector], reference).items():
                 found = {kind: score_with(fitted, data) for kind, data in sets.items()}
-                for kind, data in sets.items():
-                    # What it has learned from is no measure of others.
-                    if fitted.least_examples and reference and data is reference.scored:
-                        found[kind][: len(data.scores) // 2] = torch.nan
                 for kind, values in found.items():
+                    own = reference is not None and sets[kind] is reference.scored
                     scores[kind][name] = values
+                    if own and fitted.least_examples:
+                        # What it has learned from measures no others; the scores may be the set's own.
+                        unseen = torch.arange(len(values)) >= learned
+                        scores[kind][name] = torch.where(unseen, values, torch.nan)
         except Exception as error:  # noqa: BLE001, PERF203 - somebody else's; told by the caller
             failed[detector.name] = error
     return scores, failed
