@@ -7,6 +7,7 @@ from jepa_monitor._lazy import imported_on_use
 
 if TYPE_CHECKING:
     from jepa_monitor.callbacks import JepaScoreCallback
+    from jepa_monitor.jacobian.leverage import LeverageMap, leverage_map
     from jepa_monitor.jacobian.options import ScoreOptions
     from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
     from jepa_monitor.jacobian.score import LogDensity, jacobian_spectrum, jepa_score, log_density
@@ -18,6 +19,7 @@ __version__ = _version("jepa-monitor")
 __all__ = [
     "DensityMonitor",
     "JepaScoreCallback",
+    "LeverageMap",
     "LogDensity",
     "PrecisionAudit",
     "Report",
@@ -25,6 +27,7 @@ __all__ = [
     "audit_precision",
     "jacobian_spectrum",
     "jepa_score",
+    "leverage_map",
     "log_density",
     "log_volume",
 ]
@@ -36,6 +39,7 @@ __getattr__ = imported_on_use(
     {
         "DensityMonitor": "jepa_monitor.monitor.monitor",
         "JepaScoreCallback": "jepa_monitor.callbacks",
+        "LeverageMap": "jepa_monitor.jacobian.leverage",
         "LogDensity": "jepa_monitor.jacobian.score",
         "PrecisionAudit": "jepa_monitor.jacobian.precision",
         "Report": "jepa_monitor.monitor.report",
@@ -43,6 +47,7 @@ __getattr__ = imported_on_use(
         "audit_precision": "jepa_monitor.jacobian.precision",
         "jacobian_spectrum": "jepa_monitor.jacobian.score",
         "jepa_score": "jepa_monitor.jacobian.score",
+        "leverage_map": "jepa_monitor.jacobian.leverage",
         "log_density": "jepa_monitor.jacobian.score",
         "log_volume": "jepa_monitor.jacobian.spectrum",
     },

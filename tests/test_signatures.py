@@ -21,7 +21,12 @@ from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.jacobian.options import ScoreArguments
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 
-SCORES = (jepa_monitor.jepa_score, jepa_monitor.jacobian_spectrum, jepa_monitor.log_density)
+SCORES = (
+    jepa_monitor.jepa_score,
+    jepa_monitor.jacobian_spectrum,
+    jepa_monitor.log_density,
+    jepa_monitor.leverage_map,
+)
 ENTRIES = [
     *((entry, ScoreOptions, {}) for entry in SCORES),
     (DensityMonitor, MonitorSettings, {}),

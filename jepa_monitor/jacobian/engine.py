@@ -30,7 +30,7 @@ from jepa_monitor.jacobian.spectrum import (
     uncertain,
 )
 
-__all__ = ["Spectra", "spectra"]
+__all__ = ["Spectra", "blockwise", "measure", "plan", "spectra"]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
@@ -55,8 +55,16 @@ class Spectra(NamedTuple):
     basis: Tensor | None
 
 
-def _measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
-    """Find the width K of the embeddings, and the bytes that the graph of one image takes."""
+def measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
+    """Find how wide embeddings are, and what the graph of one image takes.
+
+    Args:
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
+        image: (1, ...).
+
+    Returns:
+        The width K, and bytes.
+    """
     width = 0
 
     def forward() -> Tensor:
@@ -69,19 +77,41 @@ def _measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
     return width, graph
 
 
-def _plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
-    """Say how many images fit at a time, and how many rows of a single one."""
+def plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
+    """Say how many images fit at a time, and how many rows of a single one.
+
+    Args:
+        image: (1, ...).
+        graph: Bytes of its graph.
+        rows: R.
+        budget: Bytes to use at most.
+
+    Returns:
+        Images at a time, and rows; fewer than R if those of one image do not all fit.
+    """
     rank = min(rows, image.numel())
     fixed = _GRAPH_COPIES * graph + 3 * image.nbytes + 3 * 8 * rank**2
     images = budget // (fixed + rows * image.nbytes)
     return max(1, images), min(rows, max(1, (budget - fixed) // image.nbytes))
 
 
-def _blockwise(
+def blockwise(
     embedder: Embedder, image: Tensor, cotangents: Tensor | None, rows: int, block: int
 ) -> tuple[Tensor, Spectrum]:
-    """Decompose the Jacobian of one image whose rows do not all fit: block against block."""
-    # With b blocks this takes (b + 1) / 2 times the backward passes.
+    """Decompose the Jacobian of one image whose rows do not all fit: block against block.
+
+    With b blocks this takes (b + 1) / 2 times the backward passes.
+
+    Args:
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
+        image: (1, ...).
+        cotangents: See :func:`~jepa_monitor.jacobian.rows.row_passes`.
+        rows: R.
+        block: How many rows to hold at a time.
+
+    Returns:
+        The embedding (1, K), and singular values with left vectors.
+    """
     leaf, embeddings = embed_with_graph(embedder, image)
     gram = torch.zeros(1, rows, rows, dtype=torch.float64, device=image.device)
     scale = image.new_ones(())  # of the first rows, so that squares neither overflow nor vanish
@@ -175,7 +205,7 @@ def spectra(
         if len(images) > 1:
             check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
-        width, graph = _measure(embedder, one)
+        width, graph = measure(embedder, one)
         basis = sketch_matrix(options, width, one[0].numel(), reference)
         cotangents = None
         if basis is not None:
@@ -184,12 +214,12 @@ def spectra(
         done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
         count = width if basis is None else len(basis)
-        chunk, block = _plan(one, graph, count, budget)
+        chunk, block = plan(one, graph, count, budget)
 
         def score(part: slice) -> None:
             inputs, rows = images[part].to(embedder.dtype), None
             if block < count:
-                embeddings, found = _blockwise(embedder, inputs, cotangents, count, block)
+                embeddings, found = blockwise(embedder, inputs, cotangents, count, block)
             else:
                 embeddings, rows = jacobian_rows(embedder, inputs, cotangents)
                 found = decompose(rows)

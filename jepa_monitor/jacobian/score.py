@@ -35,6 +35,7 @@ __all__ = [
     "jacobian_spectrum",
     "jepa_score",
     "log_density",
+    "prepared",
 ]
 
 REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
@@ -167,9 +168,21 @@ def density_terms(found: Spectra, law: Gaussian, eps: float) -> LogDensity:
     return LogDensity(score + prior, score, prior)
 
 
-def _scored(
+def prepared(
     encoder: Any, images: Tensor, options: ScoreOptions, reference: Any, pool: Pool
-) -> tuple[Spectra, Gaussian | None]:
+) -> tuple[Embedder, Tensor, Gaussian | None]:
+    """Check what an entry point was given, and fit the law of the reference.
+
+    Args:
+        encoder: A module or callable.
+        images: (B, ...).
+        options: How to score.
+        reference: See :func:`fit_reference`; ``None`` for none.
+        pool: How outputs become (B, K).
+
+    Returns:
+        The encoder as a function, the images, detached, and the law.
+    """
     embedder = Embedder(encoder, pool, options.dtype)
     images = check_images(images)
     law = None if reference is None else fit_reference(embedder, reference, images.device)
@@ -179,7 +192,7 @@ def _scored(
             "order of the scores is less faithful. Pass images of the training distribution.",
             stacklevel=3,
         )
-    return spectra(embedder, images, options, law), law
+    return embedder, images, law
 
 
 @takes(ScoreOptions)
@@ -222,8 +235,9 @@ def jacobian_spectrum(
         >>> jacobian_spectrum(encoder, torch.zeros(1, 3))
         tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
-    found, _ = _scored(encoder, images, ScoreOptions(**options), reference, pool)
-    return found.singular_values
+    how = ScoreOptions(**options)
+    embedder, images, law = prepared(encoder, images, how, reference, pool)
+    return spectra(embedder, images, how, law).singular_values
 
 
 @takes(ScoreOptions)
@@ -268,7 +282,8 @@ def jepa_score(
         tensor([0.4055], dtype=torch.float64)
     """
     how = ScoreOptions(**options)
-    found, _ = _scored(encoder, images, how, reference, pool)
+    embedder, images, law = prepared(encoder, images, how, reference, pool)
+    found = spectra(embedder, images, how, law)
     return log_volume(found.singular_values, how.eps)
 
 
@@ -319,6 +334,6 @@ def log_density(
     if reference is None:
         raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
     how = ScoreOptions(**options)
-    found, law = _scored(encoder, images, how, reference, pool)
+    embedder, images, law = prepared(encoder, images, how, reference, pool)
     assert law is not None
-    return density_terms(found, law, how.eps)
+    return density_terms(spectra(embedder, images, how, law), law, how.eps)

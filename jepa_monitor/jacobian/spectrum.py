@@ -15,9 +15,11 @@ from jepa_monitor.encoders.threads import using_threads
 __all__ = [
     "Spectrum",
     "clipped_count",
+    "column_blocks",
     "cross_gram",
     "decompose",
     "from_gram",
+    "left_vectors",
     "log_volume",
     "noise_floor",
     "power_of_two",
@@ -35,7 +37,15 @@ def _threads_for(matrices: Tensor) -> AbstractContextManager[None]:
     return using_threads(1 if small else torch.get_num_threads())
 
 
-def _column_blocks(matrices: Tensor) -> tuple[Tensor, ...]:
+def column_blocks(matrices: Tensor) -> tuple[Tensor, ...]:
+    """Cut matrices into blocks of columns of which float64 copies are small.
+
+    Args:
+        matrices: (B, K, D).
+
+    Returns:
+        Views, (B, K, d).
+    """
     batch, rows, _ = matrices.shape
     return torch.split(matrices, max(rows, _BLOCK_BYTES // (8 * batch * rows)), dim=2)
 
@@ -51,7 +61,7 @@ def cross_gram(first: Tensor, second: Tensor) -> Tensor:
         (B, K, L), float64.
     """
     gram = first.new_zeros(len(first), first.shape[1], second.shape[1], dtype=torch.float64)
-    blocks = _column_blocks(first)
+    blocks = column_blocks(first)
     others = blocks
     if second is not first:
         others = torch.split(second, blocks[0].shape[2], dim=2)
@@ -84,7 +94,7 @@ def from_gram(gram: Tensor, rank: int) -> Spectrum:
 def _orthogonalised(matrices: Tensor) -> Tensor:
     """The triangle of a QR decomposition of the transposes, block of columns by block of columns."""
     triangle = matrices.new_zeros(matrices.shape[0], 0, matrices.shape[1])
-    for block in _column_blocks(matrices):
+    for block in column_blocks(matrices):
         triangle = torch.linalg.qr(torch.cat([triangle, block.mT], dim=1), mode="r").R
     return triangle
 
@@ -126,6 +136,24 @@ def decompose(matrices: Tensor) -> Spectrum:
     with _threads_for(short):
         values = torch.linalg.svdvals(_orthogonalised(short))
     return Spectrum(torch.where(finite[:, None], values, torch.nan), None)
+
+
+def left_vectors(matrices: Tensor) -> Spectrum:
+    """Find singular values with their left vectors, as :func:`decompose` does, of any shape and type.
+
+    Args:
+        matrices: (B, K, D), float32 or float64.
+
+    Returns:
+        min(K, D) values and vectors; the latter are of no use where the values are NaN.
+    """
+    if matrices.dtype != torch.float64:
+        return from_gram(cross_gram(matrices, matrices), min(matrices.shape[1:]))
+    finite = torch.isfinite(matrices).flatten(1).all(1)
+    filled = torch.where(finite[:, None, None], matrices, 0.0)
+    with _threads_for(filled):
+        _, values, vectors = torch.linalg.svd(_orthogonalised(filled), full_matrices=False)
+    return Spectrum(torch.where(finite[:, None], values, torch.nan), vectors.mT)
 
 
 def power_of_two(matrices: Tensor) -> Tensor:
@@ -202,7 +230,7 @@ def refine(matrix: Tensor, spectrum: Spectrum, first: int, rows: Tensor) -> Tens
     """
     assert spectrum.vectors is not None
     values, large = spectrum.values[0].clone(), spectrum.vectors[0, :, :first]
-    blocks = _column_blocks(matrix[None])
+    blocks = column_blocks(matrix[None])
     widths = [block.shape[2] for block in blocks]
     products = rows.new_zeros(len(rows), len(matrix))
     for block, target in zip(blocks, torch.split(rows, widths, dim=1), strict=True):

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from jepa_monitor.jacobian.engine import _plan
+from jepa_monitor.jacobian.engine import plan
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget, graph_bytes
 
 GIB = 2**30
@@ -74,7 +74,7 @@ def test_a_plan_fits_its_budget_and_fills_it(
         rank = min(rows, width)
         return images * (2 * graph + 3 * 4 * width + 3 * 8 * rank**2 + kept * 4 * width)
 
-    images, block = _plan(torch.zeros(1, width), graph, rows, budget)
+    images, block = plan(torch.zeros(1, width), graph, rows, budget)
     assert images >= 1
     assert 1 <= block <= rows
     if block == rows:

@@ -31,8 +31,8 @@ def columns(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
         monkeypatch.setattr(spectrum, "_BLOCK_BYTES", 8 * width * matrices[:, :, 0].numel())
         return plain(matrices)
 
-    plain = spectrum._column_blocks
-    monkeypatch.setattr(spectrum, "_column_blocks", blocks)
+    plain = spectrum.column_blocks
+    monkeypatch.setattr(spectrum, "column_blocks", blocks)
     return width
 
 
@@ -46,7 +46,7 @@ def _matrices(rows: int, dtype: torch.dtype, seed: int = 0, batch: int = 3) -> T
 
 
 def test_the_fixture_makes_several_blocks(columns: int) -> None:
-    found = spectrum._column_blocks(_matrices(9, torch.float32))
+    found = spectrum.column_blocks(_matrices(9, torch.float32))
     assert len(found) == math.ceil(101 / max(9, columns))
     assert torch.equal(torch.cat(found, 2), _matrices(9, torch.float32))
 
@@ -110,7 +110,7 @@ def test_scores(columns: int, name: str, precision: str) -> None:
 @pytest.mark.parametrize("precision", ["float32", "float64"])
 def test_blocks_of_rows(monkeypatch: pytest.MonkeyPatch, block: int, precision: str) -> None:
     encoder, images = _layers("regular"), torch.randn(3, 101)
-    monkeypatch.setattr(engine, "_plan", lambda *_: (1, block))
+    monkeypatch.setattr(engine, "plan", lambda *_: (1, block))
     found = jacobian_spectrum(encoder, images, precision=precision)
     expected = [
         torch.linalg.svdvals(
