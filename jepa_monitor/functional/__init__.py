@@ -36,6 +36,8 @@ from jepa_monitor.functional.ema_lag import functional_lag as functional_lag
 from jepa_monitor.functional.gaussianity import epps_pulley as epps_pulley
 from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
+from jepa_monitor.functional.gram_drift import gram_drift as gram_drift
+from jepa_monitor.functional.gram_drift import token_gram as token_gram
 from jepa_monitor.functional.hypersphere import alignment as alignment
 from jepa_monitor.functional.hypersphere import mean_cosine as mean_cosine
 from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squared_cosine
@@ -48,6 +50,7 @@ from jepa_monitor.functional.jacobian_alignment import (
 )
 from jepa_monitor.functional.jacobian_alignment import rank_one_share as rank_one_share
 from jepa_monitor.functional.lidar import lidar as lidar
+from jepa_monitor.functional.locality import locality as locality
 from jepa_monitor.functional.mst_dimension import mst_dimension as mst_dimension
 from jepa_monitor.functional.mutual_neighbors import mutual_knn as mutual_knn
 from jepa_monitor.functional.neighbor_consistency import (
@@ -59,12 +62,19 @@ from jepa_monitor.functional.normality import Normality as Normality
 from jepa_monitor.functional.normality import normality as normality
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
 from jepa_monitor.functional.outliers import robust_fence as robust_fence
+from jepa_monitor.functional.patch_neighbors import crop_places as crop_places
+from jepa_monitor.functional.patch_neighbors import patch_neighbors as patch_neighbors
 from jepa_monitor.functional.polarity import paired_polarity as paired_polarity
 from jepa_monitor.functional.polarity import severity_order as severity_order
+from jepa_monitor.functional.position_share import position_share as position_share
 from jepa_monitor.functional.self_clustering import self_clustering as self_clustering
 from jepa_monitor.functional.separation import separation as separation
 from jepa_monitor.functional.sequential import predictive_pit as predictive_pit
 from jepa_monitor.functional.task_priors import prior_kernel as prior_kernel
 from jepa_monitor.functional.task_priors import sample_tasks as sample_tasks
 from jepa_monitor.functional.task_priors import task_prior_performance as task_prior_performance
+from jepa_monitor.functional.token_cosines import class_token_cosines as class_token_cosines
+from jepa_monitor.functional.token_cosines import other_image_cosine as other_image_cosine
+from jepa_monitor.functional.token_norms import token_norms as token_norms
+from jepa_monitor.functional.token_rank import token_rank as token_rank
 from jepa_monitor.functional.two_nn import two_nn as two_nn

@@ -21,7 +21,7 @@ class Interval(NamedTuple):
     upper: Tensor
 
 
-def wilson_interval(successes: Tensor, total: int, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: Tensor, total: float, confidence: float = 0.95) -> Interval:
     r"""Wilson's score interval of a binomial share.
 
     .. math::
