@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -16,6 +17,7 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.look import Look, scored_sets
 from jepa_monitor.insights.parts import Part
 from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.leverage import leverages
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
 from jepa_monitor.jacobian.sketch import row_count
@@ -209,6 +211,20 @@ class Gatherer:
             (B,), float64, nats; NaN where not finite.
         """
         return log_volume(self.spectra(images).singular_values, self.options.eps)
+
+    def leverages(self, images: Tensor) -> Tensor:
+        """Take the maps of the pixels on which the scores of images rest.
+
+        Args:
+            images: (B, C, H, W).
+
+        Returns:
+            (B, H, W), float64; NaN where not finite.
+        """
+        work = functools.partial(
+            leverages, self.embedder, options=self.options, reference=self._law
+        )
+        return self.map(work, images)[0]
 
     def other(self, encoder: Any) -> Gatherer:
         """Look at another encoder in the same way.

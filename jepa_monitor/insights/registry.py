@@ -11,6 +11,7 @@ from jepa_monitor.insights.base import Insight
 from jepa_monitor.insights.collapse import Collapse
 from jepa_monitor.insights.generalisation import Generalisation
 from jepa_monitor.insights.law import Law
+from jepa_monitor.insights.leverage import Leverage
 from jepa_monitor.insights.log_density import LogDensity
 from jepa_monitor.insights.metric import MetricInsight
 from jepa_monitor.insights.neighbors import Neighbors
@@ -26,7 +27,7 @@ from jepa_monitor.insights.tasks import Tasks
 __all__ = ["INSIGHTS", "choose_insights", "default_insights"]
 
 INSIGHTS: Mapping[str, Insight] = MappingProxyType(
-    {found.name: found for found in (Alignment(), Tasks(), Separation(), Neighbors())}
+    {found.name: found for found in (Alignment(), Tasks(), Separation(), Neighbors(), Leverage())}
 )
 
 

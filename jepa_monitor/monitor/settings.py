@@ -54,7 +54,8 @@ class MonitorSettings:
             is given, all rows otherwise.
         insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
             their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
-            (agreement with the first evaluation, and with ``compare_with``), insights of your own
+            (agreement with the first evaluation, and with ``compare_with``), ``"leverage"`` (a picture
+            of the pixels on which the lowest and the highest scores rest), insights of your own
             (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
