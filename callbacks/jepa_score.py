@@ -59,6 +59,7 @@ class JepaScoreCallback(PacedCallback):
       (Gaussian embeddings), and is the right way up (``density/polarity``);
     - ``collapse/*``: ranks, spread, and their verdict, ``collapse/state`` (0 healthy, 1 dimensional,
       2 complete) and ``collapse/alarm``;
+    - ``quality/*``: k-NN, linear and few-shot accuracy, where the data yield labels;
     - ``outliers/*``, ``ood/<name>/*``: the share of outliers, and how well other data are told apart;
     - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``,
       ``/failed_insights``.

@@ -67,6 +67,10 @@ from jepa_monitor.functional.patch_neighbors import patch_neighbors as patch_nei
 from jepa_monitor.functional.polarity import paired_polarity as paired_polarity
 from jepa_monitor.functional.polarity import severity_order as severity_order
 from jepa_monitor.functional.position_share import position_share as position_share
+from jepa_monitor.functional.probing import FewShot as FewShot
+from jepa_monitor.functional.probing import few_shot_accuracy as few_shot_accuracy
+from jepa_monitor.functional.probing import knn_predict as knn_predict
+from jepa_monitor.functional.probing import ridge_predict as ridge_predict
 from jepa_monitor.functional.self_clustering import self_clustering as self_clustering
 from jepa_monitor.functional.separation import separation as separation
 from jepa_monitor.functional.sequential import predictive_pit as predictive_pit

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -42,9 +42,11 @@ class Sources:
         reference: Training images, (M, ...).
         ood: Out-of-distribution images by name.
         scored: How many images of each set are scored; of the reference at most half.
-        labels: Classes of the probe images, (N,).
+        labels: Classes of the probe images, (N,), int64; below 0 where unknown.
+        reference_labels: Of the training images, (M,), likewise; ``None`` also where images of the
+            probe may be among them.
         compare_with: Another encoder.
-        first_embeddings: Of the probe at the first look.
+        memory: What looks remember for later ones, plain numbers and tensors by name.
     """
 
     images: Tensor = field(repr=False)
@@ -52,8 +54,9 @@ class Sources:
     ood: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     scored: int = 64
     labels: Tensor | None = field(default=None, repr=False)
+    reference_labels: Tensor | None = field(default=None, repr=False)
     compare_with: Any = None
-    first_embeddings: Tensor | None = field(default=None, repr=False)
+    memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
     def calibrating(self) -> int:
@@ -77,9 +80,12 @@ class Gatherer:
         embedder: The encoder as a function from images to (B, K).
         options: How to score; of a look with ``auto``, as it was settled.
         probe: The probe, once it is scored.
+        reference_embeddings: Of the training images, (M, K), in their order, finite or not; ``None``
+            where there are none.
     """
 
     probe: ScoredSet
+    reference_embeddings: Tensor | None = None
 
     def __init__(
         self,
@@ -114,7 +120,7 @@ class Gatherer:
         Returns:
             The look, and what went wrong: by optional part, or by the name of a detector.
         """
-        base = self._base()
+        rest, base = self._base()
         self._law = None if base is None else Gaussian.fit(base)
         agreement = None
         if self._sketches():
@@ -126,10 +132,17 @@ class Gatherer:
         for stored in sorted(self.embedder.parameter_dtypes - {self.embedder.dtype}, key=str):
             method += f", {_short(self.embedder.dtype)} copies of {_short(stored)} parameters"
         reference = None
-        if base is not None and self._law is not None and self.sources.reference is not None:
+        if rest is not None and base is not None and self._law is not None:
+            assert self.sources.reference is not None
             scored = None
+            self.reference_embeddings = rest
             if self.sources.calibrating:
-                scored, _ = self._score(self.sources.reference, self.sources.calibrating)
+                images = self.sources.reference[: self.sources.calibrating]
+                scored, _ = self._score(images, len(images))
+                # The others are embedded already.
+                everything = torch.cat([scored.embeddings, rest])
+                scored = replace(scored, embeddings=everything)
+                self.reference_embeddings = everything
             reference = Reference(base, self._law, scored)
         ood = {
             name: self._score(data, self.sources.scored)[0]
@@ -243,13 +256,17 @@ class Gatherer:
         inputs = self.sources.images[0].numel()
         return row_count(self.options, self._law.width, inputs, whitened=True) is not None
 
-    def _base(self) -> Tensor | None:
-        """Embed the reference images that are not scored: to others the law is out of sample."""
+    def _base(self) -> tuple[Tensor | None, Tensor | None]:
+        """Embed the reference images that are not scored: to others the law is out of sample.
+
+        Returns:
+            Their embeddings, and the finite ones in float64; ``None`` where there are too few.
+        """
         if self.sources.reference is None:
-            return None
-        embeddings = self.embeddings(self.sources.reference[self.sources.calibrating :]).double()
-        base = embeddings[torch.isfinite(embeddings).all(1)]
-        return base if len(base) >= _LEAST_FITTED else None
+            return None, None
+        embeddings = self.embeddings(self.sources.reference[self.sources.calibrating :])
+        base = embeddings[torch.isfinite(embeddings).all(1)].double()
+        return embeddings, base if len(base) >= _LEAST_FITTED else None
 
     def _score(self, images: Tensor, count: int) -> tuple[ScoredSet, str]:
         scored = images[:count]

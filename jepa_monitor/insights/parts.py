@@ -28,6 +28,7 @@ __all__ = [
     "Labels",
     "OtherEmbeddings",
     "Part",
+    "are_classes",
     "check_labels",
 ]
 
@@ -62,7 +63,7 @@ class Part(ABC, Generic[_T]):
 class Labels(Part[Tensor]):
     """Classes of the probe images, (N,), int64."""
 
-    source = "`labels`"
+    source = "`labels` of at least 2 classes, each of at least 2 probe images"
 
     def gather(self, at: Gatherer) -> Tensor | None:
         """Take the monitor's.
@@ -71,9 +72,10 @@ class Labels(Part[Tensor]):
             at: What the monitor has.
 
         Returns:
-            (N,), or ``None``.
+            (N,), or ``None``, also where an image has none or is the only one of its class.
         """
-        return at.sources.labels
+        labels = at.sources.labels
+        return labels if labels is not None and are_classes(labels) else None
 
 
 @dataclass(frozen=True)
@@ -89,8 +91,8 @@ class FirstEmbeddings(Part[Tensor]):
         Returns:
             (N, K).
         """
-        first = at.sources.first_embeddings
-        return at.probe.embeddings if first is None else first
+        first: Tensor = at.sources.memory.setdefault("first_embeddings", at.probe.embeddings)
+        return first
 
 
 @dataclass(frozen=True)
@@ -145,6 +147,19 @@ class Corrupted(Part[dict[str, dict[int, Tensor]]]):
 LABELS = Labels()
 FIRST_EMBEDDINGS = FirstEmbeddings()
 OTHER_EMBEDDINGS = OtherEmbeddings()
+
+
+def are_classes(labels: Tensor) -> bool:
+    """Say whether labels divide images into classes of which every image has companions.
+
+    Args:
+        labels: (N,), int64; below 0 where unknown.
+
+    Returns:
+        Whether there are 2 classes or more, of 2 images or more, and nothing is unknown.
+    """
+    counts = torch.unique(labels, return_counts=True)[1]
+    return bool((labels >= 0).all()) and len(counts) > 1 and int(counts.min()) > 1
 
 
 def check_labels(labels: Tensor, count: int) -> Tensor:

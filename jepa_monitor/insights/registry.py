@@ -19,6 +19,7 @@ from jepa_monitor.insights.ood import OutOfDistribution
 from jepa_monitor.insights.outliers import Outliers
 from jepa_monitor.insights.parts import LABELS
 from jepa_monitor.insights.polarity import Polarity
+from jepa_monitor.insights.quality import Quality
 from jepa_monitor.insights.score import Score
 from jepa_monitor.insights.separation import Separation
 from jepa_monitor.insights.spectrum import Spectrum
@@ -49,6 +50,7 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
         Generalisation(),
         *polarity,
         Collapse(),
+        Quality(),
         Outliers(),
         OutOfDistribution(),
     )

@@ -26,9 +26,8 @@ def evaluate_density(watch: Watch, monitor: DensityMonitor, encoder: Any) -> Eva
     Returns:
         What was found.
     """
-    monitor.first_embeddings = watch.memory.get("first_embeddings")
+    monitor.memory = watch.memory.setdefault("monitor", {})
     report = monitor.evaluate(encoder)
-    watch.memory["first_embeddings"] = monitor.first_embeddings
     return Evaluation(report.scalars, report.probe.embeddings, report)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,7 +15,7 @@ from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights import (
-    FIRST_EMBEDDINGS,
+    LABELS,
     Gatherer,
     Insight,
     Sources,
@@ -23,7 +23,7 @@ from jepa_monitor.insights import (
 )
 from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.insights.asking import ask, parts_of
-from jepa_monitor.insights.parts import check_labels
+from jepa_monitor.insights.parts import are_classes, check_labels
 from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.trust import LEAST, TRIED
@@ -31,7 +31,8 @@ from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
-from jepa_monitor.probes.images import collect_images
+from jepa_monitor.probes.labels import Labels, collect_classes, without_repeats
+from jepa_monitor.probes.sources import may_share_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -90,17 +91,18 @@ class DensityMonitor:
         self.distributed = distributed
         processes = Processes(distributed)
 
-        def collect(data: Any, name: str, seed: int | None = None) -> Tensor:
+        def collect(
+            data: Any, name: str, seed: int | None = None, labels: Labels = None
+        ) -> tuple[Tensor, Tensor | None]:
             # They differ where a stream of data gives each process a part of its own.
-            (images,) = processes.same(
-                lambda: (
-                    collect_images(
-                        data,
-                        max(given.max_probe_samples, given.max_embedding_samples),
-                        name=name,
-                        batch_to_images=given.batch_to_images,
-                        shuffle_seed=seed,
-                    ),
+            images, classes = processes.same(
+                lambda: collect_classes(
+                    data,
+                    max(given.max_probe_samples, given.max_embedding_samples),
+                    labels,
+                    name=name,
+                    batch_to_images=given.batch_to_images,
+                    shuffle_seed=seed,
                 )
             )
             if name != "probe" and images.shape[1:] != self.images.shape[1:]:
@@ -108,26 +110,36 @@ class DensityMonitor:
                     f"`{name}` must hold images of the probe's shape, "
                     f"{tuple(self.images.shape[1:])}, got {tuple(images.shape[1:])}."
                 )
-            return images
+            return images, classes if len(classes) else None
 
-        self.images = collect(probe, "probe", shuffle_seed)
+        self.images, self.labels = collect(probe, "probe", shuffle_seed, given.labels)
         self.reference: Tensor | None = None
+        self.reference_labels: Tensor | None = None
         if given.reference is not None:
-            self.reference = collect(given.reference, "reference", 1)
+            wanted = None if may_share_images(probe, given.reference) else given.labels
+            self.reference, self.reference_labels = collect(given.reference, "reference", 1, wanted)
+            if self.reference_labels is not None:
+                self.reference_labels = without_repeats(
+                    self.reference_labels, self.reference, self.images
+                )
             if len(self.reference) < 3:
                 raise ValueError(
                     f"`reference` must hold at least 3 images, got {len(self.reference)}."
                 )
         self.ood = {
-            name: collect(data, f"ood[{name!r}]") for name, data in (given.ood or {}).items()
+            name: collect(data, f"ood[{name!r}]")[0] for name, data in (given.ood or {}).items()
         }
-        self.labels: Tensor | None = None
-        if given.labels is not None:
-            found = given.labels
-            if not isinstance(found, Tensor):
-                found = self._read_labels(probe, found, shuffle_seed)
-            self.labels = check_labels(found, len(self.images))
-        self.first_embeddings: Tensor | None = None  # of the probe, for `neighbors/drift`
+        if given.labels is not None and given.labels != "auto":
+            stated = given.labels if isinstance(given.labels, Tensor) else self.labels
+            assert stated is not None
+            self.labels = check_labels(stated, len(self.images))
+        for insight in self.insights:
+            if LABELS in insight.needs and (self.labels is None or not are_classes(self.labels)):
+                raise ValueError(
+                    f"`insights` names {insight.name!r}, which needs {LABELS.source}: `probe` "
+                    "does not yield them."
+                )
+        self.memory: dict[str, Any] = {}  # what looks remember for later ones of the run
         self._told: set[str] = set()  # failures that the user has been told of
 
     def evaluate(self, encoder: Any) -> Report:
@@ -156,8 +168,9 @@ class DensityMonitor:
             self.ood,
             self.max_probe_samples,
             self.labels,
+            self.reference_labels,
             self.compare_with,
-            self.first_embeddings,
+            self.memory,
         )
         defaults = default_insights(self.polarity_samples)
         insights = (*defaults, *self.insights)
@@ -167,8 +180,6 @@ class DensityMonitor:
                 parts_of(defaults), self.detectors, optional=parts_of(self.insights)
             )
             self.settled = look.options
-            if self.first_embeddings is None:
-                self.first_embeddings = look.parts.get(FIRST_EMBEDDINGS)
             scalars, failed = ask(insights, look, broken, processes)
         if processes.rank == 0:
             self._tell(failed)
@@ -265,19 +276,3 @@ class DensityMonitor:
             f"corrupted ones with {rows or width} backward passes each{checked}, "
             f"{(rows or width) * (scored + worse) + exactly} in all."
         )
-
-    def _read_labels(
-        self, probe: Any, batch_to_labels: Callable[[Any], Tensor], shuffle_seed: int | None
-    ) -> Tensor:
-        """Read the labels the way the images were read: the same ones, in the same order."""
-        if not callable(batch_to_labels):
-            raise TypeError(
-                f"`labels` must be a tensor or a function, got {type(batch_to_labels).__name__}."
-            )
-        return collect_images(
-            probe,
-            len(self.images),
-            name="labels",
-            batch_to_images=lambda batch: batch_to_labels(batch).double()[:, None],
-            shuffle_seed=shuffle_seed,
-        )[:, 0]

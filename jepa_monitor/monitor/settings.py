@@ -14,6 +14,7 @@ from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.insights import Insight, choose_insights, default_insights
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
+from jepa_monitor.probes.labels import check_label_source
 
 __all__ = ["MonitorArguments", "MonitorSettings"]
 
@@ -31,7 +32,7 @@ class MonitorArguments(TypedDict, total=False):
     options: ScoreOptions | None
     insights: Iterable[Any]
     detectors: Iterable[str | Detector] | None
-    labels: Tensor | Callable[[Any], Tensor] | None
+    labels: Tensor | Callable[[Any], Tensor] | str | None
     compare_with: Any
 
 
@@ -60,8 +61,11 @@ class MonitorSettings:
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
             detectors of your own; default: all that have a name.
-        labels: Classes of the probe images: a tensor (N,), or a function that finds them in a batch
-            of the probe, (B,).
+        labels: Classes of the images, which tell how good the embeddings are (``quality/*``).
+            ``"auto"``: those that stand beside the images of the probe and of the reference, where
+            there are any; a tensor (N,), of the probe's; a function that finds them in a batch, (B,);
+            ``None`` for none. They are only read, and nothing but ``quality/*``, ``"tasks"`` and
+            ``"separation"`` depends on them.
         compare_with: Another encoder, whose neighbourhoods to compare with.
 
     Raises:
@@ -79,7 +83,7 @@ class MonitorSettings:
     options: ScoreOptions | None = None
     insights: Iterable[Any] = ()
     detectors: Iterable[str | Detector] | None = None
-    labels: Tensor | Callable[[Any], Tensor] | None = None
+    labels: Tensor | Callable[[Any], Tensor] | str | None = "auto"
     compare_with: Any = None
 
     def __post_init__(self) -> None:
@@ -95,6 +99,7 @@ class MonitorSettings:
         if options is not None and not isinstance(options, ScoreOptions):
             raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
         check_pool(self.pool)
+        check_label_source(self.labels)
         _check_names(self.ood)
         # What was given may be a generator, which is read only once.
         object.__setattr__(self, "insights", choose_insights(self.insights, self.labels))

@@ -183,6 +183,7 @@ def collect_labelled(
     batch_to_images: BatchToImages = None,
     batch_to_labels: Callable[[Any], Tensor | None] = batch_labels,
     shuffle_seed: int | None = None,
+    must: bool = True,
 ) -> tuple[Tensor, Tensor | None]:
     """Take a fixed set of images, and their labels where there are any, in one pass.
 
@@ -193,6 +194,7 @@ def collect_labelled(
         batch_to_images: Finds the images in a batch.
         batch_to_labels: Finds their classes, (B,), or ``None``.
         shuffle_seed: Draws the images at random, instead of taking the first.
+        must: Whether it is an error that labels do not fit, instead of a sign that there are none.
 
     Returns:
         The images, (N, ...), float32, and their classes, (N,), int64. ``None`` in the place of
@@ -208,6 +210,8 @@ def collect_labelled(
         try:
             labels = batch_to_labels(batch)
         except Exception as error:
+            if not must:
+                return images, None
             raise ValueError(
                 f"`labels` failed on a batch of type {type(batch).__name__} of `{name}`: "
                 f"{type(error).__name__}: {error}"
@@ -216,6 +220,8 @@ def collect_labelled(
             return images, None
         labels = torch.as_tensor(labels).detach().cpu()
         if labels.shape != images.shape[:1]:
+            if not must:
+                return images, None
             raise ValueError(
                 f"`labels` must be one for each image, {tuple(images.shape[:1])}, "
                 f"got shape {tuple(labels.shape)}."

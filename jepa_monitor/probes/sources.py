@@ -25,7 +25,14 @@ from torch.utils.data import (
 
 from jepa_monitor.probes.finding import batch_images, batch_labels
 
-__all__ = ["Source", "draw_batches", "has_indices", "is_inert", "is_map_style"]
+__all__ = [
+    "Source",
+    "draw_batches",
+    "has_indices",
+    "is_inert",
+    "is_map_style",
+    "may_share_images",
+]
 
 _BATCH = 32  # where the source does not say
 
@@ -96,6 +103,34 @@ def is_inert(data: Any) -> bool:
     if type(data) is ConcatDataset:
         return all(is_inert(part) for part in data.datasets)
     return type(data) is TensorDataset or (type(data) is Subset and is_inert(data.dataset))
+
+
+def may_share_images(first: Any, second: Any) -> bool:
+    """Say whether two sources draw from one data set, and not from parts of it that are apart.
+
+    Args:
+        first: As for :class:`Source`, or one.
+        second: Likewise.
+
+    Returns:
+        Whether an image of one may be an image of the other. Two objects that read the same files
+        are not found out.
+    """
+    one, other = _dataset(first), _dataset(second)
+    if type(one) is Subset and type(other) is Subset and one.dataset is other.dataset:
+        return not set(one.indices).isdisjoint(other.indices)
+    return _whole(one) is _whole(other)
+
+
+def _dataset(data: Any) -> Any:
+    data = data.data if isinstance(data, Source) else data
+    return data.dataset if isinstance(data, DataLoader) else data
+
+
+def _whole(data: Any) -> Any:
+    while isinstance(data, Subset):
+        data = data.dataset
+    return data
 
 
 def draw_batches(source: Source, count: int, shuffle_seed: int | None = None) -> Iterator[Any]:

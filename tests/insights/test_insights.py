@@ -115,12 +115,18 @@ def test_collapsed_and_broken_encoders_log_no_nan() -> None:
     [
         ({"insights": "tasks"}, TypeError, "`insights` must be a collection of names, got 'tasks'"),
         ({"insights": ["cka"]}, ValueError, "`insights` must be among alignment, tasks"),
-        ({"insights": ["tasks"]}, ValueError, "names 'tasks', which needs `labels`, got None"),
+        (
+            {"insights": ["tasks"], "labels": None},
+            ValueError,
+            "names 'tasks', which needs `labels`, got None",
+        ),
+        ({"insights": ["tasks"]}, ValueError, "names 'tasks', .* `probe` does not yield them"),
+        ({"labels": "all"}, ValueError, "must be 'auto', a tensor, a function or None, got 'all'"),
         ({"labels": torch.arange(5)}, ValueError, "one for each of the 32 probe images"),
         ({"labels": torch.zeros(32)}, ValueError, "at least 2 classes"),
         ({"labels": torch.arange(32)}, ValueError, "each of at least 2 probe images"),
         ({"labels": torch.arange(32) / 2}, ValueError, "must be whole numbers"),
-        ({"labels": 3}, TypeError, "`labels` must be a tensor or a function, got int"),
+        ({"labels": 3}, TypeError, "must be 'auto', a tensor, a function or None, got int"),
     ],
 )
 def test_wrong_use_is_named(
@@ -147,7 +153,9 @@ def test_drift_is_counted_from_the_first_evaluation_of_a_run_that_was_resumed(
     resumed = fit(2, str(tmp_path / "run.ckpt"))
     assert first.monitor is not None
     assert resumed.monitor is not None
-    assert torch.equal(resumed.monitor.first_embeddings, first.monitor.first_embeddings)
+    assert torch.equal(
+        resumed.monitor.memory["first_embeddings"], first.monitor.memory["first_embeddings"]
+    )
     assert first.history[0]["neighbors/drift"] == pytest.approx(1)
     assert resumed.history[-1]["neighbors/drift"] < 1
     assert {"separation/auroc", "tasks/mean", "jacobian/alignment"} <= set(resumed.history[-1])

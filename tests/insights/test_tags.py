@@ -13,6 +13,7 @@ from helpers import float64_spectrum, images, leave_one_out_law, mlp
 from numpy.typing import NDArray
 from scipy import integrate, stats
 from scipy.spatial.distance import cdist, pdist
+from sklearn.linear_model import RidgeClassifierCV
 from sklearn.metrics import (
     accuracy_score,
     average_precision_score,
@@ -21,11 +22,13 @@ from sklearn.metrics import (
     roc_curve,
 )
 from sklearn.metrics.pairwise import cosine_similarity
-from sklearn.neighbors import NearestNeighbors
+from sklearn.neighbors import KNeighborsClassifier, NearestNeighbors
+from sklearn.pipeline import make_pipeline
+from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor, ScoreOptions
-from jepa_monitor.functional import normality
+from jepa_monitor.functional import few_shot_accuracy, normality
 from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional.gaussianity import slice_directions
 from jepa_monitor.insights import INSIGHTS
@@ -387,6 +390,55 @@ def of_the_classes() -> dict[str, float]:
     }
 
 
+def halves(labels: Tensor) -> tuple[Array, Array]:
+    """Each class in a random order, every second image to learn from."""
+    order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
+    order.sort(key=lambda i: int(labels[i]))
+    return np.array(order[0::2]), np.array(order[1::2])
+
+
+def wilson(share: float, n: float) -> tuple[float, float]:
+    z = stats.norm.ppf(0.975)
+    centre = (share + z**2 / (2 * n)) / (1 + z**2 / n)
+    half = z / (1 + z**2 / n) * np.sqrt(share * (1 - share) / n + z**2 / (4 * n**2))
+    return centre - half, centre + half
+
+
+def quality(z: Array, pixels: Array, labels: Tensor) -> dict[str, float]:
+    known, asked = halves(labels)
+    truth = labels.numpy()
+    votes = KNeighborsClassifier(
+        min(20, len(known)), metric="cosine", weights=lambda d: np.exp((1 - d) / 0.07)
+    )
+    ridge = make_pipeline(StandardScaler(), RidgeClassifierCV(alphas=10.0 ** np.arange(-3, 7)))
+    found = {"quality/chance": (truth[asked] == stats.mode(truth[known]).mode).mean()}
+    found["quality/knn_pixels"] = votes.fit(pixels[known], truth[known]).score(
+        pixels[asked], truth[asked]
+    )
+    for name, probe in (("knn", votes), ("linear", ridge)):
+        share = probe.fit(z[known], truth[known]).score(z[asked], truth[asked])
+        low, high = wilson(share, len(asked))
+        found |= {
+            f"quality/{name}": share,
+            f"quality/{name}_low": low,
+            f"quality/{name}_high": high,
+        }
+    for shots in (1, 5, 10):  # which have tests of their own (tests/functional/test_probing.py)
+        if len(known) >= 4 * shots:
+            bank, queries = ((torch.from_numpy(z[i]), labels[i]) for i in (known, asked))
+            few = few_shot_accuracy(bank, queries, shots)
+            ends = ("", "_low", "_high")
+            found |= {
+                f"quality/few_shot_{shots}{end}": float(x) for end, x in zip(ends, few, strict=True)
+            }
+    return found
+
+
+def of_the_quality() -> dict[str, float]:
+    z, pixels = embed(encoder(0), DATA["probe"]), DATA["probe"].flatten(1).numpy()
+    return quality(z, pixels, LABELS)
+
+
 def of_the_monitor() -> dict[str, float]:
     return {
         "monitor/images": 2 * SCORED + DARK,
@@ -398,7 +450,7 @@ def of_the_monitor() -> dict[str, float]:
 
 EXPECTED = (
     of_the_jacobians, of_the_alignment, of_the_law, of_generalisation, of_polarity, of_collapse,
-    of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_monitor,
+    of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_quality, of_the_monitor,
     lambda: quantiles("log_density", detected("probe")["log_density"]),
 )  # fmt: skip
 # The null mean has four digits, the spread is simulated, the p-value is exact only here.
@@ -418,6 +470,10 @@ def numbers(expected: Any) -> dict[str, float]:
 # Tags that only other settings have, and the tests below that hold them to something.
 ELSEWHERE = {
     "outliers/<detector>_fence": "test_fences_take_the_place_of_few_reference_scores",
+    **{
+        f"quality/few_shot_10{end}": "test_ten_shots_take_ten_images_of_each_class"
+        for end in ("", "_low", "_high")
+    },
     "density/precondition": "test_the_precondition_is_met_by_normal_embeddings_alone",
 } | {
     f"sketch/{kind}": "test_a_sketch_is_held_against_exact_scores"
@@ -480,6 +536,17 @@ def test_fences_take_the_place_of_few_reference_scores() -> None:
         fence = np.median(x) - 3 * stats.median_abs_deviation(x, scale=1 / 1.4826)
         assert scalars[f"outliers/{name}_fence"] == (x < fence).mean(), name
     assert scalars["outliers/mahalanobis_fence"] > 0
+
+
+def test_ten_shots_take_ten_images_of_each_class() -> None:
+    labels = torch.arange(100) % 4
+    data = DATA["reference"] + 0.5 * labels[:, None, None, None]
+    scalars = DensityMonitor(data, max_probe_samples=2, labels=labels).evaluate(encoder(0)).scalars
+    expected = quality(embed(encoder(0), data), data.flatten(1).numpy(), labels)
+    assert {tag for tag in scalars if tag.startswith("quality/")} == set(expected)
+    for tag, value in expected.items():
+        assert scalars[tag] == pytest.approx(float(value), rel=1e-6), tag
+    assert scalars["quality/few_shot_10"] > 0.3  # chance: 0.25
 
 
 @pytest.mark.parametrize("power", [1, 5])

@@ -1,0 +1,129 @@
+"""Images of which classes are known, in two parts that share no image: one to learn from, one to ask."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from jepa_monitor.functional import knn_predict
+from jepa_monitor.insights.parts import Part
+
+if TYPE_CHECKING:
+    from jepa_monitor.insights.gathering import Gatherer
+
+__all__ = ["LABELLED", "Labelled", "LabelledSets", "thumbnails"]
+
+_SIDE = 32  # of what stands for the pixels of larger images
+
+
+class LabelledSets(NamedTuple):
+    """Embeddings and classes; finite, and the same in all processes.
+
+    Args:
+        known: Embeddings to learn from, (M, K).
+        known_labels: Their classes, (M,), int64, at least two different ones.
+        asked: Embeddings to classify, (N, K).
+        asked_labels: Their classes, (N,), int64, all among the known ones.
+        pixels: Share of the latter that k-NN classifies correctly by the raw pixels; NaN for inputs
+            that are no images.
+    """
+
+    known: Tensor
+    known_labels: Tensor
+    asked: Tensor
+    asked_labels: Tensor
+    pixels: float
+
+
+@dataclass(frozen=True)
+class Labelled(Part[LabelledSets]):
+    """Training images to learn classes from, probe images to ask for theirs; no further pass.
+
+    Where the training images are not labelled, do not have all classes of the probe, or may be images
+    of the probe themselves, one half of the probe is learned from and the other one asked.
+    """
+
+    source = "labels"
+
+    def gather(self, at: Gatherer) -> LabelledSets | None:
+        """Put embeddings and labels together.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            Both parts, or ``None`` if too little is labelled.
+        """
+        sources = at.sources
+        if sources.labels is None:
+            return None
+        probe = _Set(sources.images, at.probe.embeddings, sources.labels)
+        known, asked = _apart(at, probe) or _halves(probe)
+        if not len(asked.labels) or len(torch.unique(known.labels)) < 2:
+            return None
+        if "knn_pixels" not in sources.memory:
+            sources.memory["knn_pixels"] = _by_pixels(known, asked)
+        pixels: float = sources.memory["knn_pixels"]
+        return LabelledSets(known.embeddings, known.labels, asked.embeddings, asked.labels, pixels)
+
+
+LABELLED = Labelled()
+
+
+def thumbnails(images: Tensor) -> Tensor | None:
+    """Shrink images to at most 32 pixels a side, each the mean of those that it stands for.
+
+    Args:
+        images: (B, C, H, W).
+
+    Returns:
+        (B, D), D ≤ 1024·C; ``None`` for inputs of another shape.
+    """
+    if images.ndim != 4:
+        return None
+    height, width = (min(_SIDE, side) for side in images.shape[-2:])
+    return F.adaptive_avg_pool2d(images, (height, width)).flatten(1)
+
+
+class _Set(NamedTuple):
+    images: Tensor
+    embeddings: Tensor
+    labels: Tensor
+
+    def usable(self) -> _Set:
+        """What is labelled and finite."""
+        return self.take((self.labels >= 0) & torch.isfinite(self.embeddings).all(1))
+
+    def take(self, which: Tensor) -> _Set:
+        return _Set(*(part[which] for part in self))
+
+
+def _apart(at: Gatherer, probe: _Set) -> tuple[_Set, _Set] | None:
+    """Training images and the probe, if the ones are labelled with all classes of the other."""
+    images, labels = at.sources.reference, at.sources.reference_labels
+    if images is None or labels is None or at.reference_embeddings is None:
+        return None
+    known, asked = _Set(images, at.reference_embeddings, labels).usable(), probe.usable()
+    taught = torch.isin(torch.unique(asked.labels), known.labels)
+    return (known, asked) if bool(taught.all()) else None
+
+
+def _halves(probe: _Set) -> tuple[_Set, _Set]:
+    """Divide at random, class by class, so that both halves have all classes of two and more."""
+    usable = probe.usable()
+    generator = torch.Generator().manual_seed(0)
+    order = torch.randperm(len(usable.labels), generator=generator)
+    order = order[usable.labels[order].argsort(stable=True)]
+    known, asked = usable.take(order[0::2]), usable.take(order[1::2])
+    return known, asked.take(torch.isin(asked.labels, known.labels))
+
+
+def _by_pixels(known: _Set, asked: _Set) -> float:
+    bank, queries = thumbnails(known.images), thumbnails(asked.images)
+    if bank is None or queries is None:
+        return torch.nan
+    return (knn_predict(bank, known.labels, queries) == asked.labels).double().mean().item()

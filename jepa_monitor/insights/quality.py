@@ -1,0 +1,141 @@
+"""Quality: what a task of images and classes would get out of the embeddings, where there are labels."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.functional import (
+    few_shot_accuracy,
+    knn_predict,
+    ridge_predict,
+    wilson_interval,
+)
+from jepa_monitor.insights.base import Insight, Panel, Row
+from jepa_monitor.insights.labelled import LABELLED
+from jepa_monitor.insights.look import Look
+
+__all__ = ["Quality"]
+
+_SHOTS = (1, 5, 10)
+
+
+def _with_ends(*tags: str) -> tuple[str, ...]:
+    return tuple(f"quality/{tag}{end}" for tag in tags for end in ("", "_low", "_high"))
+
+
+class Quality(Insight):
+    """``quality/*``, where the data yield labels."""
+
+    name = "quality"
+    wants = (LABELLED,)
+    rows = (
+        Row(
+            _with_ends("knn"),
+            "with `labels`: share of held-out images that the weighted vote of the 20 nearest training "
+            "images (without labels there: of half of the probe) classifies correctly, and the ends of "
+            "its 95 % interval for these training images",
+            "0 … 1",
+            "above `quality/knn_pixels`, rising",
+            "what embeddings have near to each other",
+            "free",
+            "`knn_predict`",
+        ),
+        Row(
+            _with_ends("linear"),
+            "the same of a linear map: ridge regression, its penalty chosen without the held-out images",
+            "0 … 1",
+            "rising",
+            "what can be read off the embeddings at all",
+            "O(min(M, K)²·max(M, K))",
+            "`ridge_predict`",
+        ),
+        *(
+            Row(
+                _with_ends(f"few_shot_{shots}"),
+                f"the same of the vote of {shots} training image{'s' * (shots > 1)} of each class, mean "
+                "over 10 draws; the interval counts draws and images",
+                "0 … 1",
+                "rising",
+                "how compact classes are",
+                "free",
+                "`few_shot_accuracy`",
+            )
+            for shots in _SHOTS
+        ),
+        Row(
+            ("quality/chance", "quality/knn_pixels"),
+            "share of the most frequent class, which is what constant embeddings get; and the k-NN of "
+            "the raw pixels (averaged to at most 32 a side), measured once",
+            "0 … 1",
+            "below the others",
+            "the data, not the encoder",
+            "free",
+        ),
+    )
+    panels = (
+        Panel(
+            "quality",
+            "held-out images classified correctly",
+            ("quality/(knn|linear|knn_pixels|chance)$",),
+            healthy=("quality/chance", None),
+        ),
+        Panel("quality", "k-NN, 95 %", _with_ends("knn"), band=True, healthy=("quality/chance", 1)),
+        Panel("quality", "from 1, 5 and 10 images a class", ("quality/few_shot_[0-9]+$",)),
+    )
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        """Classify held-out images by their embeddings.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``quality/*``; nothing without labels. ``few_shot_n`` is absent where a class has fewer
+            than n images to draw from.
+        """
+        if LABELLED not in look.parts:
+            return {}
+        sets = look[LABELLED]
+        bank = sets.known, sets.known_labels
+        scalars: dict[str, float] = {}
+        for name, predict in (("knn", knn_predict), ("linear", ridge_predict)):
+            scalars |= _share(name, predict(*bank, sets.asked) == sets.asked_labels)
+        smallest = int(torch.unique(sets.known_labels, return_counts=True)[1].min())
+        for shots in _SHOTS:
+            if shots <= smallest:
+                few = few_shot_accuracy(bank, (sets.asked, sets.asked_labels), shots)
+                tags = _with_ends(f"few_shot_{shots}")
+                scalars |= {tag: end.item() for tag, end in zip(tags, few, strict=True)}
+        most = sets.known_labels.mode().values
+        scalars["quality/chance"] = (sets.asked_labels == most).double().mean().item()
+        if math.isfinite(sets.pixels):
+            scalars["quality/knn_pixels"] = sets.pixels
+        return scalars
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say whether the embeddings are better than what they are made of.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence, or nothing.
+        """
+        low, high, pixels = (
+            scalars.get(f"quality/{end}") for end in ("knn_low", "knn_high", "knn_pixels")
+        )
+        if low is None or high is None or pixels is None or low <= pixels <= high:
+            return ""
+        kind = "better" if low > pixels else "worse"
+        return f"Neighbours tell the classes of held-out images {kind} than those of raw pixels."
+
+
+def _share(name: str, right: Tensor) -> dict[str, float]:
+    hits, total = right.double().sum(), len(right)
+    ends = wilson_interval(hits, total)
+    found = (hits / total, ends.lower, ends.upper)
+    return {tag: end.item() for tag, end in zip(_with_ends(name), found, strict=True)}
