@@ -83,7 +83,6 @@ class Quality(Insight):
             ("quality/(knn|linear|knn_pixels|chance)$",),
             healthy=("quality/chance", None),
         ),
-        Panel("quality", "k-NN, 95 %", _with_ends("knn"), band=True, healthy=("quality/chance", 1)),
         Panel("quality", "from 1, 5 and 10 images a class", ("quality/few_shot_[0-9]+$",)),
     )
 

@@ -92,7 +92,11 @@ class Mine(Insight):
 
 def test_an_overview_has_the_verdict_every_panel_and_the_images() -> None:
     monitor = DensityMonitor(
-        images(40), reference=images(60, 2), polarity_samples=4, insights=[Mine()]
+        images(40),
+        reference=images(60, 2),
+        polarity_samples=4,
+        insights=[Mine()],
+        labels=torch.arange(40) % 4,
     )
     report = monitor.evaluate(mlp(192))
     figure = report.overview()
