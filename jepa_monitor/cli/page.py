@@ -18,6 +18,7 @@ from PIL import Image
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.cli.errors import BadImage
 from jepa_monitor.cli.files import write_bytes
+from jepa_monitor.cli.leverage import Maps
 from jepa_monitor.cli.settings import Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import info_of, side_file
@@ -85,6 +86,7 @@ def write_page(
     limits: Limits,
     scores: str,
     data: str | None,
+    maps: Maps | None = None,
 ) -> Path:
     """Write a page of any table of images.
 
@@ -99,6 +101,7 @@ def write_page(
         limits: How much it holds.
         scores: Path of the table of scores; images are looked for beside it too.
         data: The images, if they have moved.
+        maps: On which pixels the scores of some rest.
 
     Returns:
         The path.
@@ -111,6 +114,8 @@ def write_page(
     groups = _largest(labels, limits.classes)
     ends = {name: _ends(members, values, limits.images) for name, members in groups.items()}
     pictured = [i for sheet in ends.values() for end in sheet for i in end]
+    maps = maps or Maps([])
+    pictured += [pair["row"] for pair in maps.pairs]
     odd, flagged = _outliers(table), _flagged(table)
     kept = list(range(len(table)))
     if len(table) > _ROWS:  # all outliers, for they can be saved as a list
@@ -127,6 +132,7 @@ def write_page(
         and f"Pictures of {len(wanted)} of them (--thumbnails).",
         len(groups) < len(set(labels))
         and f"Rows of their own for the {len(groups)} largest of {len(set(labels))} classes.",
+        maps.note,
     ]
     content = {
         **words._asdict(),
@@ -140,6 +146,11 @@ def write_page(
             {"name": name, "ends": [[new[i] for i in end] for end in sheet]}
             for name, sheet in ends.items()
         ],
+        "maps": {
+            "pairs": [{**pair, "row": new[pair["row"]]} for pair in maps.pairs],
+            "scale": maps.scale,
+            "top": maps.top,
+        },
         "files": [
             {"title": title, "head": head, "total": len(rows), "rows": rows[:_FILES]}
             for title, head, rows in (

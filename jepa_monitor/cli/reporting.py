@@ -37,6 +37,7 @@ def report(
     """
     from jepa_monitor.cli.closing import about, facts
     from jepa_monitor.cli.files import check_place
+    from jepa_monitor.cli.leverage import read_maps
     from jepa_monitor.cli.page import Limits, Words, numbers_of, ordered, write_page
     from jepa_monitor.cli.tables import ranked_by, read_table, scores_of
 
@@ -58,4 +59,5 @@ def report(
         axes=(others[0] if others else ranked, ranked),
     )
     order = ordered(range(len(table)), numbers_of(table, ranked))
-    return write_page(place, table, ranked, known, order, words, limits, scores, data)
+    maps = read_maps(scores, table, order)
+    return write_page(place, table, ranked, known, order, words, limits, scores, data, maps)

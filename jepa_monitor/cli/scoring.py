@@ -19,6 +19,7 @@ from torch import Tensor
 from jepa_monitor._checks import check_choice
 from jepa_monitor.cli.errors import RefusedError
 from jepa_monitor.cli.files import check_place, write_bytes
+from jepa_monitor.cli.leverage import write_maps
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.models import load_encoder
 from jepa_monitor.cli.phases import (
@@ -57,7 +58,7 @@ __all__ = ["check_request", "score_dataset"]
 
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _LEAST_IMAGES = 2  # of a reference, whose law has a variance
-_NOT_DECIDING = ("workers", "device", "download")
+_NOT_DECIDING = ("workers", "device", "download", "leverage_maps")
 _FORMAT = 3  # of the unfinished work; a change of what is kept must not meet older files
 
 
@@ -341,6 +342,7 @@ def _work(
             if other is not None:
                 problems = problems + task.run.collect("reference", task.count(chosen)).problems
             _write_problems(side_file(place, ".errors.jsonl"), problems, task.run.folder)
+            write_maps(task, source, law.law, table, settings.leverage_maps, place)
             write_table(table, place, task.run.folder)
         return table
 

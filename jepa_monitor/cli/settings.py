@@ -81,6 +81,8 @@ class Settings:
         fence: Scores so many robust standard deviations below the median are outliers.
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
+        leverage_maps: For how many of the least likely images and outliers to map on which pixels
+            their JEPA-SCORE rests, for the page; each costs as much as its score, 0 for none.
         max_pixels: Images of more pixels are refused as decompression bombs.
         convert: Convert images that are not plain 8-bit RGB or grey (CMYK, 16 bits, a palette,
             transparency, several frames), with a note in the table, or skip them.
@@ -99,6 +101,7 @@ class Settings:
     outlier_by: str = "log_density"
     fence: float = 5.0
     polarity_samples: int = 16
+    leverage_maps: int = 16
     max_pixels: int = 89_478_485
     convert: bool = True
     download: bool = False
@@ -113,7 +116,7 @@ class Settings:
                 )
         else:
             check_positive_int(self.batch_size, "batch_size")
-        for name in ("workers", "polarity_samples"):
+        for name in ("workers", "polarity_samples", "leverage_maps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")

@@ -9,6 +9,7 @@ import random
 import signal
 import time
 
+import numpy as np
 import pyarrow as pa
 import pytest
 from cli_helpers import Small, make_folder, transform
@@ -64,7 +65,11 @@ def check(out: pathlib.Path, undisturbed: pathlib.Path) -> None:
     assert read_table(out).equals(read_table(undisturbed), check_metadata=True)
     errors = [path.with_name("scores.errors.jsonl").read_text() for path in (out, undisturbed)]
     assert errors[0] == errors[1]
-    assert sorted(p.name for p in out.parent.iterdir()) == ["scores.errors.jsonl", "scores.parquet"]
+    names = sorted(p.name for p in out.parent.iterdir())
+    assert names == ["scores.errors.jsonl", "scores.maps.npz", "scores.parquet"]
+    one, other = (np.load(path.with_name("scores.maps.npz")) for path in (out, undisturbed))
+    for name in ("paths", "shares", "seen"):
+        assert np.array_equal(one[name], other[name]), name
 
 
 def test_dying_at_every_single_write(
