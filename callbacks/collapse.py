@@ -43,8 +43,8 @@ class CollapseCallback(PacedCallback):
     - ``collapse/state``: 0 healthy, 1 dimensional, 2 complete; ``collapse/steps_in_state`` since
       when; ``collapse/alarm``: 1 while somebody should look. See
       :class:`~jepa_monitor.monitor.alarm.CollapseAlarm`;
-    - ``collapse/rankme``, ``/effective_rank``, ``/participation_ratio``, each also relative to
-      isotropic embeddings (``..._relative``); ``collapse/normalized_std``, ``/mean_cosine``,
+    - ``collapse/rankme``, ``/effective_rank``, ``/participation_ratio``, ``/stable_rank`` (NESum), each
+      also relative to isotropic embeddings (``..._relative``); ``collapse/normalized_std``, ``/mean_cosine``,
       ``/uniformity``, ``/alpha_req``, ``/alpha_req_r2``;
     - ``monitor/collapse_seconds``, ``/collapse_overhead``, ``/collapse_failures``,
       ``/collapse_skipped``.

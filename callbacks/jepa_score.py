@@ -16,6 +16,7 @@ from jepa_monitor.callbacks.discovery import EncoderSpec
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, log_text, takes_pictures
 from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
+from jepa_monitor.callbacks.twins import find_online
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
@@ -59,6 +60,8 @@ class JepaScoreCallback(PacedCallback):
       (Gaussian embeddings), and is the right way up (``density/polarity``);
     - ``collapse/*``: ranks, spread, and their verdict, ``collapse/state`` (0 healthy, 1 dimensional,
       2 complete) and ``collapse/alarm``;
+    - ``views/*``, ``clusters/*``: signs of quality that need no labels; ``ema/*``: how far a moving
+      average trails, where one is watched;
     - ``quality/*``: k-NN, linear and few-shot accuracy, where the data yield labels;
     - ``outliers/*``, ``ood/<name>/*``: the share of outliers, and how well other data are told apart;
     - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``,
@@ -151,6 +154,8 @@ class JepaScoreCallback(PacedCallback):
         if self._announced is not self._story:
             self._announced = self._story
             rank_zero_info(f"{type(self).__name__}: {self.monitor.plan(encoder)}")
+        if self.settings.online is None:
+            self.monitor.online = find_online(trainer, trainer.lightning_module, encoder)
         found = evaluate_density(self._story, self.monitor, encoder)
         if self.strict and found.report.failed:
             name, why = next(iter(found.report.failed.items()))

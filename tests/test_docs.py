@@ -37,6 +37,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         insights=list(INSIGHTS),
         labels=torch.arange(160) % 4,
         compare_with=mlp(192),
+        online=mlp(192, 20),
         max_overhead=None,
         options=ScoreOptions("sketch", rows=16),
         **settings,
@@ -44,6 +45,9 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     fast = CollapseCallback(mlp(192, 20), images(80), name="fast")
     trainer(tmp_path, [full, fast], max_epochs=1).fit(Tiny(), loader())
     report = DensityMonitor(images(80), **settings).evaluate(mlp(192))  # without a reference
+    measured = DensityMonitor(images(160), insights=["dimension"], max_probe_samples=2)
+    measured.memory["first_retrieval"] = -1.0  # dimensions wait until views find each other better
+    report.scalars.update(measured.evaluate(mlp(192)).scalars)
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
     logged = {*full.history[-1], *report.scalars, *quick} - {"step"}
     assert len(logged) >= 90

@@ -14,6 +14,7 @@ from jepa_monitor.functional.calibration import rank_pit as rank_pit
 from jepa_monitor.functional.calibration import (
     two_sample_kolmogorov_smirnov as two_sample_kolmogorov_smirnov,
 )
+from jepa_monitor.functional.cluster_agreement import cluster_agreement as cluster_agreement
 from jepa_monitor.functional.cluster_learnability import (
     cluster_learnability as cluster_learnability,
 )

@@ -41,8 +41,8 @@ def ema_lag(online: Iterable[Tensor], target: Iterable[Tensor]) -> Tensor:
         tensor(1.3333, dtype=torch.float64)
     """
     pairs = _paired(online, target, ("online", "target"))
-    lag = _length(a - b for a, b in pairs)
-    size = _length(b for _, b in pairs)
+    lag = _length(a.double() - b.double() for a, b in pairs)
+    size = _length(b.double() for _, b in pairs)
     return lag / size if lag > 0 else lag
 
 
@@ -86,8 +86,10 @@ def ema_straightness(
     """
     require_number(momentum, "momentum", 0, 1, closed=False)
     now, target = list(online), list(target)
-    lag = _length(a - b for a, b in _paired(now, target, ("online", "target")))
-    step = _length(a - b for a, b in _paired(now, before, ("online", "before")))
+    lag, step = (
+        _length(a.double() - b.double() for a, b in _paired(now, other, ("online", name)))
+        for other, name in ((target, "target"), (before, "before"))
+    )
     return lag / step * ((1 - momentum) / momentum) if lag > 0 else lag
 
 
@@ -127,7 +129,7 @@ def functional_lag(online: Tensor, target: Tensor) -> Tensor:
 def _paired(
     first: Iterable[Tensor], second: Iterable[Tensor], names: tuple[str, str]
 ) -> list[tuple[Tensor, Tensor]]:
-    mine, others = ([x.detach().double() for x in parameters] for parameters in (first, second))
+    mine, others = ([x.detach() for x in parameters] for parameters in (first, second))
     if not mine or len(mine) != len(others):
         raise ValueError(
             f"`{names[0]}` and `{names[1]}` must hold the same parameters, at least one, got "
@@ -139,4 +141,5 @@ def _paired(
 
 
 def _length(parts: Iterable[Tensor]) -> Tensor:
+    # One parameter at a time in float64: all of them at once would double a model's memory.
     return torch.stack([part.square().sum() for part in parts]).sum().sqrt()

@@ -12,6 +12,7 @@ from jepa_monitor.functional._spectrum import (
     entropy_rank,
     fit_power_law,
     participation,
+    stable_share,
 )
 from jepa_monitor.functional.collapse import normalized_std, rankme
 from jepa_monitor.functional.hypersphere import mean_cosine, uniformity
@@ -21,7 +22,7 @@ from jepa_monitor.insights.look import Look
 
 __all__ = ["Collapse", "collapse_scalars"]
 
-_RANKS = ("rankme", "effective_rank", "participation_ratio")
+_RANKS = ("rankme", "effective_rank", "participation_ratio", "stable_rank")
 
 
 class Collapse(Insight):
@@ -104,7 +105,7 @@ def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
         >>> z = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
         >>> scalars = collapse_scalars(z)
         >>> round(scalars["collapse/effective_rank"]), len(scalars)
-        (56, 11)
+        (56, 13)
     """
     finite = embeddings[torch.isfinite(embeddings).all(dim=1)]
     count, width = finite.shape
@@ -116,6 +117,7 @@ def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
         "rankme": rankme(finite).item(),
         "effective_rank": entropy_rank(eigenvalues).item(),
         "participation_ratio": participation(eigenvalues, False, count, width).item(),
+        "stable_rank": stable_share(eigenvalues).item(),
     }
     scalars = {f"collapse/{name}": value for name, value in ranks.items()}
     for name, value in ranks.items():

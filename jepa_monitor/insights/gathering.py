@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -26,6 +26,7 @@ from jepa_monitor.jacobian.trust import settle
 
 __all__ = ["Gatherer", "Sources"]
 
+_T = TypeVar("_T")
 _LEAST_FITTED = 3  # of two embeddings there is no law that says anything of a third
 
 
@@ -46,6 +47,8 @@ class Sources:
         reference_labels: Of the training images, (M,), likewise; ``None`` also where images of the
             probe may be among them.
         compare_with: Another encoder.
+        online: The encoder of which the one that is looked at is a moving average.
+        state: Tells the state of collapse of embeddings (N, K); 0 is healthy.
         memory: What looks remember for later ones, plain numbers and tensors by name.
     """
 
@@ -56,6 +59,8 @@ class Sources:
     labels: Tensor | None = field(default=None, repr=False)
     reference_labels: Tensor | None = field(default=None, repr=False)
     compare_with: Any = None
+    online: Any = None
+    state: Callable[[Tensor], int] | None = None
     memory: dict[str, Any] = field(default_factory=dict, repr=False)
 
     @property
@@ -103,6 +108,7 @@ class Gatherer:
         self.embedder = Embedder(encoder, pool, options.dtype, processes=self.processes)
         self.device = self.embedder.device or torch.device("cpu")
         self._law: Gaussian | None = None
+        self._parts: dict[Part[Any], Any] = {}
 
     def look(
         self,
@@ -154,7 +160,7 @@ class Gatherer:
         musts = set(parts)
         for part in dict.fromkeys((*parts, *optional)):
             try:
-                found[part] = part.gather(self)
+                found[part] = self.part(part)
             except Exception as error:  # noqa: PERF203
                 if part in musts:
                     raise
@@ -162,6 +168,20 @@ class Gatherer:
         found = {part: gathered for part, gathered in found.items() if gathered is not None}
         look = Look(self.options, method, self.probe, reference, ood, detected, found, agreement)
         return look, failed
+
+    def part(self, part: Part[_T]) -> _T | None:
+        """Gather a part, once; other parts may be made of it.
+
+        Args:
+            part: What to gather.
+
+        Returns:
+            What it holds; ``None`` if what it is made of was not given.
+        """
+        if part not in self._parts:
+            self._parts[part] = part.gather(self)
+        found: _T | None = self._parts[part]
+        return found
 
     def map(
         self, work: Callable[[Tensor], tuple[Tensor, ...]], images: Tensor

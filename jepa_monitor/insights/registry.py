@@ -8,10 +8,14 @@ from typing import Any
 
 from jepa_monitor.insights.alignment import Alignment
 from jepa_monitor.insights.base import Insight
+from jepa_monitor.insights.clusters import Clusters
 from jepa_monitor.insights.collapse import Collapse
+from jepa_monitor.insights.dimension import Dimension
+from jepa_monitor.insights.ema import Ema
 from jepa_monitor.insights.generalisation import Generalisation
 from jepa_monitor.insights.law import Law
 from jepa_monitor.insights.leverage import Leverage
+from jepa_monitor.insights.lidar import Lidar
 from jepa_monitor.insights.log_density import LogDensity
 from jepa_monitor.insights.metric import MetricInsight
 from jepa_monitor.insights.neighbors import Neighbors
@@ -24,11 +28,23 @@ from jepa_monitor.insights.score import Score
 from jepa_monitor.insights.separation import Separation
 from jepa_monitor.insights.spectrum import Spectrum
 from jepa_monitor.insights.tasks import Tasks
+from jepa_monitor.insights.views import Consistency
 
 __all__ = ["INSIGHTS", "choose_insights", "default_insights"]
 
 INSIGHTS: Mapping[str, Insight] = MappingProxyType(
-    {found.name: found for found in (Alignment(), Tasks(), Separation(), Neighbors(), Leverage())}
+    {
+        found.name: found
+        for found in (
+            Alignment(),
+            Tasks(),
+            Separation(),
+            Neighbors(),
+            Leverage(),
+            Dimension(),
+            Lidar(),
+        )
+    }
 )
 
 
@@ -51,6 +67,9 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
         *polarity,
         Collapse(),
         Quality(),
+        Consistency(),
+        Clusters(),
+        Ema(),
         Outliers(),
         OutOfDistribution(),
     )

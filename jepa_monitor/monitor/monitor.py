@@ -27,6 +27,7 @@ from jepa_monitor.insights.parts import are_classes, check_labels
 from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.trust import LEAST, TRIED
+from jepa_monitor.monitor.alarm import MIN_SAMPLES, CollapseState, collapse_state
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
@@ -139,6 +140,7 @@ class DensityMonitor:
                     f"`insights` names {insight.name!r}, which needs {LABELS.source}: `probe` "
                     "does not yield them."
                 )
+        self.online = given.online
         self.memory: dict[str, Any] = {}  # what looks remember for later ones of the run
         self._told: set[str] = set()  # failures that the user has been told of
 
@@ -170,6 +172,8 @@ class DensityMonitor:
             self.labels,
             self.reference_labels,
             self.compare_with,
+            self.online,
+            _state,
             self.memory,
         )
         defaults = default_insights(self.polarity_samples)
@@ -276,3 +280,9 @@ class DensityMonitor:
             f"corrupted ones with {rows or width} backward passes each{checked}, "
             f"{(rows or width) * (scored + worse) + exactly} in all."
         )
+
+
+def _state(embeddings: Tensor) -> CollapseState:
+    """Tell the state of collapse; of too few embeddings the worst, since they may hide any."""
+    enough = len(embeddings) >= MIN_SAMPLES
+    return collapse_state(embeddings) if enough else CollapseState.COMPLETE

@@ -34,6 +34,7 @@ class MonitorArguments(TypedDict, total=False):
     detectors: Iterable[str | Detector] | None
     labels: Tensor | Callable[[Any], Tensor] | str | None
     compare_with: Any
+    online: Any
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,8 @@ class MonitorSettings:
             is given, all rows otherwise.
         insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
             their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
-            (agreement with the first evaluation, and with ``compare_with``), ``"leverage"`` (a picture
+            (agreement with the first evaluation, and with ``compare_with``), ``"dimension"`` (intrinsic
+            dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
             of the pixels on which the lowest and the highest scores rest), insights of your own
             (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
@@ -67,6 +69,8 @@ class MonitorSettings:
             ``None`` for none. They are only read, and nothing but ``quality/*``, ``"tasks"`` and
             ``"separation"`` depends on them.
         compare_with: Another encoder, whose neighbourhoods to compare with.
+        online: The encoder that is trained, where its moving average is looked at (``ema/*``); the
+            callback finds it by itself.
 
     Raises:
         TypeError: If a value is of the wrong type.
@@ -85,6 +89,7 @@ class MonitorSettings:
     detectors: Iterable[str | Detector] | None = None
     labels: Tensor | Callable[[Any], Tensor] | str | None = "auto"
     compare_with: Any = None
+    online: Any = None
 
     def __post_init__(self) -> None:
         check_positive_int(self.max_probe_samples, "max_probe_samples")

@@ -6,10 +6,13 @@ import numpy as np
 import pytest
 import torch
 from sklearn.cluster import KMeans
+from sklearn.metrics import adjusted_mutual_info_score
+from sklearn.metrics.cluster import contingency_matrix
 from sklearn.metrics.pairwise import cosine_similarity
 from sklearn.neighbors import KNeighborsClassifier
 
 from jepa_monitor.functional import (
+    cluster_agreement,
     cluster_learnability,
     mutual_knn,
     mutual_neighbors,
@@ -17,6 +20,7 @@ from jepa_monitor.functional import (
     self_clustering,
 )
 from jepa_monitor.functional._kmeans import kmeans
+from jepa_monitor.functional.cluster_agreement import adjusted_mutual_information
 
 
 def normal(*shape, seed=0):
@@ -207,3 +211,43 @@ def test_errors():
         cluster_learnability(normal(20, 3), restarts=0)
     with pytest.raises(ValueError, match="at least 4 rows"):
         cluster_learnability(normal(3, 3))
+
+
+def test_agreement_of_clusters_against_sklearn():
+    centres = 3 * normal(5, 4, seed=1)
+    labels = torch.arange(150) % 5
+    a = centres[labels] + normal(150, 4)
+    b = a + 1.5 * normal(150, 4, seed=2)
+    found = cluster_agreement(a, 3 * b, clusters=5).item()
+    unit = [torch.nn.functional.normalize(z, dim=1).numpy() for z in (a, b)]
+    model = KMeans(5, n_init=50, random_state=0).fit(unit[0])
+    expected = adjusted_mutual_info_score(model.labels_, model.predict(unit[1]))
+    assert found == pytest.approx(expected, abs=1e-6)
+    assert 0.2 < found < 0.9
+    assert cluster_agreement(a, a).item() == pytest.approx(1)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_adjusted_mutual_information_against_sklearn(seed):
+    rng = np.random.default_rng(seed)
+    first, second = rng.integers(0, 7, 60), rng.integers(0, 4, 60)
+    second[:20] = first[:20] % 4
+    table = torch.from_numpy(contingency_matrix(first, second).astype("f8"))
+    expected = adjusted_mutual_info_score(first, second)
+    assert adjusted_mutual_information(table).item() == pytest.approx(expected, rel=1e-9)
+
+
+def test_agreement_is_zero_by_chance_and_for_constant_embeddings():
+    z = normal(200, 8)
+    shuffled = [
+        cluster_agreement(z, z[torch.randperm(200, generator=torch.Generator().manual_seed(s))])
+        for s in range(20)
+    ]
+    values = torch.stack(shuffled)
+    assert abs(values.mean()) < 4 * values.std() / 20**0.5
+    for one, other in ((z, torch.ones(200, 8)), (torch.ones(200, 8), z), (z * 0, z)):
+        assert cluster_agreement(one, other) == 0
+    with pytest.raises(ValueError, match=r"`clusters` must lie in \[2, N/2 = 100\], got 101"):
+        cluster_agreement(z, z, clusters=101)
+    with pytest.raises(ValueError, match="`first` and `second` must have the same shape"):
+        cluster_agreement(z, z[:100])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from functools import cache
+from functools import cache, partial
 from typing import Any
 
 import numpy as np
@@ -28,12 +28,21 @@ from sklearn.preprocessing import StandardScaler
 from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor, ScoreOptions
-from jepa_monitor.functional import few_shot_accuracy, normality
+from jepa_monitor.functional import (
+    cluster_agreement,
+    cluster_learnability,
+    few_shot_accuracy,
+    lidar,
+    mst_dimension,
+    normality,
+    two_nn,
+)
 from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional.gaussianity import slice_directions
 from jepa_monitor.insights import INSIGHTS
 from jepa_monitor.insights.table import all_insights, tag_pattern
 from jepa_monitor.monitor.tags import MONITOR_ROWS
+from jepa_monitor.probes.augmentations import augment, draw_distortions
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 
 Array = NDArray[np.float64]
@@ -82,6 +91,7 @@ def report() -> dict[str, float]:
         insights=list(INSIGHTS),
         labels=LABELS,
         compare_with=encoder(2),
+        online=encoder(3),
     )
     monitor.evaluate(encoder(1))  # from which neighbours drift
     return monitor.evaluate(encoder(0)).scalars
@@ -265,11 +275,13 @@ def of_collapse() -> dict[str, float]:
         "rankme": WIDTH * root * np.exp(-entropies[0] / root),
         "effective_rank": WIDTH * power * np.exp(-entropies[1] / power),
         "participation_ratio": WIDTH / (1 + WIDTH / PROBE),
+        "stable_rank": WIDTH / (1 + ratio**0.5) ** 2,  # the edge of the law
     }
     ranks = {
         "rankme": np.exp(-(p * np.log(p)).sum()),
         "effective_rank": np.exp(stats.entropy(eigenvalues)),
         "participation_ratio": eigenvalues.sum() ** 2 / (eigenvalues**2).sum(),
+        "stable_rank": eigenvalues.sum() / eigenvalues[0],
     }
     index = np.arange(11, WIDTH + 1)
     x, y = np.log(index), np.log(eigenvalues[10:])
@@ -439,6 +451,75 @@ def of_the_quality() -> dict[str, float]:
     return quality(z, pixels, LABELS)
 
 
+def views(count: int) -> list[Tensor]:
+    """Which have tests of their own (tests/probes/test_augmentations.py)."""
+    return [augment(DATA["probe"], draw_distortions(PROBE, seed)) for seed in range(count)]
+
+
+def of_the_views() -> dict[str, float]:
+    def retrieval(a: Array, b: Array) -> float:
+        return (cosine_similarity(a, b).argmax(1) == np.arange(PROBE)).mean()
+
+    def neighbours(z: Array) -> list[set[int]]:
+        found = NearestNeighbors(n_neighbors=10, metric="cosine").fit(z).kneighbors()[1]
+        return [set(row) for row in found.tolist()]
+
+    both = views(2)
+    a, b = (embed(encoder(0), view) for view in both)
+    share, chance = retrieval(a, b), 1 / PROBE
+    pixels = retrieval(*(view.flatten(1).numpy() for view in both))
+    common = np.mean([len(x & y) / 10 for x, y in zip(neighbours(a), neighbours(b), strict=True)])
+    ends = (share, *wilson(share, PROBE))
+    found = {
+        f"views/retrieval{name}": (value - chance) / (1 - chance)
+        for name, value in zip(("", "_low", "_high", "_pixels"), (*ends, pixels), strict=True)
+    }
+    usual = 10 / (PROBE - 1)
+    return found | {"views/overlap": (common - usual) / (1 - usual)}
+
+
+def of_the_clusters() -> dict[str, float]:
+    z = embed(encoder(0), DATA["probe"])
+    squares = cosine_similarity(z)[np.triu_indices(PROBE, 1)] ** 2
+    null = 2 / np.sqrt(PROBE * (PROBE - 1) * (WIDTH - 1) * (WIDTH + 2))
+    # Of learnability and agreement tests/functional/test_label_free.py.
+    learned = cluster_learnability(torch.from_numpy(z))
+    accuracy, chance = learned.accuracy.item(), learned.chance.item()
+    low, high = ((end - chance) / (1 - chance) for end in wilson(accuracy, PROBE / 2))
+    a, b = (torch.from_numpy(embed(encoder(0), view)) for view in views(2))
+    return {
+        "clusters/self_clustering": (WIDTH * squares.mean() - 1) / (WIDTH - 1),
+        "clusters/self_clustering_isotropic": stats.norm.ppf(0.975) * null,
+        "clusters/learnability": (accuracy - chance) / (1 - chance),
+        "clusters/learnability_low": low,
+        "clusters/learnability_high": high,
+        "clusters/agreement": cluster_agreement(a, b).item(),
+    }
+
+
+def of_the_average() -> dict[str, float]:
+    mine, other = (
+        torch.cat([p.flatten() for p in encoder(s).parameters()]).detach().numpy() for s in (0, 3)
+    )
+    z, trained = (embed(encoder(seed), DATA["probe"][:32]) for seed in (0, 3))
+    return {
+        "ema/lag": np.linalg.norm(other - mine) / np.linalg.norm(mine),
+        "ema/functional_lag": ((trained - z) ** 2).sum(1).mean() / np.trace(np.cov(z.T)),
+    }
+
+
+def of_lidar() -> dict[str, float]:
+    z = np.stack([embed(encoder(0), view) for view in views(10)], 1)
+    means = z.mean(1)
+    within = ((z - means[:, None]) ** 2).sum() / (PROBE * 9)
+    return {
+        "lidar/rank": lidar(torch.from_numpy(z)).item(),  # tests/functional/test_lidar.py
+        "lidar/ratio": np.trace(np.cov(means.T)) / within,
+        "lidar/ratio_noise": 1 / 10,
+        "lidar/needed": np.ceil(5 * WIDTH / 9),
+    }
+
+
 def of_the_monitor() -> dict[str, float]:
     return {
         "monitor/images": 2 * SCORED + DARK,
@@ -450,7 +531,7 @@ def of_the_monitor() -> dict[str, float]:
 
 EXPECTED = (
     of_the_jacobians, of_the_alignment, of_the_law, of_generalisation, of_polarity, of_collapse,
-    of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_quality, of_the_monitor,
+    of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_quality, of_the_views, of_the_clusters, of_the_average, of_lidar, of_the_monitor,
     lambda: quantiles("log_density", detected("probe")["log_density"]),
 )  # fmt: skip
 # The null mean has four digits, the spread is simulated, the p-value is exact only here.
@@ -474,6 +555,12 @@ ELSEWHERE = {
         f"quality/few_shot_10{end}": "test_ten_shots_take_ten_images_of_each_class"
         for end in ("", "_low", "_high")
     },
+    **{
+        f"dimension/{name}{end}": "test_dimensions_are_those_of_the_embeddings_and_of_isotropic_ones"
+        for name in ("mst", "mst_raw", "two_nn")
+        for end in ("", "_low", "_high", "_isotropic")
+    },
+    "dimension/withheld": "test_dimensions_are_those_of_the_embeddings_and_of_isotropic_ones",
     "density/precondition": "test_the_precondition_is_met_by_normal_embeddings_alone",
 } | {
     f"sketch/{kind}": "test_a_sketch_is_held_against_exact_scores"
@@ -536,6 +623,26 @@ def test_fences_take_the_place_of_few_reference_scores() -> None:
         fence = np.median(x) - 3 * stats.median_abs_deviation(x, scale=1 / 1.4826)
         assert scalars[f"outliers/{name}_fence"] == (x < fence).mean(), name
     assert scalars["outliers/mahalanobis_fence"] > 0
+
+
+def test_dimensions_are_those_of_the_embeddings_and_of_isotropic_ones() -> None:
+    data = DATA["reference"]
+    monitor = DensityMonitor(data, max_probe_samples=2, insights=["dimension"])
+    monitor.memory["first_retrieval"] = -1.0  # as if views had not found each other at first
+    scalars = monitor.evaluate(encoder(0)).scalars
+    assert scalars["dimension/withheld"] == 0
+    z = torch.from_numpy(embed(encoder(0), data))
+    normal = torch.randn(z.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    for name, estimate in (  # tests/functional/test_intrinsic_dimension.py
+        ("mst", mst_dimension),
+        ("mst_raw", partial(mst_dimension, normalized=False)),
+        ("two_nn", two_nn),
+    ):
+        found = estimate(z)
+        ends = [scalars[f"dimension/{name}{end}"] for end in ("_low", "", "_high")]
+        expected = [(found.dimension + 1.96 * n * found.error).item() for n in (-1, 0, 1)]
+        assert ends == pytest.approx(expected, rel=1e-6), name
+        assert scalars[f"dimension/{name}_isotropic"] == estimate(normal).dimension.item()
 
 
 def test_ten_shots_take_ten_images_of_each_class() -> None:
