@@ -113,18 +113,23 @@ def stream() -> Tensor:
 
 
 def failures() -> list[str]:
-    """Fail in one process at the first, a middle and the last pass; then evaluate soundly."""
+    """Fail in one process at the first, a middle and the last pass that scores; then be sound."""
     messages = []
     sound = Counting()
     monitor(True).evaluate(sound)
     for rank in (0, 1):
-        for at in (1, 2, len(sound.seen) // 2, len(sound.seen)):
+        for at in (1, 2, len(sound.seen) // 2, len(sound.seen) - 2):  # two views come after it
             with pytest.raises(RuntimeError) as caught:
                 monitor(True).evaluate(Counting((rank, at)))
             messages.append(str(caught.value))
     with pytest.raises(ValueError) as caught:
         DensityMonitor(images(3) if distributed.get_rank() else images(0), distributed=True)
     messages.append(str(caught.value))
+    for rank in (0, 1):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            report = monitor(True).evaluate(Counting((rank, len(sound.seen))))
+        assert set(report.failed) == {"views", "clusters"}  # in both processes
     monitor(True).evaluate(Counting())
     return messages
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -60,7 +61,10 @@ class Lag(Part[Lags]):
             return None
         weights, functional = _lag_of_weights(at.encoder, online), torch.nan
         images = at.sources.images[: self.samples]
-        averaged, trained = at.probe.embeddings[: len(images)], at.other(online).embeddings(images)
+        averaged = at.probe.embeddings[: len(images)]
+        trained = averaged[:0]
+        with suppress(Exception):  # a context encoder may want masks; it fails in all processes
+            trained = at.other(online).embeddings(images)
         if trained.shape == averaged.shape:
             finite = torch.isfinite(trained).all(1) & torch.isfinite(averaged).all(1)
             if int(finite.sum()) > 1:

@@ -109,6 +109,7 @@ class Gatherer:
         self.device = self.embedder.device or torch.device("cpu")
         self._law: Gaussian | None = None
         self._parts: dict[Part[Any], Any] = {}
+        self._lost: dict[Part[Any], Exception] = {}
 
     def look(
         self,
@@ -177,9 +178,18 @@ class Gatherer:
 
         Returns:
             What it holds; ``None`` if what it is made of was not given.
+
+        Raises:
+            Exception: Whatever gathering it raises, and again whenever it is asked for.
         """
+        if part in self._lost:
+            raise self._lost[part]
         if part not in self._parts:
-            self._parts[part] = part.gather(self)
+            try:
+                self._parts[part] = part.gather(self)
+            except Exception as error:
+                self._lost[part] = error
+                raise
         found: _T | None = self._parts[part]
         return found
 

@@ -24,6 +24,8 @@ from jepa_monitor.insights import (
 from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import are_classes, check_labels
+from jepa_monitor.insights.polarity import Polarity
+from jepa_monitor.insights.views import VIEWS
 from jepa_monitor.jacobian.score import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.trust import LEAST, TRIED
@@ -180,9 +182,9 @@ class DensityMonitor:
         insights = (*defaults, *self.insights)
         gatherer = Gatherer(encoder, sources, self.settled, self.pool, processes)
         with fitting_threads(gatherer.embedder, self.images, gatherer.device, processes):
-            look, broken = gatherer.look(
-                parts_of(defaults), self.detectors, optional=parts_of(self.insights)
-            )
+            # What scores images fails as the look itself does; what is made beside may be missing.
+            musts = parts_of(found for found in defaults if isinstance(found, Polarity))
+            look, broken = gatherer.look(musts, self.detectors, optional=parts_of(insights))
             self.settled = look.options
             scalars, failed = ask(insights, look, broken, processes)
         if processes.rank == 0:
@@ -272,11 +274,13 @@ class DensityMonitor:
         scored = sum(min(len(images), self.max_probe_samples) for images in sets)
         worse = min(self.polarity_samples, self.max_probe_samples, len(self.images))
         worse *= len(CORRUPTIONS) * len(SEVERITIES) * is_drawable(self.images)
+        views = VIEWS.views * min(VIEWS.samples, len(self.images)) * is_drawable(self.images)
+        seen = f" and {views} views" if views else ""
         few = min(TRIED, self.max_probe_samples, len(self.images))
         exactly = 0 if rows is None or few < LEAST else few * (rows + width)
         checked = f", and {exactly} to check the sketch" if exactly else ""
         return (
-            f"a look embeds {sum(map(len, sets))} images, and scores {scored} of them and {worse} "
+            f"a look embeds {sum(map(len, sets))} images{seen}, and scores {scored} of them and {worse} "
             f"corrupted ones with {rows or width} backward passes each{checked}, "
             f"{(rows or width) * (scored + worse) + exactly} in all."
         )

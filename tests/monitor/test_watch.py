@@ -243,7 +243,7 @@ def test_the_plan_says_what_a_look_takes() -> None:
         images(20, 3), reference=images(30, 4), max_probe_samples=2, polarity_samples=2
     )
     assert watched.plan(Counting()) == (
-        "a look embeds 50 images, and scores 4 of them and 18 corrupted ones with 16 backward passes "
+        "a look embeds 50 images and 40 views, and scores 4 of them and 18 corrupted ones with 16 backward passes "
         "each, 352 in all."
     )
     counted.clear()
