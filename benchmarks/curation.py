@@ -10,10 +10,12 @@ tiles, at the highest severity of `jepa_monitor.probes.corruptions`. Near-duplic
 itself, moved by a pixel or darkened; wrong labels are drawn from the other nine. Nothing is told to a
 score: the law of the embeddings, k-NN and the isolation forest see the data with the trouble in them.
 
+Images are scored as `jepa-monitor score` scores a set that is its own reference, by the detectors of the
+registry: those that learn from examples learn from a drawn part of the set, trouble and all.
+
 There are two halves without a digit, a photo or an encoder in common (name several of each to average
 over them). The rule that tells outliers (a score and the width of its fence) is chosen on the first and
-measured on the second; both encoders learned from the same digits. As by default in
-`jepa-monitor score`, JEPA-SCORE is sketched where K > 32; here the sketch is whitened by the sound images.
+measured on the second; both encoders learned from the same digits.
 """
 
 from __future__ import annotations
@@ -33,27 +35,36 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import average_precision_score
 from torch import Tensor
 
-from jepa_monitor import jepa_score
-from jepa_monitor.cli import load_encoder
-from jepa_monitor.detectors import Reference, ScoredSet, choose_detectors, detect
+from jepa_monitor import ScoreOptions
+from jepa_monitor.cli import Settings, load_encoder
+from jepa_monitor.cli.fits import fit_all
+from jepa_monitor.cli.reference import Law
+from jepa_monitor.detectors import DETECTORS, ScoredSet, choose_detectors, most_scored
+from jepa_monitor.encoders import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import robust_fence
+from jepa_monitor.jacobian.engine import Spectra
+from jepa_monitor.jacobian.rows import jacobian_rows
+from jepa_monitor.jacobian.score import density_terms
+from jepa_monitor.jacobian.sketch import sketch_matrix
+from jepa_monitor.jacobian.trust import settle
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 
 CLEAN, PLANTED, DRAWS = 400, 60, 5
 SHARES = (0.01, 0.05, 0.10)
-FENCES = (2.0, 3.0, 4.0, 5.0, 7.0)
-SHOWN = ("log_density, 5", "mahalanobis, 3")  # the default of `jepa-monitor score`; the first one
+FENCES = (2.0, 2.5, 3.0, 3.5, 4.0, 5.0, 7.0)
+SHOWN = ("combined, 3", "log_density, 5", "mahalanobis, 5", "knn, 3", "jepa_score, 3")
 
 Values = dict[str, np.ndarray]
 
 
 class Scored(NamedTuple):
-    """Images as the scores see them: embeddings (N, K) and JEPA-SCOREs (N,)."""
+    """Images, their embeddings (N, K), and J Jᵀ of their Jacobians (N, K, K), which has any sketch."""
 
+    images: Tensor
     embeddings: Tensor
-    score: Tensor
+    gram: Tensor
 
     def plus(self, other: Scored, rows: np.ndarray) -> Scored:
         """Add some of other images."""
@@ -71,18 +82,43 @@ class Half(NamedTuple):
     test: tuple[Tensor, np.ndarray]
 
 
+def sketched(data: Scored, rows: Tensor, options: ScoreOptions, law: Gaussian) -> Spectra:
+    """Take the singular values of some images, as the command takes them."""
+    z = data.embeddings[rows]
+    basis = sketch_matrix(options, z.shape[1], data.images[0].numel(), law)
+    gram = data.gram[rows] if basis is None else basis @ data.gram[rows] @ basis.T
+    values = torch.linalg.eigvalsh(gram).flip(1).clamp_min(0).sqrt()
+    return Spectra(z, values, torch.zeros(len(z)), torch.zeros(len(z)), basis)
+
+
 def detectors(data: Scored) -> Values:
-    """Score images by everything; higher is more usual."""
-    z, score = data
-    law = Gaussian.fit(z)
-    nothing = torch.zeros(len(z), 1, dtype=torch.float64)
-    within = torch.ones(len(z), dtype=torch.bool)  # the set is its own reference
-    images = ScoredSet(nothing, z, score, score + law.log_prob(z), nothing, nothing[:, 0], within)
-    chosen = choose_detectors(["jepa_score", "log_density", "mahalanobis", "knn"])
-    found, _ = detect(chosen, Reference(z.double(), law), {"set": images})
+    """Score images by everything, as the command does where they are their own reference."""
+    z = data.embeddings
+    law, numbers = Gaussian.fit(z), torch.arange(len(z))
+    drawn = torch.randperm(len(z), generator=torch.Generator().manual_seed(0))
+    learned = drawn[: most_scored(len(z), Settings().reference_scored, 0)]
+    options, _ = settle(
+        ScoreOptions(method="auto"), drawn, lambda rows, how: sketched(data, rows, how, law)
+    )
+    found = sketched(data, numbers, options, law)
+    terms = density_terms(found, law, options.eps)
+    within = torch.ones(len(z), dtype=torch.bool)
+    known = ScoredSet(
+        data.images,
+        z,
+        terms.jepa_score,
+        terms.log_density,
+        found.singular_values,
+        found.noise_floors,
+        within,
+    )
+    reference = Law(z, numbers, z, law, learned, own=True)
+    fits = fit_all(
+        choose_detectors(DETECTORS), reference, known.take(learned), learned, len(learned)
+    )
     forest = IsolationForest(random_state=0).fit(z.numpy())
     return {
-        **{name: values.numpy() for name, values in found["set"].items()},
+        **{name: values.numpy() for name, values in fits.score(known, numbers).items()},
         "isolation forest": forest.score_samples(z.numpy()),
     }
 
@@ -241,11 +277,16 @@ def look_through(model: str, number: int) -> Half:
             return loaded.encoder(images).double()
 
     sound = digit_images(prepare, clean)
-    law = Gaussian.fit(embed(sound))
+    embedder = Embedder(loaded.encoder)
 
     def scored(images: Tensor) -> Scored:
-        score = jepa_score(loaded.encoder, images, method="auto", reference=law)
-        return Scored(embed(images), score)
+        def work() -> Tensor:
+            parts = (
+                jacobian_rows(embedder, part, None)[1].double() for part in torch.split(images, 20)
+            )
+            return torch.cat([rows @ rows.mT for rows in parts])
+
+        return Scored(images, embed(images), embedder.run(work, torch.device("cpu")))
 
     test = slice(2 * (CLEAN + PLANTED), None)
     return Half(

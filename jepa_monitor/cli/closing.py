@@ -12,12 +12,13 @@ from rich.console import Group, RenderableType
 from rich.table import Table
 from rich.text import Text
 
-from jepa_monitor.cli.tables import info_of
+from jepa_monitor.cli.tables import NEXT_BEST, info_of
 from jepa_monitor.functional._intervals import clopper_pearson_interval
 
 __all__ = ["about", "closing_table", "comparison_table", "facts"]
 
 _LEAST = 10
+_FALSE = 0.1  # of a list of outliers, on average
 
 
 def about(table: pa.Table, path: str) -> str:
@@ -55,7 +56,8 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         found += [
             ("skipped", f"{info['skipped']} could not be read" if info["skipped"] else "none"),
             ("not images by name", str(info["ignored"])),
-            ("method", f"{info['method']}, compared with {info['reference']} images"),
+            ("method", f"{info['method']}, compared with {_reference(info)}"),
+            ("ranked by", _ranked(table, info, rank_by)),
         ]
     converted = (
         sum(1 for note in table["note"].to_pylist() if note) if "note" in table.column_names else 0
@@ -73,8 +75,42 @@ def facts(table: pa.Table, rank_by: str) -> list[tuple[str, str]]:
         found.append((f"{rank_by}: min, 5, 50, 95 %, max", numbers))
     if "outlier" in table.column_names:
         found.append(_outliers(table, info))
+    found += _unlike(table, info)
     found += _findings(table)
     return found + _preconditions(info)
+
+
+def _reference(info: dict[str, Any]) -> str:
+    scored = info.get("reference_scored")
+    return f"{info['reference']} images" + (f", {scored} of them scored" if scored else "")
+
+
+def _ranked(table: pa.Table, info: dict[str, Any], rank_by: str) -> str:
+    """Name the score, and why it is not the one that tells outliers best."""
+    best = NEXT_BEST[0]
+    if rank_by == best:
+        return rank_by
+    if best not in table.column_names:
+        return (
+            f"{rank_by}: the table is of an earlier version and has no {best}, no p-values and no "
+            "shares of the reference; score again with --overwrite to have them"
+        )
+    return f"{rank_by}, for want of {best}" if best in info.get("missing", {}) else rank_by
+
+
+def _unlike(table: pa.Table, info: dict[str, Any]) -> list[tuple[str, str]]:
+    """Compare the images with a reference of others, by the score that tells outliers."""
+    tag = f"outliers/{info.get('outlier_by')}"
+    if f"{tag}_low" not in info:
+        return []
+    share, low, high = (info[f"{tag}{end}"] for end in ("", "_low", "_high"))
+    usual = "as usual" if low <= share <= high else "NOT as usual"
+    said = f"{share:.1%}, {usual} ({low:.1%} to {high:.1%} in 95 % of cases if nothing is wrong)"
+    found = [("below the reference's 5 %", said)]
+    if "q_value" in table.column_names:
+        listed = int(pc.sum(pc.less_equal(table["q_value"], _FALSE)).as_py() or 0)
+        found.append(("listed, a tenth of them false", f"{listed}, see `q_value`"))
+    return found
 
 
 def _outliers(table: pa.Table, info: dict[str, Any]) -> tuple[str, str]:
@@ -108,6 +144,7 @@ def _preconditions(info: dict[str, Any]) -> list[tuple[str, str]]:
     found = []
     if info.get("void"):
         found.append(("normal law", f"void: {info['void']}; no {', '.join(info['left_out'])}"))
+    found += [(f"no {name}", why) for name, why in info.get("missing", {}).items()]
     if "density/normality_p" in info:
         needed = f"cannot be said: it takes {info['density/precondition_needed']:.0f} images"
         held = {1.0: "yes", 0.0: "no", None: needed}[info.get("density/precondition")]

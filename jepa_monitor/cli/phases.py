@@ -1,7 +1,7 @@
 """The phases of scoring a data set: in go images and an encoder, out come the parts of a run.
 
-They embed the reference, score the images, and score worse versions of some; each goes on where an
-interrupted run was.
+They score the images, and worse versions of some; each goes on where an interrupted run was. What the
+images are compared with is in `reference.py`.
 """
 
 from __future__ import annotations
@@ -10,68 +10,30 @@ import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from jepa_monitor.cli.fits import Fits
 from jepa_monitor.cli.images import Source
 from jepa_monitor.cli.labels import Classes, fit_classes
 from jepa_monitor.cli.quality import NUMBERS, Looks
+from jepa_monitor.cli.reference import Law, scored_set
 from jepa_monitor.cli.runs import Part
 from jepa_monitor.cli.tables import LOG_PRIOR
 from jepa_monitor.cli.task import Prepared, Task
-from jepa_monitor.detectors import Detector, Reference, ScoredSet, fit_detectors, score_with
+from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.encoders.embedder import Embedder
-from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.insights.law import law_scalars
 from jepa_monitor.insights.polarity import polarity_scalars
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms, embed
 from jepa_monitor.jacobian.sketch import row_count
-from jepa_monitor.jacobian.spectrum import log_volume
-from jepa_monitor.jacobian.trust import TRIED, sketch_agreement
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 
 _VERSIONS = [(name, severity) for name in CORRUPTIONS for severity in SEVERITIES]
-
-
-class Law(NamedTuple):
-    """The embeddings that everything is compared with.
-
-    Args:
-        base: (M, K), finite, float64.
-        law: Fitted to them.
-        numbers: Which images of their data they are of, (M,).
-        own: Whether their data are the ones that are scored.
-    """
-
-    base: Tensor
-    law: Gaussian
-    numbers: Tensor
-    own: bool
-
-    @property
-    def holds(self) -> bool:
-        """Whether the embeddings determine it: of M in K dimensions, M ≤ K have a flat covariance.
-
-        What such a law says rests on its shrinkage, and to the embeddings that it was fitted to all
-        of them are alike, outliers too.
-        """
-        return len(self.base) > self.base.shape[1]
-
-    @property
-    def void(self) -> str:
-        """Why nothing is said by it, in words; empty if it holds."""
-        if self.holds:
-            return ""
-        count, width = self.base.shape
-        return (
-            f"{count} images do not determine a normal law of embeddings of {width} dimensions, "
-            f"{width + 1} would"
-        )
 
 
 def check_rows(
@@ -103,66 +65,8 @@ def check_rows(
         )
 
 
-def embed_reference(task: Task, source: Source, indices: list[int]) -> None:
-    """Embed the images that the others are compared with.
-
-    Args:
-        task: The run.
-        source: Where the images are.
-        indices: Which ones.
-    """
-    for batch, (items, images, problems) in task.batches("reference", source, indices):
-        arrays = {}
-        if images is not None:
-            work = functools.partial(embed, task.embedder, images, task.device)
-            embeddings = task.embedder.run(work, task.device)
-            arrays["index"] = np.array([item.number for item in items])
-            arrays["embedding"] = embeddings.double().numpy()
-        task.run.write("reference", batch, Part(arrays, problems))
-
-
-def read_law(task: Task, indices: list[int], own: bool) -> Law:
-    """Fit the law to all that :func:`embed_reference` wrote, in whatever process.
-
-    Args:
-        task: The run.
-        indices: What was to be embedded.
-        own: Whether the reference is part of the images that are scored.
-
-    Returns:
-        The law, of the finite embeddings.
-
-    Raises:
-        ValueError: If there are fewer than two of them.
-    """
-    part = task.run.collect("reference", task.count(indices))
-    if not part.arrays:
-        raise ValueError(nothing_read(indices, part))
-    embeddings = torch.from_numpy(part.arrays["embedding"])
-    finite = torch.isfinite(embeddings).all(1)
-    base = embeddings[finite]
-    if len(base) < 2:
-        raise ValueError(f"`reference` must have at least 2 finite embeddings, got {len(base)}.")
-    numbers = torch.from_numpy(part.arrays["index"])[finite]
-    return Law(base, Gaussian.fit(base), numbers, own)
-
-
-def nothing_read(indices: list[int], part: Part) -> str:
-    """Say that no image could be read, and why the first could not.
-
-    Args:
-        indices: The images.
-        part: What was collected of them.
-
-    Returns:
-        A sentence.
-    """
-    first = f"{part.problems[0]['path']!r} {part.problems[0]['reason']}"
-    return f"`data`: none of {len(indices)} images can be read; {first}."
-
-
 def score_images(
-    task: Task, source: Source, indices: list[int], law: Law, reference: Source
+    task: Task, source: Source, indices: list[int], law: Law, reference: Source, fits: Fits
 ) -> None:
     """Score the images by every detector; what would rest on a void law is NaN.
 
@@ -172,30 +76,19 @@ def score_images(
         indices: Which ones.
         law: What they are compared with.
         reference: Where the images are that it is of.
+        fits: The detectors.
     """
-    classes = fit_classes(law.base, [reference.label(int(number)) for number in law.numbers])
-    able = [each for each in task.detectors if law.holds or not each.by_law]
-    fitted = fit_detectors(able, Reference(law.base, law.law))
+    labels = [reference.label(int(number)) for number in law.numbers]
+    classes = fit_classes(law.embeddings, labels)
     for batch, (items, images, problems) in task.batches("scores", source, indices):
         arrays = {}
         if images is not None:
-            found = spectra(task.embedder, images.to(task.device), task.options, law.law)
-            terms = density_terms(found, law.law, task.options.eps)
             numbers = torch.tensor([item.number for item in items])
             itself = (numbers[:, None] == law.numbers) & law.own
-            own = itself.any(1)
-            data = ScoredSet(
-                images,
-                found.embeddings.cpu(),
-                terms.jepa_score.cpu(),
-                terms.log_density.cpu(),
-                found.singular_values.cpu(),
-                found.noise_floors.cpu(),
-                own,
-            )
+            data, found, terms = scored_set(task, images, law, itself.any(1))
             void = torch.full_like(data.scores, torch.nan)
             scores = {each.name: void for each in task.detectors}
-            scores |= {name: _score(each, data) for name, each in fitted.items()}
+            scores |= fits.score(data, numbers)
             scores[LOG_PRIOR] = terms.log_prior.cpu() if law.holds else void
             arrays = {
                 "index": numbers.numpy(),
@@ -212,7 +105,7 @@ def score_images(
 def _nearest(embeddings: Tensor, law: Law, itself: Tensor) -> Tensor:
     """Find which reference image is nearest, apart from the image itself; −1 if there is none."""
     finite = torch.isfinite(embeddings).all(1)
-    distances = torch.cdist(embeddings.where(finite[:, None], 0.0), law.base)
+    distances = torch.cdist(embeddings.where(finite[:, None], 0.0), law.embeddings)
     nearest = distances.masked_fill(itself, torch.inf).min(1)
     known = finite & torch.isfinite(nearest.values)
     return torch.where(known, law.numbers[nearest.indices], -1)
@@ -237,14 +130,6 @@ def _labelled(
         labels = [source.label(int(number)) for number in numbers]
         scores, others = classes.score(data.scored_embeddings, labels, data.in_reference)
     return {"label_score": scores.numpy(), "other_label": np.array(others, dtype=np.str_)}
-
-
-def _score(detector: Detector, data: ScoredSet) -> Tensor:
-    try:
-        return score_with(detector, data)
-    except Exception as error:
-        reason = f"{type(error).__name__}: {error}"
-        raise ValueError(f"`detectors`: {detector.name} has failed: {reason}") from error
 
 
 def score_corrupted(task: Task, source: Source, indices: list[int], law: Law) -> None:
@@ -293,46 +178,3 @@ def read_polarity(task: Task, clean: Any) -> dict[str, float]:
             return {}
         corrupted.setdefault(name, {})[severity] = torch.from_numpy(part.arrays["score"])
     return polarity_scalars(torch.from_numpy(clean), corrupted)
-
-
-def precondition(law: Law) -> dict[str, float]:
-    """Ask whether embeddings are Gaussian, and those of one half under the law of the other.
-
-    Args:
-        law: Whose embeddings are asked.
-
-    Returns:
-        The scalars of ``density/``; nothing of too few embeddings.
-    """
-    probe, reference = law.base[::2], law.base[1::2]
-    return law_scalars(probe, reference)
-
-
-def method_used(task: Task, source: Source, law: Law, indices: list[int], scores: Any) -> str:
-    """Say in words how the Jacobians were taken and, of a sketch, how far it can be trusted.
-
-    Args:
-        task: The run.
-        source: Where the images are.
-        law: What they are compared with.
-        indices: Some images with finite scores, of which a few are scored exactly as well.
-        scores: JEPA-SCORE of these images, shape (N,), nats.
-
-    Returns:
-        Such as ``sketch, 24 of 384 rows; sketches of 24 rows correlate 0.97 …``.
-    """
-    width = law.base.shape[1]
-    prepared = Prepared(source, task.transform)
-    read = [prepared[index].image for index in indices[:TRIED]]
-    few = [image for image in read if image is not None]
-    inputs = few[0].numel() if few else width
-    rows = row_count(task.options, width, inputs, whitened=True)
-    if rows is None:
-        return f"exact, {width} rows"
-    words = f"sketch, {rows} of {width} rows"
-    if len(few) < len(read) or len(few) < TRIED:
-        return words
-    everything = dataclasses.replace(task.options, method="exact", rows=None)
-    found = spectra(task.embedder, torch.stack(few).to(task.device), everything)
-    exact = log_volume(found.singular_values, task.options.eps).cpu()
-    return f"{words}; {sketch_agreement(torch.from_numpy(scores[:TRIED]), exact, rows, width)}"

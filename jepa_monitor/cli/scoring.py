@@ -19,22 +19,22 @@ from torch import Tensor
 from jepa_monitor._checks import check_choice
 from jepa_monitor.cli.errors import RefusedError
 from jepa_monitor.cli.files import check_place, write_bytes
+from jepa_monitor.cli.fits import fit_all
 from jepa_monitor.cli.leverage import write_maps
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.models import load_encoder
-from jepa_monitor.cli.phases import (
-    check_rows,
+from jepa_monitor.cli.phases import check_rows, read_polarity, score_corrupted, score_images
+from jepa_monitor.cli.reference import (
     embed_reference,
-    method_used,
     nothing_read,
     precondition,
+    read_examples,
     read_law,
-    read_polarity,
-    score_corrupted,
-    score_images,
+    score_examples,
 )
 from jepa_monitor.cli.runs import Run, check_same
 from jepa_monitor.cli.settings import Settings
+from jepa_monitor.cli.sketching import read_settled, settle_rows
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import (
     LOG_PRIOR,
@@ -47,7 +47,7 @@ from jepa_monitor.cli.tables import (
 )
 from jepa_monitor.cli.task import Progress, Task
 from jepa_monitor.cli.torchvision_sets import download_torchvision
-from jepa_monitor.cli.verdict import Verdict, table_of
+from jepa_monitor.cli.verdict import Verdict, compared, table_of
 from jepa_monitor.detectors import Detector, choose_detectors
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.processes import Processes
@@ -59,7 +59,7 @@ __all__ = ["check_request", "score_dataset"]
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _LEAST_IMAGES = 2  # of a reference, whose law has a variance
 _NOT_DECIDING = ("workers", "device", "download", "leverage_maps")
-_FORMAT = 3  # of the unfinished work; a change of what is kept must not meet older files
+_FORMAT = 4  # of the unfinished work; a change of what is kept must not meet older files
 
 
 def score_dataset(
@@ -99,9 +99,10 @@ def score_dataset(
         progress: Called with the phase, the number of images done and that of all.
 
     Returns:
-        A row for every image that could be read: ``path``, ``label``, five scores (nats; all of
-        them higher for what is more usual), ``below_noise_floor``, ``quantile``, ``outlier`` and
-        ``note``. :func:`~jepa_monitor.cli.tables.info_of` tells what is known of the run.
+        A row for every image that could be read: ``path``, ``label``, scores (all of them higher
+        for what is more usual), ``below_noise_floor``, ``quantile``, ``outlier``, ``p_value``,
+        ``q_value`` and ``note`` (docs/scoring.md has all columns).
+        :func:`~jepa_monitor.cli.tables.info_of` tells what is known of the run.
 
     Raises:
         BadImage: If an image cannot be read and ``strict`` is set.
@@ -215,16 +216,9 @@ def check_request(
 
 def _chosen(detectors: Iterable[str | Detector]) -> tuple[Detector, ...]:
     """Find the detectors that are always there, and those that were asked for beside them."""
-    # The reference phase keeps embeddings, no scored examples to learn from.
-    usual = [each for each in choose_detectors() if not each.least_examples]
-    chosen = choose_detectors([*usual, *detectors])
-    for each in chosen:
-        if each.least_examples:
-            raise ValueError(
-                f"`detectors`: {each.name} learns from scored images of the reference, of which "
-                "there are none here: only their embeddings are kept."
-            )
-    return chosen
+    usual = choose_detectors()
+    names = {each.name for each in usual}
+    return choose_detectors([*usual, *(each for each in detectors if each not in names)])
 
 
 def _check_weights(embedder: Embedder) -> None:
@@ -302,15 +296,22 @@ def _work(
     assumed: tuple[str, ...],
     place: Path,
 ) -> pa.Table:
-    """Go through the phases: embed the reference, score the images, score worse versions of some."""
+    """Go through the phases: the reference, the images, worse versions of some of them."""
     indices = _spread(len(source), settings.limit)
     agree = task.processes.agree
     base_source = source if other is None else other
     chosen = indices if other is None else list(range(len(other)))
     chosen = [chosen[i] for i in _spread(len(chosen), _REFERENCE_IMAGES)]
     agree(lambda: embed_reference(task, base_source, chosen))
-    law = agree(lambda: read_law(task, chosen, other is None))
-    agree(lambda: score_images(task, source, indices, law, base_source))
+    law = agree(lambda: read_law(task, chosen, other is None, settings.reference_scored))
+    agree(lambda: settle_rows(task, source, indices, law))
+    settled = agree(lambda: read_settled(task))
+    task = dataclasses.replace(task, options=settled.options)
+    agree(lambda: score_examples(task, base_source, law))
+    known, numbers = agree(lambda: read_examples(task, base_source, law))
+    asked = settings.reference_scored
+    fits = agree(lambda: fit_all(task.detectors, law, known, numbers, asked))
+    agree(lambda: score_images(task, source, indices, law, base_source, fits))
     scored = agree(lambda: task.run.collect("scores", task.count(indices)))
     if not scored.arrays:
         raise ValueError(nothing_read(indices, scored))
@@ -321,8 +322,8 @@ def _work(
     agree(lambda: score_corrupted(task, source, probe, law))
 
     def finish() -> pa.Table:
-        verdict = Verdict.of(settings, law, task.detectors)
-        table = table_of(source, base_source, scored, verdict, settings.fence)
+        verdict = Verdict.of(settings, law, task.detectors, fits)
+        table = table_of(source, base_source, scored, verdict, settings.fence, fits.usual)
         info = {
             "identity": identity,
             **verdict._asdict(),
@@ -330,9 +331,12 @@ def _work(
             "images": len(indices),
             "ignored": source.ignored,
             "skipped": len(indices) - len(table),
-            "method": method_used(task, source, law, probe, clean),
-            "reference": len(law.base),
+            "method": settled.method,
+            "agreement": settled.agreement,
+            "reference": len(law.embeddings),
+            "reference_scored": len(law.scored),
             "width": law.base.shape[1],
+            **compared(scored, fits.usual),
             **precondition(law),
             **read_polarity(task, clean),
         }

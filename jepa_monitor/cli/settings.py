@@ -72,12 +72,15 @@ class Settings:
             16 on a CPU and 128 elsewhere.
         workers: Processes that read images; 0 reads in the main one.
         device: cpu, cuda, cuda:1, …; ``auto`` takes a GPU if there is one.
-        rank_by: The score that quantiles and the least likely images are of: jepa_score,
-            log_density, log_prior, knn, mahalanobis or a detector of your own.
-        outlier_by: The score that tells outliers, one of the same. Score and fence are the ones
-            that docs/scoring.md chose on some images and confirmed on others. Of no more images
-            than the embeddings have dimensions, what a normal law says is void: knn takes its place
-            here and in ``rank_by``.
+        reference_scored: How many images of the reference to score, at most half of it: detectors
+            such as combined learn from the first half of them, and thresholds are set on the
+            second. Each costs as much as an image of the data, once a run; 0 leaves them and these
+            detectors out.
+        rank_by: The score that quantiles and the least likely images are of: combined, jepa_score,
+            log_density, log_prior, knn, mahalanobis or a detector that you have named.
+        outlier_by: The score that tells outliers, one of the same. Where the reference is too small
+            for it, the next of combined, log_density and knn takes its place, here and in
+            ``rank_by``, and the closing table says so.
         fence: Scores so many robust standard deviations below the median are outliers.
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
@@ -97,8 +100,9 @@ class Settings:
     batch_size: int | str = "auto"
     workers: int = 0
     device: str = "auto"
-    rank_by: str = "jepa_score"
-    outlier_by: str = "log_density"
+    reference_scored: int = 128
+    rank_by: str = "combined"
+    outlier_by: str = "combined"
     fence: float = 5.0
     polarity_samples: int = 16
     leverage_maps: int = 16
@@ -116,7 +120,7 @@ class Settings:
                 )
         else:
             check_positive_int(self.batch_size, "batch_size")
-        for name in ("workers", "polarity_samples", "leverage_maps"):
+        for name in ("workers", "reference_scored", "polarity_samples", "leverage_maps"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int):
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")

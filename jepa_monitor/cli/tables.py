@@ -18,6 +18,7 @@ __all__ = [
     "FORMATS",
     "LABEL_SCORE",
     "LOG_PRIOR",
+    "NEXT_BEST",
     "check_format",
     "info_of",
     "ranked_by",
@@ -31,6 +32,9 @@ __all__ = [
 FORMATS = (".parquet", ".csv", ".jsonl")
 LOG_PRIOR = "log_prior"  # a part of a detector's score that is worth a column
 LABEL_SCORE = "label_score"  # how much nearer the own class is than the next
+# The order in which they tell outliers best, on networks and on planted ones: docs/detectors.md,
+# docs/scoring.md. The last is always there.
+NEXT_BEST = ("combined", "log_density", "knn", "jepa_score")
 _KEY = b"jepa_monitor"
 
 
@@ -179,7 +183,8 @@ def ranked_by(table: pa.Table, asked: str | None = None) -> str:
 
     Args:
         table: The scores.
-        asked: What the caller gave; ``None`` for that of the table's own quantiles.
+        asked: What the caller gave; ``None`` for that of the table's own quantiles, or for the one of
+            :data:`NEXT_BEST` that it has.
 
     Returns:
         Name of a column.
@@ -189,9 +194,12 @@ def ranked_by(table: pa.Table, asked: str | None = None) -> str:
     """
     info = info_of(table)
     own = info.get("rank_by") or info.get("identity", {}).get("settings", {}).get("rank_by")
-    name = check_choice(asked or own or "jepa_score", "rank_by", scores_of(table))
+    there = scores_of(table)
+    best = next((each for each in NEXT_BEST if each in there), "jepa_score")
+    name = check_choice(asked or own or best, "rank_by", there)
     if len(table) and table[name].null_count == len(table):
-        why = f": {info['void']}" if info.get("void") else ""
+        reason = info.get("missing", {}).get(name) or info.get("void")
+        why = f": {reason}" if reason else ""
         raise ValueError(f"`rank_by`: no image has {name!r}{why}.")
     return name
 

@@ -10,6 +10,7 @@ from jepa_monitor.detectors.combined import Combined as Combined
 from jepa_monitor.detectors.contrast import Contrast as Contrast
 from jepa_monitor.detectors.inputs import Reference as Reference
 from jepa_monitor.detectors.inputs import ScoredSet as ScoredSet
+from jepa_monitor.detectors.inputs import most_scored as most_scored
 from jepa_monitor.detectors.jepa_score import JepaScore as JepaScore
 from jepa_monitor.detectors.jepa_score_two_sided import TwoSidedJepaScore as TwoSidedJepaScore
 from jepa_monitor.detectors.knn import KNN as KNN
@@ -24,5 +25,6 @@ from jepa_monitor.detectors.registry import DETECTORS as DETECTORS
 from jepa_monitor.detectors.registry import choose_detectors as choose_detectors
 from jepa_monitor.detectors.registry import detect as detect
 from jepa_monitor.detectors.registry import fit_detectors as fit_detectors
+from jepa_monitor.detectors.registry import score_reference as score_reference
 from jepa_monitor.detectors.registry import score_with as score_with
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape as SpectrumShape

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
 from jepa_monitor.functional.gaussian import Gaussian
 
-__all__ = ["Reference", "ScoredSet"]
+__all__ = ["Reference", "ScoredSet", "most_scored"]
 
 
 @dataclass(frozen=True)
@@ -91,3 +91,26 @@ class Reference:
         if self.scored is None:
             return None
         return self.scored.take(torch.arange(len(self.scored.scores) // 2))
+
+    @property
+    def swapped(self) -> Reference:
+        """The same, of which detectors learn from the second half and say nothing of it."""
+        if self.scored is None:
+            return self
+        count = len(self.scored.scores)
+        # Of an odd number the second half is the larger one, of which as many are taken.
+        return replace(self, scored=self.scored.take(torch.arange(count).roll(count // 2)))
+
+
+def most_scored(count: int, asked: int, fitted: int) -> int:
+    """Say how many images of a reference may be scored; the law is fitted to the others.
+
+    Args:
+        count: How many there are.
+        asked: How many to score at most.
+        fitted: How many the law must keep.
+
+    Returns:
+        At most half of them, at least 0.
+    """
+    return max(0, min(asked, count // 2, count - fitted))

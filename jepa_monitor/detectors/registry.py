@@ -26,7 +26,14 @@ from jepa_monitor.detectors.mahalanobis_normalized import NormalizedMahalanobis
 from jepa_monitor.detectors.mahalanobis_radial import RadialMahalanobis
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape
 
-__all__ = ["DETECTORS", "choose_detectors", "detect", "fit_detectors", "score_with"]
+__all__ = [
+    "DETECTORS",
+    "choose_detectors",
+    "detect",
+    "fit_detectors",
+    "score_reference",
+    "score_with",
+]
 
 _ALWAYS = (JepaScore(), LogDensity(), KNN(), Mahalanobis(), Combined())
 _BY_NAME = (
@@ -129,22 +136,43 @@ def detect(
     """
     scores: dict[str, dict[str, Tensor]] = {name: {} for name in sets}
     failed: dict[str, Exception] = {}
-    examples = None if reference is None else reference.examples
-    learned = 0 if examples is None else len(examples.scores)
     for detector in detectors:
         try:
             for name, fitted in fit_detectors([detector], reference).items():
-                found = {kind: score_with(fitted, data) for kind, data in sets.items()}
+                found = {
+                    kind: score_reference(fitted, reference)
+                    if reference is not None and data is reference.scored
+                    else score_with(fitted, data)
+                    for kind, data in sets.items()
+                }
                 for kind, values in found.items():
-                    own = reference is not None and sets[kind] is reference.scored
                     scores[kind][name] = values
-                    if own and fitted.least_examples:
-                        # What it has learned from measures no others; the scores may be the set's own.
-                        unseen = torch.arange(len(values)) >= learned
-                        scores[kind][name] = torch.where(unseen, values, torch.nan)
         except Exception as error:  # noqa: BLE001, PERF203 - somebody else's; told by the caller
             failed[detector.name] = error
     return scores, failed
+
+
+def score_reference(detector: Detector, reference: Reference) -> Tensor:
+    """Score the scored images of a reference, on which thresholds are set.
+
+    Args:
+        detector: From :func:`fit_detectors`, fitted to this reference.
+        reference: One with scored images.
+
+    Returns:
+        (B,), higher for more usual; NaN for those that the detector has learned from, which measure no
+        others.
+
+    Raises:
+        ValueError: If no image of the reference is scored.
+    """
+    if reference.scored is None or reference.examples is None:
+        raise ValueError("`reference` must have scored images, got none.")
+    values = score_with(detector, reference.scored)
+    if not detector.least_examples:
+        return values
+    unseen = torch.arange(len(values)) >= len(reference.examples.scores)
+    return torch.where(unseen, values, torch.nan)  # not in place: the scores may be the set's own
 
 
 def score_with(detector: Detector, data: ScoredSet) -> Tensor:

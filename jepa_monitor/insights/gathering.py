@@ -10,7 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor
 
-from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect
+from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect, most_scored
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional.gaussian import Gaussian
@@ -67,7 +67,7 @@ class Sources:
     def calibrating(self) -> int:
         """How many reference images are scored: at most half, the law is fitted to the others."""
         count = 0 if self.reference is None else len(self.reference)
-        return max(0, min(self.scored, count // 2, count - _LEAST_FITTED))
+        return most_scored(count, self.scored, _LEAST_FITTED)
 
 
 class Gatherer:

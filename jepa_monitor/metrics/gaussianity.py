@@ -28,8 +28,8 @@ class Gaussianity(MonitorMetric):
 
     The test is against N(0, I), or, with a law, of the embeddings whitened by it. The null law
     knows how many embeddings that law was fitted to, M > K + 2: its mean rises by about 0.72·N/M.
-    It holds for laws without shrinkage; that of :meth:`Gaussian.fit` moves the z-score by a few where
-    M is not far above K.
+    It holds for laws without shrinkage only, ``Gaussian.fit(z, shrinkage=0.0)``: shrunk ones, which
+    move the z-score of normal embeddings by tens where M is not far above K, are refused.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 
@@ -45,11 +45,11 @@ class Gaussianity(MonitorMetric):
         num_features: Dimension K of the embeddings.
         num_slices: Number of random directions.
         seed: Seed of the directions; the same on all processes.
-        gaussian: Law of reference embeddings to whiten by; none if None.
+        gaussian: Law of reference embeddings to whiten by, fitted without shrinkage; none if None.
         kwargs: Arguments of :class:`torchmetrics.Metric`.
 
     Raises:
-        ValueError: If the law has another dimension, or was fitted to too few embeddings.
+        ValueError: If the law has another dimension, is shrunk, or was fitted to too few embeddings.
 
     Example:
         >>> import torch
@@ -83,6 +83,11 @@ class Gaussianity(MonitorMetric):
             raise ValueError(
                 f"`gaussian` must be fitted to more than {num_features + 2} embeddings of "
                 f"{num_features} numbers to be tested against, got {gaussian.count}."
+            )
+        if gaussian is not None and gaussian.shrinkage != 0:
+            raise ValueError(
+                "`gaussian` must be a law without shrinkage, Gaussian.fit(z, shrinkage=0.0), of which "
+                f"the null law is known, got one of {gaussian.shrinkage:.3g}."
             )
         self.num_slices = check_positive_int(num_slices, "num_slices")
         self.seed = seed

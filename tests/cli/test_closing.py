@@ -20,6 +20,10 @@ INFO = {
     "method": "exact, 8 rows",
     "reference": 100,
     "outlier_by": "mahalanobis",
+    "outliers/mahalanobis": 0.07,
+    "outliers/mahalanobis_low": 0.0,
+    "outliers/mahalanobis_high": 0.06,
+    "missing": {"combined": "for this reason"},
     "density/precondition": 1.0,
     "density/precondition_needed": 300.0,
     "density/normality_effect": 0.0012,
@@ -36,6 +40,8 @@ def table(info: dict[str, object], scores: list[float | None] = SCORES) -> pa.Ta
         "path": [f"{i:03d}.png" for i in range(count)],
         "label": ["cat" if i % 2 else None for i in range(count)],
         "jepa_score": pa.array(scores, pa.float64()),
+        "combined": pa.nulls(count, pa.float64()),
+        "q_value": [0.1 if i < 3 else 0.11 for i in range(count)],
         "outlier": [i < 7 for i in range(count)],
         "note": ["palette" if i < 4 else "" for i in range(count)],
     }
@@ -56,11 +62,17 @@ def test_every_fact() -> None:
         "skipped": "2 could not be read",
         "not images by name": "3",
         "method": "exact, 8 rows, compared with 100 images",
+        "ranked by": "jepa_score, for want of combined",
         "converted": "4, see `note`",
         "jepa_score: min, 5, 50, 95 %, max": "1.0, 6.0, 51.0, 95.0, 100.0",
         "outliers by mahalanobis": (
             f"7 = 7.0% (95 % interval {interval.low:.1%} to {interval.high:.1%})"
         ),
+        "below the reference's 5 %": (
+            "7.0%, NOT as usual (0.0% to 6.0% in 95 % of cases if nothing is wrong)"
+        ),
+        "listed, a tenth of them false": "3, see `q_value`",
+        "no combined": "for this reason",
         "Gaussian embeddings": "yes (effect 0.001, p 0.3)",
         "polarity": ("93% score above their corrupted versions (95 % interval 71% to 98%)"),
     }

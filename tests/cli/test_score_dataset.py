@@ -61,8 +61,10 @@ def test_every_column_against_an_independent_computation(tmp_path: pathlib.Path)
 
     others = NearestNeighbors(n_neighbors=11).fit(z).kneighbors(z)[0]  # the first: the image itself
     assert column(table, "knn") == pytest.approx(-others[:, 10], rel=1e-4)
-    expected = rankdata(score.numpy()) / len(score)
+    # Of 24 images no detector can learn, and the next best ranks them.
+    expected = rankdata(column(table, "log_density")) / len(score)
     assert column(table, "quantile") == pytest.approx(expected)
+    assert table["combined"].null_count == table["p_value"].null_count == len(table)
 
 
 def test_singular_values_below_the_noise_floor_are_counted() -> None:
@@ -93,7 +95,8 @@ def test_batches_and_workers_do_not_change_the_rows(
     expected, found = table(QUICK), table(dataclasses.replace(QUICK, **changes))
     for name in expected.column_names:
         if expected[name].type == pa.float64():
-            assert column(found, name) == pytest.approx(column(expected, name), abs=1e-4), name
+            close = pytest.approx(column(expected, name), abs=1e-4, nan_ok=True)
+            assert column(found, name) == close, name
         else:
             assert found[name].equals(expected[name]), name
 

@@ -62,7 +62,7 @@ def test_fewer_images_than_dimensions_are_judged_by_their_neighbours() -> None:
         assert table[name].null_count == len(table), name
     info = info_of(table)
     assert info["outlier_by"] == "knn"
-    assert info["rank_by"] == "jepa_score"
+    assert info["rank_by"] == "knn"
     z = embedded(images)
     distances = NearestNeighbors(n_neighbors=11).fit(z).kneighbors(z)[0][:, 10]
     assert table["knn"].to_numpy() == pytest.approx(-distances, rel=1e-4)
@@ -97,6 +97,7 @@ def test_one_image_more_than_dimensions_is_enough() -> None:
         table = score_dataset(Wide(), TensorDataset(planted(sound)), options=EXACT, settings=QUICK)
         assert (table["log_density"].null_count == 0) is holds
         assert info_of(table)["outlier_by"] == ("log_density" if holds else "knn")
+        assert info_of(table)["rank_by"] == info_of(table)["outlier_by"]
         assert bool(info_of(table)["void"]) is not holds
 
 
@@ -142,21 +143,25 @@ class Failing(Brightness):
 
 
 @pytest.mark.parametrize("name", DETECTORS)
-def test_every_detector_of_the_registry_has_a_column_or_is_refused(name: str) -> None:
-    usual = {each.name for each in choose_detectors() if not each.least_examples}
-    asked = [name] if name not in usual else []
-    data = TensorDataset(planted(60))
-    if DETECTORS[name].least_examples:
-        with pytest.raises(ValueError, match=f"`detectors`: {name} learns from scored images"):
-            score_dataset(Wide(), data, options=EXACT, settings=QUICK, detectors=asked)
-        return
-    table = score_dataset(Wide(), data, options=EXACT, settings=QUICK, detectors=asked)
-    assert table[name].null_count == 0
-    assert {*usual, "log_prior"} <= set(table.column_names)
-    small = score_dataset(
-        Wide(), TensorDataset(planted()), options=EXACT, settings=QUICK, detectors=asked
-    )
-    assert (small[name].null_count > 0) is DETECTORS[name].by_law
+def test_every_detector_of_the_registry_has_a_column_or_a_reason(name: str) -> None:
+    asked = [name] if name not in {each.name for each in choose_detectors()} else []
+    tables = [
+        score_dataset(
+            Wide(), TensorDataset(planted(count)), options=EXACT, settings=QUICK, detectors=asked
+        )
+        for count in (140, SOUND)
+    ]
+    detector = DETECTORS[name]
+    assert tables[0][name].null_count == 0
+    assert {"combined", "jepa_score", "log_density", "log_prior"} <= set(tables[0].column_names)
+    # Of 44 images at most 22 are scored, and 11 learned from.
+    learns, info = detector.least_examples > 0, info_of(tables[1])
+    assert (tables[1][name].null_count > 0) is (detector.by_law or learns)
+    assert (name in info["left_out"]) is detector.by_law
+    assert (name in info["missing"]) is learns
+    if learns:
+        reason = f"it takes {2 * detector.least_examples} scored images of the reference"
+        assert info["missing"][name].startswith(reason)
 
 
 def test_a_detector_of_ones_own_ranks_and_tells_outliers(

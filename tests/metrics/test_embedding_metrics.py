@@ -106,8 +106,10 @@ def test_errors():
         LiDAR(8, num_views=4).update(normal(5, 3, 8))
     with pytest.raises(ValueError, match="`num_features` 8, got 4"):
         Gaussianity(8, gaussian=Gaussian.fit(normal(50, 4)))
-    with pytest.raises(TypeError, match="`gaussian` must be a Gaussian, got int"):
-        DensityCalibration(3)
+    with pytest.raises(TypeError, match=r"`reference` must be embeddings .* got Gaussian"):
+        DensityCalibration(Gaussian.fit(normal(50, 4)))
+    with pytest.raises(ValueError, match="`reference` must have"):
+        DensityCalibration(normal(3, 4))
     with pytest.raises(ValueError, match=r"`t` must lie in \(0, inf\)"):
         Uniformity(8, t=-1)
     with pytest.raises(ValueError, match=r"`exponent` must lie in \(0, inf\)"):
