@@ -53,7 +53,7 @@ exit status:
 _REPORT = """
 examples:
   jepa-monitor report scores.parquet
-  jepa-monitor report scores.csv --out page.html --rank-by log_density --thumbnails 5000
+  jepa-monitor report scores.csv --out page.html --rank-by jepa_score --thumbnails 5000
 """
 
 _COMPARE = """
@@ -144,9 +144,9 @@ def score(
         out: The table to write: .parquet, .csv or .jsonl.
         reference: What the images are compared with, named as ``data`` is; default: they
             themselves.
-        detectors: What to score by too, beside jepa_score, log_density, knn and mahalanobis: other
-            names of the registry, such as mahalanobis_radial, or package.module:Class of a detector
-            of your own; each has a column; default: none.
+        detectors: What to score by too, beside jepa_score, log_density, knn, mahalanobis and
+            combined: other names of the registry, such as spectrum_shape, or package.module:Class of
+            a detector of your own; each has a column; default: none.
         strict: Fail at the first image that cannot be read.
         overwrite: Begin again where there are results of other settings.
         model_settings: How to load the encoder.

@@ -323,7 +323,7 @@ def _work(
 
     def finish() -> pa.Table:
         verdict = Verdict.of(settings, law, task.detectors, fits)
-        table = table_of(source, base_source, scored, verdict, settings.fence, fits.usual)
+        table = table_of(source, base_source, scored, verdict, fits.usual)
         info = {
             "identity": identity,
             **verdict._asdict(),

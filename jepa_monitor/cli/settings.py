@@ -81,7 +81,9 @@ class Settings:
         outlier_by: The score that tells outliers, one of the same. Where the reference is too small
             for it, the next of combined, log_density and knn takes its place, here and in
             ``rank_by``, and the closing table says so.
-        fence: Scores so many robust standard deviations below the median are outliers.
+        fence: Scores so many robust standard deviations below the median are outliers; default: 3
+            of combined, 5 of others, chosen on some images and confirmed on others in
+            docs/scoring.md.
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
         leverage_maps: For how many of the least likely images and outliers to map on which pixels
@@ -103,7 +105,7 @@ class Settings:
     reference_scored: int = 128
     rank_by: str = "combined"
     outlier_by: str = "combined"
-    fence: float = 5.0
+    fence: float | None = None
     polarity_samples: int = 16
     leverage_maps: int = 16
     max_pixels: int = 89_478_485
@@ -132,5 +134,6 @@ class Settings:
                 f"`workers` must be at most {most} on this machine of {os.cpu_count()} CPUs, "
                 f"got {self.workers}."
             )
-        check_positive(self.fence, "fence")
+        if self.fence is not None:
+            check_positive(self.fence, "fence")
         check_positive_int(self.max_pixels, "max_pixels")

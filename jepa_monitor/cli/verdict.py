@@ -24,6 +24,8 @@ from jepa_monitor.insights.outliers import outlier_scalars
 
 __all__ = ["Verdict", "compared", "table_of"]
 
+# Widths with the best F1 on planted images: docs/scoring.md. Mean logarithms of p-values have a floor.
+_FENCES, _FENCE = {"combined": 3.0}, 5.0
 _LAST = "knn"  # tells outliers, or that nothing does
 
 
@@ -34,6 +36,7 @@ class Verdict(NamedTuple):
         scores: All that there are.
         rank_by: The one that quantiles are of.
         outlier_by: The one that tells outliers.
+        fence: Width of its fence, in robust standard deviations.
         left_out: Those that rest on a void law, and are missing in the table.
         void: Why, in words; empty if none is.
         missing: Why others are missing, by name.
@@ -42,6 +45,7 @@ class Verdict(NamedTuple):
     scores: tuple[str, ...]
     rank_by: str
     outlier_by: str
+    fence: float
     left_out: tuple[str, ...]
     void: str
     missing: dict[str, str]
@@ -71,7 +75,9 @@ class Verdict(NamedTuple):
         told = next((name for name in tells if name != NEXT_BEST[-1]), _LAST)
         if settings.outlier_by == NEXT_BEST[-1]:
             told = settings.outlier_by
-        return cls((*names, LOG_PRIOR, LABEL_SCORE), ranks, told, left_out, law.void, missing)
+        scores = (*names, LOG_PRIOR, LABEL_SCORE)
+        fence = settings.fence or _FENCES.get(told, _FENCE)
+        return cls(scores, ranks, told, fence, left_out, law.void, missing)
 
 
 def table_of(
@@ -79,7 +85,6 @@ def table_of(
     reference: Source,
     scored: Part,
     verdict: Verdict,
-    fence: float,
     usual: Mapping[str, Tensor],
 ) -> pa.Table:
     """Make a row of every image that could be read.
@@ -89,7 +94,6 @@ def table_of(
         reference: Where those are that they are compared with.
         scored: All batches of the scores.
         verdict: By which scores they are judged.
-        fence: Width of the fence, in robust standard deviations.
         usual: Scores of reference images that no detector has learned from, by name.
 
     Returns:
@@ -99,7 +103,7 @@ def table_of(
     indices = [int(index) for index in arrays["index"]]
     paths = [source.key(index) for index in indices]
     labels = [source.label(index) for index in indices]
-    found = find(arrays, verdict.outlier_by, fence, paths, labels)
+    found = find(arrays, verdict.outlier_by, verdict.fence, paths, labels)
     near = [reference.key(index) if index >= 0 else None for index in arrays["neighbour"].tolist()]
     told = arrays[verdict.outlier_by]
     p_values, q_values = _levels(told, usual.get(verdict.outlier_by))

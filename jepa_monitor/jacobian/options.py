@@ -32,8 +32,8 @@ class ScoreOptions:
         method: ``"exact"`` computes all K rows of the Jacobian; ``"sketch"`` R of them, of the
             embeddings whitened by a reference set (plain where there is none), which keeps the
             order of most encoders at R/K of the cost; ``"auto"`` sketches where a reference is given
-            and 32 < K ≤ D, and a monitor then takes more rows, or all, where sketched and exact
-            scores of a few images correlate below 0.9. Sketched and exact scores differ by far:
+            and 32 < K ≤ D; a monitor and the command then take more rows, or all, where sketched and
+            exact scores of a few images correlate below 0.9. Sketched and exact scores differ by far:
             never compare the two.
         rows: R, rows of a sketch; default: K/16, at least 16.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).

@@ -256,6 +256,11 @@ def jepa_score(
     Higher means denser: more typical of the training data (arXiv 2510.05949). It is a density score
     only as far as the embeddings are Gaussian.
 
+    A sketch is not checked here, as it is by :class:`~jepa_monitor.DensityMonitor` and the command
+    ``jepa-monitor score``. By hand: give sketched and exact scores of some 8 images to
+    :func:`~jepa_monitor.jacobian.trust.sketch_agreement`, and take more ``rows`` below a correlation
+    of 0.9.
+
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them.
@@ -304,7 +309,7 @@ def log_density(
 
     JEPA-SCORE leaves out the last two terms, which are constant only in the limit of wide, exactly
     Gaussian embeddings (arXiv 2510.05949). For K < D, and for embeddings that are not Gaussian, the
-    sum is a score of density, not a normalised one.
+    sum is a score of density, not a normalised one. How to check a sketch: see :func:`jepa_score`.
 
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.

@@ -87,7 +87,7 @@ def test_dying_at_every_single_write(
         deaths += 1
         before, kept = kept, len(list(tmp_path.rglob("[0-9]*.npz")))
         assert kept >= before  # nothing that was finished is lost
-    assert deaths > 20  # manifest, 7 + 7 + 9 batches, errors, table
+    assert deaths > 20  # manifest, 7 + 1 + 7 + 9 batches, errors, table
     check(out, undisturbed)
 
 
