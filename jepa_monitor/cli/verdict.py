@@ -24,7 +24,8 @@ from jepa_monitor.insights.outliers import outlier_scalars
 
 __all__ = ["Verdict", "compared", "table_of"]
 
-# Widths with the best F1 on planted images: docs/scoring.md. Mean logarithms of p-values have a floor.
+# Of log_density the width with the best F1 on planted images: docs/scoring.md. Mean logarithms of
+# p-values have a floor, which a wider fence would lie below.
 _FENCES, _FENCE = {"combined": 3.0}, 5.0
 _LAST = "knn"  # tells outliers, or that nothing does
 

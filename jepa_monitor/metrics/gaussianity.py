@@ -28,8 +28,10 @@ class Gaussianity(MonitorMetric):
 
     The test is against N(0, I), or, with a law, of the embeddings whitened by it. The null law
     knows how many embeddings that law was fitted to, M > K + 2: its mean rises by about 0.72·N/M.
-    It holds for laws without shrinkage only, ``Gaussian.fit(z, shrinkage=0.0)``: shrunk ones, which
-    move the z-score of normal embeddings by tens where M is not far above K, are refused.
+    It holds for laws without shrinkage, ``Gaussian.fit(z, shrinkage=0.0)``, of M ≥ N/4 embeddings and
+    M ≥ 15 K (the mean z-score of 40 draws was within 0.7 for N, M, K = 500, 500, 16; 300, 900, 32 and
+    1000, 250, 16). Shrunk laws are refused. With few embeddings behind the law normal ones look otherwise:
+    of K = 64, N = 2000 single draws read 16 for M = 80 and 13 for M = 320, shrunk as by default 73 and 27.
 
     As input to ``forward`` and ``update`` the metric accepts the following input
 

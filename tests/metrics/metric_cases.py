@@ -59,6 +59,7 @@ for _seed, _values in enumerate(ENCODER.parameters()):
 
 def calibration(z, num_levels=19):
     # In an order that depends on nothing but the rows' bits.
+    z = z.double()
     odd = 2 * torch.randint(2**62, (K,), generator=torch.Generator().manual_seed(0)).numpy() + 1
     with np.errstate(over="ignore"):
         order = np.argsort((z.numpy().view(np.int64) * odd).sum(1), kind="stable")

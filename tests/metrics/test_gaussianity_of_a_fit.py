@@ -38,7 +38,7 @@ def test_too_few_embeddings_behind_the_law():
 
 def test_a_shrunk_law_is_refused_for_it_moves_the_null():
     """Of normal embeddings it would read tens: measured with the check aside."""
-    k, m, n = 64, 80, 2000
+    k, m, n = 16, 500, 500
     z = torch.randn(n + m, k, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     z = z * torch.logspace(0, -2, k, dtype=torch.float64)
     with pytest.raises(ValueError, match=r"`gaussian` must be a law without shrinkage"):
