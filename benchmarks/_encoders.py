@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from jepa_monitor.recipes.networks import set_stem
+
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 METHODS = ("lejepa", "vicreg", "ema")
 
@@ -100,11 +102,13 @@ def outliers(images: Tensor, fashion: Tensor) -> dict[str, Tensor]:
     }
 
 
-def vit(depth: int = 4) -> nn.Module:
-    """A ViT-Ti/8 for 32 pixels whose embedding is the class token, K = 192."""
-    return timm.create_model(
+def vit(depth: int = 4, stem: str = "patch") -> nn.Module:
+    """A ViT-Ti/8 for 32 pixels whose embedding is the class token, K = 192; a stem of the recipes."""
+    made = timm.create_model(
         "vit_tiny_patch16_224", img_size=32, patch_size=8, num_classes=0, depth=depth
     )
+    set_stem(made, stem, 3)
+    return made
 
 
 def mlp(*widths: int) -> nn.Sequential:
@@ -174,7 +178,13 @@ def _frozen(module: nn.Module) -> nn.Module:
 
 
 def train(
-    method: str, images: Tensor, stages: tuple[int, ...], *, batch_size: int = 64, seed: int = 0
+    method: str,
+    images: Tensor,
+    stages: tuple[int, ...],
+    *,
+    batch_size: int = 64,
+    seed: int = 0,
+    stem: str = "patch",
 ) -> Iterator[Snapshot]:
     """Train an encoder with two views an image.
 
@@ -185,13 +195,14 @@ def train(
         stages: Steps after which to yield, ascending; 0 is the untrained encoder.
         batch_size: Images in a batch.
         seed: Of the weights, the order of the images and the augmentations.
+        stem: How patches become tokens: `patch`, `conv` (GroupNorm) or `conv_batchnorm`.
 
     Yields:
         The encoder and its projector (to 64 dimensions) at each stage.
     """
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(seed)
-    encoder, projector = vit(), mlp(192, 512, 512, 64)
+    encoder, projector = vit(stem=stem), mlp(192, 512, 512, 64)
     student = nn.Sequential(encoder, projector)
     learning: list[nn.Module] = [student]
     step_teacher: Callable[[], None] | None = None

@@ -37,6 +37,7 @@ TINY: dict[str, list[str]] = {
     "counting": ["--seeds", "0", "--steps=6", "--looks=2"],
     "known_density": ["--seeds=1", "--jobs=1", "--cases=1"],
     "noise_floor": [],
+    "contrast": ["--steps=2", "--images=12"],
     "normality": ["--looks=0.01"],
     "overhead": ["--batch=2", "--images=32", "--repeats=1"],
     "paper_claims": ["--images=4", "--reference=48"],
@@ -55,6 +56,7 @@ LEFT_OUT = {
     "sketch_search": "trains for 20 minutes",
     "curation": "scores thousands of images",
     "detectors": "takes the weights of other packages",
+    "efficientnet-lite0": "takes the weights of other packages",
     "mnist": "downloads",
 }
 

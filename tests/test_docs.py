@@ -28,7 +28,7 @@ def test_the_table_of_tags_is_that_of_the_insights() -> None:
 
 
 def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -> None:
-    settings = {"max_probe_samples": 20, "polarity_samples": 4}
+    settings = {"max_probe_samples": 40, "polarity_samples": 4}
     full = JepaScoreCallback(
         mlp(192, 20),
         images(160),

@@ -27,6 +27,12 @@ from jepa_monitor.functional.collapse import rankme as rankme
 from jepa_monitor.functional.collapse import stable_rank as stable_rank
 from jepa_monitor.functional.conformal import benjamini_hochberg as benjamini_hochberg
 from jepa_monitor.functional.conformal import conformal_p_values as conformal_p_values
+from jepa_monitor.functional.contrast import change_contrast as change_contrast
+from jepa_monitor.functional.contrast import contrast_free as contrast_free
+from jepa_monitor.functional.contrast import contrast_slope as contrast_slope
+from jepa_monitor.functional.contrast import log_contrast as log_contrast
+from jepa_monitor.functional.correlation import pearson as pearson
+from jepa_monitor.functional.correlation import spearman as spearman
 from jepa_monitor.functional.dense_structure import dense_structure as dense_structure
 from jepa_monitor.functional.detection import auroc as auroc
 from jepa_monitor.functional.detection import average_precision as average_precision

@@ -146,6 +146,24 @@ class Gaussian:
             raise ValueError(f"`z` must have shape (B, {self.width}), got {tuple(z.shape)}.")
         return (matrix - self.mean) @ self.whitening
 
+    def scale_rows(self, rows: Tensor) -> Tensor:
+        """Change rows of a Jacobian to those with respect to whitened coordinates, J Σ^½.
+
+        Args:
+            rows: Shape (N, K).
+
+        Returns:
+            Rows in float64, shape (N, K).
+
+        Raises:
+            ValueError: If the rows have another width than the law.
+        """
+        matrix = as_matrix(rows, "rows", min_rows=0)
+        if matrix.shape[1] != self.width:
+            raise ValueError(f"`rows` must have shape (N, {self.width}), got {tuple(rows.shape)}.")
+        _, vectors = self._eigen
+        return (matrix @ vectors * self._variances.sqrt()) @ vectors.T
+
     @property
     def width(self) -> int:
         """Dimension K."""

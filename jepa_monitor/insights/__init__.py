@@ -10,9 +10,11 @@ from jepa_monitor.insights.gathering import Gatherer as Gatherer
 from jepa_monitor.insights.gathering import Sources as Sources
 from jepa_monitor.insights.look import Look as Look
 from jepa_monitor.insights.metric import MetricInsight as MetricInsight
+from jepa_monitor.insights.parts import CONTRASTED as CONTRASTED
 from jepa_monitor.insights.parts import FIRST_EMBEDDINGS as FIRST_EMBEDDINGS
 from jepa_monitor.insights.parts import LABELS as LABELS
 from jepa_monitor.insights.parts import OTHER_EMBEDDINGS as OTHER_EMBEDDINGS
+from jepa_monitor.insights.parts import Contrasted as Contrasted
 from jepa_monitor.insights.parts import Corrupted as Corrupted
 from jepa_monitor.insights.parts import Part as Part
 from jepa_monitor.insights.registry import INSIGHTS as INSIGHTS

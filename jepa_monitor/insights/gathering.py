@@ -130,10 +130,19 @@ class Gatherer:
         rest, base = self._base()
         self._law = None if base is None else Gaussian.fit(base)
         agreement = None
+        tried: dict[ScoreOptions, Spectra] = {}  # sketches of the first probe images
+
+        def sketched(images: Tensor, options: ScoreOptions) -> Spectra:
+            found = self.spectra(images, options)
+            if found.basis is not None:
+                tried[options] = found
+            return found
+
         if self._sketches():
             trial = self.sources.images[: self.sources.scored]
-            self.options, agreement = settle(self.options, trial, self.spectra)
-        self.probe, method = self._score(self.sources.images, self.sources.scored)
+            self.options, agreement = settle(self.options, trial, sketched)
+        known = tried.get(self.options)
+        self.probe, method = self._score(self.sources.images, self.sources.scored, known)
         if agreement is not None:
             method += f"; {agreement}"
         for stored in sorted(self.embedder.parameter_dtypes - {self.embedder.dtype}, key=str):
@@ -298,9 +307,15 @@ class Gatherer:
         base = embeddings[torch.isfinite(embeddings).all(1)].double()
         return embeddings, base if len(base) >= _LEAST_FITTED else None
 
-    def _score(self, images: Tensor, count: int) -> tuple[ScoredSet, str]:
+    def _score(
+        self, images: Tensor, count: int, known: Spectra | None = None
+    ) -> tuple[ScoredSet, str]:
+        """Score the first images of a set, of which the spectra of some may be known already."""
         scored = images[:count]
-        found = self.spectra(scored)
+        found = self.spectra(scored) if known is None else known
+        if len(found.embeddings) < len(scored):
+            more = self.spectra(scored[len(found.embeddings) :])
+            found = found.joined(more)
         rest = images[len(scored) :]
         embeddings = [found.embeddings]
         if len(rest):

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Generic, TypeVar
 import torch
 from torch import Tensor
 
+from jepa_monitor.functional.contrast import change_contrast
 from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -20,9 +21,11 @@ if TYPE_CHECKING:
     from jepa_monitor.insights.gathering import Gatherer
 
 __all__ = [
+    "CONTRASTED",
     "FIRST_EMBEDDINGS",
     "LABELS",
     "OTHER_EMBEDDINGS",
+    "Contrasted",
     "Corrupted",
     "FirstEmbeddings",
     "Labels",
@@ -144,7 +147,33 @@ class Corrupted(Part[dict[str, dict[int, Tensor]]]):
         }
 
 
+@dataclass(frozen=True)
+class Contrasted(Part[Tensor]):
+    """Scores of the first probe images with 5 % more contrast, (n,), by the rows of all scores.
+
+    Args:
+        samples: How many images, n.
+    """
+
+    samples: int = 8
+
+    source = "images (B, C, H, W)"
+
+    def gather(self, at: Gatherer) -> Tensor | None:
+        """Score them.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            The scores, or ``None`` if the inputs are no images.
+        """
+        images = at.probe.images[: self.samples]
+        return at.scores(change_contrast(images)) if images.ndim == 4 else None
+
+
 LABELS = Labels()
+CONTRASTED = Contrasted()
 FIRST_EMBEDDINGS = FirstEmbeddings()
 OTHER_EMBEDDINGS = OtherEmbeddings()
 

@@ -10,6 +10,7 @@ from jepa_monitor.insights.alignment import Alignment
 from jepa_monitor.insights.base import Insight
 from jepa_monitor.insights.clusters import Clusters
 from jepa_monitor.insights.collapse import Collapse
+from jepa_monitor.insights.contrast import Contrast
 from jepa_monitor.insights.dimension import Dimension
 from jepa_monitor.insights.ema import Ema
 from jepa_monitor.insights.generalisation import Generalisation
@@ -60,6 +61,7 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
     polarity = (Polarity(polarity_samples),) if polarity_samples else ()
     return (
         Score(),
+        Contrast(),
         LogDensity(),
         Spectrum(),
         Law(),

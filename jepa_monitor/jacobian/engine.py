@@ -54,6 +54,23 @@ class Spectra(NamedTuple):
     under_floor: Tensor
     basis: Tensor | None
 
+    def joined(self, more: Spectra) -> Spectra:
+        """Append those of other images, of the same rows.
+
+        Args:
+            more: What one pass over these has yielded.
+
+        Returns:
+            All, in this order.
+        """
+        return Spectra(
+            torch.cat([self.embeddings, more.embeddings]),
+            torch.cat([self.singular_values, more.singular_values]),
+            torch.cat([self.noise_floors, more.noise_floors]),
+            torch.cat([self.under_floor, more.under_floor]),
+            self.basis,
+        )
+
 
 def measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
     """Find how wide embeddings are, and what the graph of one image takes.
@@ -182,6 +199,7 @@ def spectra(
     options: ScoreOptions,
     reference: Gaussian | None = None,
     progress: Callable[[int], None] | None = None,
+    on_rows: Callable[[Tensor, Tensor], None] | None = None,
 ) -> Spectra:
     """Compute embeddings and singular values of the Jacobian of every image.
 
@@ -191,9 +209,14 @@ def spectra(
         options: How to score.
         reference: Law of the embeddings, for a whitened sketch.
         progress: Called after each chunk with the number of images that it held.
+        on_rows: Called with each chunk of images and its rows, (B, ...) and (B, R, D), in the order of
+            the images. It may take as much memory as they do.
 
     Returns:
         Embeddings and singular values, in the order of the images.
+
+    Raises:
+        MemoryError: If ``on_rows`` is given and the rows of one image do not fit.
     """
     device = images.device
     budget = options.max_memory or default_budget(device)
@@ -214,7 +237,12 @@ def spectra(
         done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
 
         count = width if basis is None else len(basis)
-        chunk, block = plan(one, graph, count, budget)
+        chunk, block = plan(one, graph, count, budget if on_rows is None else budget // 2)
+        if on_rows is not None and block < count:
+            raise MemoryError(
+                f"{count} rows of {one.nbytes} bytes each do not fit twice into {budget} bytes: "
+                "give `max_memory`, or sketch."
+            )
 
         def score(part: slice) -> None:
             inputs, rows = images[part].to(embedder.dtype), None
@@ -231,6 +259,8 @@ def spectra(
             finite = torch.isfinite(embeddings).all(1)
             values = torch.where(finite[:, None], values, torch.nan)
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
+            if on_rows is not None and rows is not None:
+                on_rows(inputs, rows)
             done.append((embeddings, values, floors, under))
 
         for part, _ in adaptive_chunks(len(images), chunk, score):

@@ -6,7 +6,7 @@ import math
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,6 +18,7 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.threads import faster_threads, using_threads
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.fibre import Fibre, InputLaw, fibre_terms, input_law
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
 from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.probes.images import visit_images
@@ -47,14 +48,20 @@ class LogDensity(NamedTuple):
     """The change of variables, term by term, in nats.
 
     Args:
-        log_density: Sum of the two others, (B,), float64.
+        log_density: Sum of the others, (B,), float64.
         jepa_score: Log-volume of the Jacobian, (B,), float64.
         log_prior: Log-density of the embedding under the reference's Gaussian, (B,), float64.
+        log_fibre: Log-density of what the encoder does not see, along the fibre, (B,), float64; with
+            ``fibre``.
+        fibre_energy: White energy of that per dimension, about 1 for images of the law, (B,),
+            float64; with ``fibre``.
     """
 
     log_density: Tensor
     jepa_score: Tensor
     log_prior: Tensor
+    log_fibre: Tensor | None = None
+    fibre_energy: Tensor | None = None
 
 
 def embed(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
@@ -298,6 +305,7 @@ def log_density(
     images: Tensor,
     reference: Any,
     *,
+    fibre: Literal["gaussian"] | InputLaw | None = None,
     pool: Pool = "auto",
     **options: Unpack[ScoreArguments],
 ) -> LogDensity:
@@ -311,22 +319,41 @@ def log_density(
     Gaussian embeddings (arXiv 2510.05949). For K < D, and for embeddings that are not Gaussian, the
     sum is a score of density, not a normalised one. How to check a sketch: see :func:`jepa_score`.
 
+    For K < D there is a third term, the density of x along its fibre, all that has the same embedding.
+    With ``fibre`` it is that of normal images: with :math:`u = \Sigma_x^{-1/2}(x - \mu_x)`, and
+    :math:`P` the projection onto the rows of :math:`J \Sigma_x^{1/2}`,
+
+    .. math::
+        \log p(x \mid f(x)) = \tfrac12 \log \frac{\det J \Sigma_x J^\top}{\det J J^\top}
+        - \tfrac12 \|u - Pu\|^2 - \tfrac12 (D - K) \log 2 \pi - \tfrac12 \log \det \Sigma_x.
+
+    The sum is the exact density for a linear encoder of normal images, and else as good as
+    that law is: in it blurred and dull images are likely, noise is not (``docs/theory.md``).
+
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
         images: (B, ...), floating point, as the encoder takes them.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader), whose
             first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`.
+        fibre: ``"gaussian"`` adds the fibre's term, by a normal law fitted to the images of
+            ``reference`` (the first 4096, of large images fewer): with a full covariance where they
+            are more than twice as many as D, else one that is diagonal in frequency
+            (:func:`~jepa_monitor.jacobian.fibre.fit_inputs`). Or such a law of flattened images.
+            ``None``: no such term.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         **options: See :class:`~jepa_monitor.ScoreOptions`.
 
     Returns:
-        ``(log_density, jepa_score, log_prior)``, each (B,), float64, in nats.
+        ``log_density``, ``jepa_score`` and ``log_prior``, each (B,), float64, in nats, and with
+        ``fibre`` also ``log_fibre`` and ``fibre_energy``, else ``None``.
 
     Raises:
         TypeError: If an argument is of the wrong type.
-        ValueError: If an argument is out of range, as for :func:`jepa_score`, or ``reference`` is
-            missing, empty or not finite.
+        ValueError: If an argument is out of range, as for :func:`jepa_score`, ``reference`` is
+            missing, empty or not finite, or ``fibre`` has no images to be fitted to, or is a law of
+            other images.
+        MemoryError: If with ``fibre`` the rows of one image do not fit into memory twice.
 
     Example:
         >>> import torch
@@ -339,6 +366,22 @@ def log_density(
     if reference is None:
         raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
     how = ScoreOptions(**options)
+    inputs = None
+    if fibre is not None:
+        images = check_images(images)
+        reference, inputs = input_law(fibre, reference, images[0], REFERENCE_IMAGES)
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     assert law is not None
-    return density_terms(spectra(embedder, images, how, law), law, how.eps)
+    if inputs is None:
+        return density_terms(spectra(embedder, images, how, law), law, how.eps)
+    terms: list[Fibre] = []
+
+    def add(some: Tensor, rows: Tensor) -> None:
+        terms.append(fibre_terms(some, rows, inputs, how.eps))
+
+    known = density_terms(spectra(embedder, images, how, law, on_rows=add), law, how.eps)
+    volume, rest, energy = (torch.cat(part).to(images.device) for part in zip(*terms, strict=True))
+    log_fibre = volume - known.jepa_score + rest
+    return LogDensity(
+        known.log_density + log_fibre, known.jepa_score, known.log_prior, log_fibre, energy
+    )

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.functional._checks import as_vector, require_same_shape
+from jepa_monitor.functional._intervals import correlation_interval
 from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.spectrum import log_volume
@@ -89,11 +90,8 @@ def sketch_agreement(sketched: Tensor, exact: Tensor, rows: int, width: int) -> 
     if spread <= resolution or float(ours.std()) <= resolution:
         return SketchAgreement(math.nan, math.nan, math.nan, *numbers)
     correlation = float(torch.corrcoef(torch.stack([ours, truth]))[0, 1].clamp(-1, 1))
-    centre = math.atanh(max(min(correlation, 1 - 1e-12), 1e-12 - 1))
-    half = 1.96 / math.sqrt(max(1, len(ours) - 3))
-    return SketchAgreement(
-        correlation, math.tanh(centre - half), math.tanh(centre + half), *numbers
-    )
+    lower, upper = correlation_interval(correlation, len(ours))
+    return SketchAgreement(correlation, lower, upper, *numbers)
 
 
 def settle(

@@ -15,6 +15,7 @@ from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights import (
+    CONTRASTED,
     LABELS,
     Gatherer,
     Insight,
@@ -272,17 +273,19 @@ class DensityMonitor:
         sets = [self.images, *self.ood.values()]
         sets += [] if self.reference is None else [self.reference]
         scored = sum(min(len(images), self.max_probe_samples) for images in sets)
-        worse = min(self.polarity_samples, self.max_probe_samples, len(self.images))
-        worse *= len(CORRUPTIONS) * len(SEVERITIES) * is_drawable(self.images)
+        most = min(self.max_probe_samples, len(self.images))
+        changed = min(self.polarity_samples, most) * is_drawable(self.images)
+        changed *= len(CORRUPTIONS) * len(SEVERITIES)
+        changed += min(CONTRASTED.samples, most) * (self.images.ndim == 4)
         views = VIEWS.views * min(VIEWS.samples, len(self.images)) * is_drawable(self.images)
         seen = f" and {views} views" if views else ""
-        few = min(TRIED, self.max_probe_samples, len(self.images))
-        exactly = 0 if rows is None or few < LEAST else few * (rows + width)
+        few = min(TRIED, most)
+        exactly = 0 if rows is None or few < LEAST else few * width
         checked = f", and {exactly} to check the sketch" if exactly else ""
         return (
-            f"a look embeds {sum(map(len, sets))} images{seen}, and scores {scored} of them and {worse} "
-            f"corrupted ones with {rows or width} backward passes each{checked}, "
-            f"{(rows or width) * (scored + worse) + exactly} in all."
+            f"a look embeds {sum(map(len, sets))} images{seen}, and scores {scored} of them and "
+            f"{changed} changed ones with {rows or width} backward passes each{checked}, "
+            f"{(rows or width) * (scored + changed) + exactly} in all."
         )
 
 

@@ -266,8 +266,8 @@ def test_the_console_says_what_a_look_takes(
     assert sorted(said) == [
         "CollapseCallback: a look embeds 16 images, forward passes only.",
         (
-            "JepaScoreCallback: a look embeds 64 images and 32 views, and scores 4 of them and 0 corrupted ones "
-            "with 12 backward passes each, 48 in all."
+            "JepaScoreCallback: a look embeds 64 images and 32 views, and scores 4 of them and 2 changed "
+            "ones with 12 backward passes each, 72 in all."
         ),
     ]
 

@@ -262,6 +262,36 @@ def marchenko_pastur(function: Any, ratio: float) -> float:
     return integrate.quad(lambda x: function(x) * density(x), low, high)[0]
 
 
+def correlated(prefix: str, value: float, variance: float) -> dict[str, float]:
+    """A correlation of the scored images with Fisher's interval."""
+    half = stats.norm.ppf(0.975) * np.sqrt(variance / (SCORED - 3))
+    low, high = np.tanh(np.arctanh(value) - half), np.tanh(np.arctanh(value) + half)
+    return {prefix: value, f"{prefix}_low": low, f"{prefix}_high": high}
+
+
+def of_contrast() -> dict[str, float]:
+    data = DATA["probe"][:SCORED].double()
+    mean = data.mean((2, 3), keepdim=True)
+    logs = np.log(np.linalg.norm((data - mean).flatten(1).numpy(), axis=1))
+    scores = clipped_sum(spectrum(encoder(0), data))
+    changed = clipped_sum(spectrum(encoder(0), (mean + 1.05 * (data - mean))[:8]))
+    slopes = (scores[:8] - changed) / np.log(1.05)
+    free = scores + slopes.mean() * logs
+    line = stats.linregress(logs, scores)
+    low, high = stats.pearsonr(logs, scores).confidence_interval(0.95)
+    found = quantiles("contrast_free", free) | {
+        "contrast/kappa": slopes.mean(),
+        "contrast/kappa_se": stats.sem(slopes),
+        "contrast/share": 1 - np.var(scores - line.slope * logs) / np.var(scores),
+        "contrast/share_low": 0 if low < 0 < high else min(low**2, high**2),
+        "contrast/share_high": max(low**2, high**2),
+    }
+    for name, values in (("", scores), ("_free", free)):
+        rho = stats.spearmanr(values, logs).statistic
+        found |= correlated(f"contrast/spearman{name}", rho, 1 + rho**2 / 2)
+    return found
+
+
 def of_collapse() -> dict[str, float]:
     z = embed(encoder(0), DATA["probe"])
     unit = z / np.linalg.norm(z, axis=1, keepdims=True)
@@ -530,7 +560,7 @@ def of_the_monitor() -> dict[str, float]:
 
 
 EXPECTED = (
-    of_the_jacobians, of_the_alignment, of_the_law, of_generalisation, of_polarity, of_collapse,
+    of_the_jacobians, of_the_alignment, of_the_law, of_generalisation, of_polarity, of_contrast, of_collapse,
     of_outliers, of_the_dark, of_the_neighbours, of_the_tasks, of_the_classes, of_the_quality, of_the_views, of_the_clusters, of_the_average, of_lidar, of_the_monitor,
     lambda: quantiles("log_density", detected("probe")["log_density"]),
 )  # fmt: skip
@@ -539,6 +569,8 @@ ROUGH = {
     "density/gaussianity_effect": 2e-3,
     "density/gaussianity_z": 0.35,
     "density/calibration_p": 0.02,
+    # Pixels of 24 bits, of which the slope divides a difference by log 1.05.
+    **dict.fromkeys(("contrast/kappa", "contrast/kappa_se", "contrast_free/std"), 1e-4),
 }
 CLOCKS = {"monitor/seconds"}
 
@@ -553,6 +585,10 @@ ELSEWHERE = {
     "outliers/<detector>_fence": "test_fences_take_the_place_of_few_reference_scores",
     **{
         f"quality/few_shot_10{end}": "test_ten_shots_take_ten_images_of_each_class"
+        for end in ("", "_low", "_high")
+    },
+    **{
+        f"contrast/outliers{end}": "test_unusual_contrast_is_counted_on_both_sides"
         for end in ("", "_low", "_high")
     },
     **{
@@ -593,7 +629,7 @@ def test_values_are_not_at_a_symmetric_point() -> None:
     assert trivial <= {
         "jepa_score/below_noise_floor", "monitor/nonfinite", "monitor/random",
         "monitor/failed_insights", "density/polarity_noise",
-        "density/polarity_blur", "density/polarity_shuffle",
+        "density/polarity_blur", "density/polarity_shuffle", "contrast/share_low",
         *(t for t in report() if t.startswith(("outliers/", "ood/"))),
     }  # fmt: skip
     assert 0 < report()["jepa_score/clipped"] < WIDTH
@@ -654,6 +690,30 @@ def test_ten_shots_take_ten_images_of_each_class() -> None:
     for tag, value in expected.items():
         assert scalars[tag] == pytest.approx(float(value), rel=1e-6), tag
     assert scalars["quality/few_shot_10"] > 0.3  # chance: 0.25
+
+
+def test_unusual_contrast_is_counted_on_both_sides() -> None:
+    probe, reference = images(60, 3), images(120, 4)
+    # Most of them far too dull, some too contrasted.
+    for some, factor in ((slice(20), 0.1), (slice(20, 25), 3.0)):
+        mean = probe[some].mean((2, 3), keepdim=True)
+        probe[some] = mean + factor * (probe[some] - mean)
+    monitor = DensityMonitor(probe, reference=reference, max_probe_samples=60)
+    scalars = monitor.evaluate(encoder(0)).scalars
+
+    def logs(data: Tensor) -> Array:
+        centred = data.double() - data.double().mean((2, 3), keepdim=True)
+        return np.log(np.linalg.norm(centred.flatten(1).numpy(), axis=1))
+
+    learned, usual = np.split(logs(reference[:60]), 2)
+    # The threshold is the least usual of 30, ⌊0.05 · 31⌋.
+    furthest = np.abs(usual - learned.mean()).max()
+    share = (np.abs(logs(probe) - learned.mean()) > furthest).mean()
+    assert 25 / 60 <= share < 1
+    law = stats.betabinom(60, 1, 30)
+    assert scalars["contrast/outliers"] == pytest.approx(share)
+    assert scalars["contrast/outliers_low"] == pytest.approx(law.ppf(0.025) / 60)
+    assert scalars["contrast/outliers_high"] == pytest.approx(law.ppf(0.975) / 60)
 
 
 @pytest.mark.parametrize("power", [1, 5])

@@ -177,7 +177,7 @@ def test_the_plan_counts_the_check() -> None:
         images(20, 3), reference=images(30, 4), max_probe_samples=10, options=sketch
     )
     plan = watched.plan(Counting())
-    assert "with 20 backward passes each, and 480 to check the sketch, 880 in all." in plan
+    assert "with 20 backward passes each, and 320 to check the sketch, 880 in all." in plan
     counted.clear()
     watched.evaluate(Counting())
-    assert sum(counted) == 880 + 8  # and two for each of four sets: do images mix?
+    assert sum(counted) == 880 + 10  # and two for each of five sets: do images mix?

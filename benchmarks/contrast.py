@@ -1,0 +1,126 @@
+"""How much of JEPA-SCORE is the contrast of the image, and what is left without it?
+
+    python benchmarks/contrast.py lejepa vicreg lejepa-conv     # a table of docs/theory.md
+    python benchmarks/contrast.py efficientnet-lite0 --rows 80 --images 48
+
+An encoder is `efficientnet-lite0` (see benchmarks/detectors.py) or `METHOD-STEM`: `lejepa`, `vicreg` or
+`ema`, trained here on the CIFAR-10 subset for `--steps` steps, as a ViT whose stem is the linear map of a
+patch, or with `-conv` convolutions with GroupNorm, with `-conv_batchnorm` BatchNorm. Needs
+JEPA_MONITOR_DATA.
+
+κ is the fall of the score per unit of log contrast, from 8 held-out images with 5 % more of it; R² and
+Spearman correlations are those of scores and log contrast over other held-out images, with 95 % intervals.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any
+
+import torch
+from _encoders import MEAN, METHODS, STD, data_folder, load_images, train
+from _results import circumstances, kept, parser, store
+from detectors import SIDE, Pixels, make_encoder
+from torch import Tensor, nn
+
+from jepa_monitor.functional import contrast_free, log_contrast, pearson, spearman
+from jepa_monitor.jacobian.contrast import contrast_free_score
+
+SLOPE = 8  # images
+
+
+def build(name: str, steps: int, seed: int, pixels: Tensor) -> nn.Module:
+    """Train or load an encoder of pixels."""
+    method, _, stem = name.partition("-")
+    if method not in METHODS:
+        return make_encoder(name, steps, seed, pixels)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    (last,) = train(method, (pixels - mean) / std, (steps,), seed=seed, stem=stem or "patch")
+    return Pixels(last.encoder, SIDE, MEAN, STD)
+
+
+def measure(encoder: nn.Module, images: Tensor, reference: Tensor, rows: int) -> dict[str, Any]:
+    """Slope, and what scores have to do with contrast."""
+    how: dict[str, Any] = {"method": "exact"}
+    if rows:
+        how = {"method": "sketch", "rows": rows, "reference": reference}
+    found = contrast_free_score(encoder, images, slope_samples=SLOPE, **how)
+    # The slope is measured on some images, and what it does is seen on others.
+    others, scores, contrast = (
+        images[SLOPE:],
+        found.jepa_score[SLOPE:],
+        log_contrast(images[SLOPE:]),
+    )
+    with torch.no_grad():
+        width = encoder(images[:1]).shape[1]
+    return {
+        "rows": rows or width,
+        "width": width,
+        "images": len(others),
+        "kappa": found.slope.mean,
+        "kappa_se": found.slope.error,
+        "score_sd": float(scores.std()),
+        "contrast_sd": float(contrast.std()),
+        "r": pearson(scores, contrast),
+        "spearman": spearman(scores, contrast),
+        "spearman_free": spearman(found.score[SLOPE:], contrast),
+        "spearman_full": spearman(contrast_free(scores, others, rows or width), contrast),
+    }
+
+
+def interval(values: Any) -> str:
+    return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
+
+
+def report(results: dict[str, Any]) -> None:
+    """Print the table."""
+    print(
+        "| encoder | seed | R of K | κ / R | R² with log r | Spearman of S | of S + κ log r | of S + R log r |"
+    )
+    print("|---" * 8 + "|")
+    for found in results["encoders"].values():
+        rows, (r, *ends) = found["rows"], found["r"]
+        squares = sorted(end**2 for end in ends)
+        squares = [0.0 if ends[0] < 0 < ends[1] else squares[0], squares[1]]
+        cells = [
+            found["encoder"],
+            str(found["seed"]),
+            f"{rows} of {found['width']}",
+            f"{found['kappa'] / rows:.2f} ± {found['kappa_se'] / rows:.2f}",
+            interval((r**2, *squares)),
+            *(interval(found[f"spearman{which}"]) for which in ("", "_free", "_full")),
+        ]
+        print("| " + " | ".join(cells) + " |")
+
+
+def main() -> None:
+    options = parser(__doc__)
+    options.add_argument("encoders", nargs="+")
+    options.add_argument("--seed", type=int, default=0, help="of the training")
+    options.add_argument("--steps", type=int, default=600, help="of the training, 64 images each")
+    options.add_argument("--images", type=int, default=104, help="held out; 8 of them for κ")
+    options.add_argument("--rows", type=int, default=0, help="of a whitened sketch; 0: all rows")
+    options.add_argument("--embedded", type=int, default=4096, help="images to whiten a sketch by")
+    args = options.parse_args()
+    torch.set_num_threads(args.threads)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    data = load_images(data_folder())
+    train_pixels, test_pixels = (part * std + mean for part in (data.train, data.test))
+    results = kept(args.out, circumstances(args.threads))
+    results.setdefault("encoders", {})
+    for name in args.encoders:
+        started = time.process_time()
+        encoder = build(name, args.steps, args.seed, train_pixels).eval()
+        reference = train_pixels[-args.embedded :]
+        found = measure(encoder, test_pixels[: args.images], reference, args.rows)
+        found |= {"encoder": name, "seed": args.seed, "steps": args.steps}
+        results["encoders"][f"{name}, seed {args.seed}"] = found
+        assert math.isfinite(found["kappa"])
+        print(f"{name}: {time.process_time() - started:.0f} s", flush=True)
+        store(args.out, results)
+    report(results)
+
+
+if __name__ == "__main__":
+    main()
