@@ -1,7 +1,8 @@
 """How much of JEPA-SCORE is the contrast of the image, and what is left without it?
 
     python benchmarks/contrast.py lejepa vicreg lejepa-conv     # a table of docs/theory.md
-    python benchmarks/contrast.py efficientnet-lite0 --rows 80 --images 48
+    python benchmarks/contrast.py efficientnet-lite0 --rows 80 --images 48 --embedded 1024
+    python benchmarks/contrast.py    # no encoder: what a law of the images says of them
 
 An encoder is `efficientnet-lite0` (see benchmarks/detectors.py) or `METHOD-STEM`: `lejepa`, `vicreg` or
 `ema`, trained here on the CIFAR-10 subset for `--steps` steps, as a ViT whose stem is the linear map of a
@@ -10,6 +11,7 @@ JEPA_MONITOR_DATA.
 
 κ is the fall of the score per unit of log contrast, from 8 held-out images with 5 % more of it; R² and
 Spearman correlations are those of scores and log contrast over other held-out images, with 95 % intervals.
+Without an encoder: the white energy of 200 held-out images under a law, diagonal in frequency, of 1024.
 """
 
 from __future__ import annotations
@@ -25,6 +27,7 @@ from detectors import SIDE, Pixels, make_encoder
 from torch import Tensor, nn
 
 from jepa_monitor.functional import contrast_free, log_contrast, pearson, spearman
+from jepa_monitor.functional.frequency_gaussian import FrequencyGaussian
 from jepa_monitor.jacobian.contrast import contrast_free_score
 
 SLOPE = 8  # images
@@ -69,6 +72,18 @@ def measure(encoder: nn.Module, images: Tensor, reference: Tensor, rows: int) ->
     }
 
 
+def white_energy(images: Tensor, reference: Tensor) -> None:
+    """Print how white images are under the law of others."""
+    law = FrequencyGaussian.fit(reference)
+    energy = law.whiten(images.flatten(1)).square().mean(1)
+    variances = torch.linalg.eigvalsh(law.spectrum)
+    share = variances / variances.max()
+    print(f"variances over the largest: {share.min():.1e} and more, {(share < 1e-6).sum()} of "
+          f"{law.width} under 1e-6, {law.floored} floored")  # fmt: skip
+    print(f"white energy a dimension: mean {energy.mean():.2f}, standard deviation {energy.std():.2f}, "
+          f"Spearman with contrast {interval(spearman(energy, log_contrast(images)))}")  # fmt: skip
+
+
 def interval(values: Any) -> str:
     return f"{values[0]:.2f} ({values[1]:.2f} to {values[2]:.2f})"
 
@@ -96,7 +111,7 @@ def report(results: dict[str, Any]) -> None:
 
 def main() -> None:
     options = parser(__doc__)
-    options.add_argument("encoders", nargs="+")
+    options.add_argument("encoders", nargs="*")
     options.add_argument("--seed", type=int, default=0, help="of the training")
     options.add_argument("--steps", type=int, default=600, help="of the training, 64 images each")
     options.add_argument("--images", type=int, default=104, help="held out; 8 of them for κ")
@@ -107,6 +122,9 @@ def main() -> None:
     mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
     data = load_images(data_folder())
     train_pixels, test_pixels = (part * std + mean for part in (data.train, data.test))
+    if not args.encoders:
+        white_energy(test_pixels[:200], train_pixels[:1024])
+        return
     results = kept(args.out, circumstances(args.threads))
     results.setdefault("encoders", {})
     for name in args.encoders:
