@@ -172,7 +172,7 @@ def run(place: pathlib.Path, script: str) -> str:
 CIFAR = "--config recipes/configs/lejepa_cifar10_cpu.yaml"
 # What has to be there before: checkpoints of a recipe, tables of scores.
 BEFORE = {
-    "docs/theory.md:1": "rm -rf runs",
+    "docs/theory.md:2": "rm -rf runs",
     "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa",
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
