@@ -149,7 +149,7 @@ def test_more_numbers_than_inputs_are_scored_exactly(call: object) -> None:
     auto = call(encoder, x, **settings, method="auto")
     exact = call(encoder, x, **settings, method="exact")
     for found, expected in zip(auto, exact, strict=True):
-        assert torch.equal(found, expected)
+        assert found is expected is None or torch.equal(found, expected)  # no `fibre`
     law = Gaussian.fit(encoder(reference).detach())
     assert row_count(ScoreOptions("auto"), 64, 64, whitened=True) == 16
     assert row_count(ScoreOptions("auto"), 64, 63, whitened=True) is None
