@@ -6,6 +6,7 @@ import pathlib
 import re
 
 import pytest
+import timm
 import torch
 from helpers import Tiny, images, loader, mlp, trainer
 
@@ -34,7 +35,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         images(160),
         reference=images(160, 2),
         ood={"dark": images(160) / 4},
-        insights=list(INSIGHTS),
+        insights=[name for name in INSIGHTS if name != "tokens"],
         labels=torch.arange(160) % 4,
         compare_with=mlp(192),
         online=mlp(192, 20),
@@ -48,8 +49,10 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     measured = DensityMonitor(images(160), insights=["dimension"], max_probe_samples=2)
     measured.memory["first_retrieval"] = -1.0  # dimensions wait until views find each other better
     report.scalars.update(measured.evaluate(mlp(192)).scalars)
+    vit = timm.create_model("test_vit", num_classes=0, img_size=8, patch_size=2)
+    tokens = DensityMonitor(images(16), insights=["tokens"], max_probe_samples=2).evaluate(vit)
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
-    logged = {*full.history[-1], *report.scalars, *quick} - {"step"}
+    logged = {*full.history[-1], *report.scalars, *quick, *tokens.scalars} - {"step"}
     assert len(logged) >= 90
     rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
     assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []

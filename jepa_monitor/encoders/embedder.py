@@ -20,6 +20,7 @@ from jepa_monitor.encoders.modules import modules_of, unwrap
 from jepa_monitor.encoders.pooling import Pool, check_pool, pool_output
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.sharding import check_whole, gather, tensor_at
+from jepa_monitor.encoders.tokens import EncoderTokens, encoder_tokens, join_tokens
 
 __all__ = ["Embedder"]
 
@@ -246,18 +247,41 @@ class Embedder:
             TypeError: If it takes integers.
             ValueError: If the output is not one floating-point embedding an image.
         """
+        return torch.cat(self._apart(images, lambda part: self._embed(part, self._seed)))
+
+    def tokens(self, images: Tensor) -> EncoderTokens:
+        """Give the patch tokens of images; only inside :meth:`run`, with the random numbers of a call.
+
+        Args:
+            images: (B, ...), of this embedder's dtype.
+
+        Returns:
+            The tokens, without their graph.
+
+        Raises:
+            TokenError: If the encoder has none; see :func:`encoder_tokens`.
+        """
+
+        def find(part: Tensor) -> EncoderTokens:
+            seed_all(self._seed, part.device)
+            return encoder_tokens(self._output, self.modules, part)
+
+        return join_tokens(self._apart(images, find))
+
+    def _apart(self, images: Tensor, pass_through: Callable[[Tensor], _T]) -> list[_T]:
+        """Pass images together, or one by one and each time afresh if the encoder is random."""
         if not self._measured:
             self._measured.append(self._movement(images[:_EMBEDDED_TWICE].detach()))
             if self.randomness:
                 self._tell()
                 self._start_afresh()
         if not self.randomness:
-            return self._embed(images, self._seed)
+            return [pass_through(images)]
         found = []
         for image in torch.split(images, 1):
-            found.append(self._embed(image, self._seed))
+            found.append(pass_through(image))
             self._start_afresh()
-        return torch.cat(found)
+        return found
 
     def _movement(self, images: Tensor) -> float:
         """Embed images twice, from different random states, and compare."""

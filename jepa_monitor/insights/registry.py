@@ -29,6 +29,7 @@ from jepa_monitor.insights.score import Score
 from jepa_monitor.insights.separation import Separation
 from jepa_monitor.insights.spectrum import Spectrum
 from jepa_monitor.insights.tasks import Tasks
+from jepa_monitor.insights.tokens import TokenHealth
 from jepa_monitor.insights.views import Consistency
 
 __all__ = ["INSIGHTS", "choose_insights", "default_insights"]
@@ -44,6 +45,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             Leverage(),
             Dimension(),
             Lidar(),
+            TokenHealth(),
         )
     }
 )

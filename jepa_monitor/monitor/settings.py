@@ -58,7 +58,8 @@ class MonitorSettings:
             their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
             (agreement with the first evaluation, and with ``compare_with``), ``"dimension"`` (intrinsic
             dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
-            of the pixels on which the lowest and the highest scores rest), insights of your own
+            of the pixels on which the lowest and the highest scores rest), ``"tokens"`` (patch tokens of
+            64 probe images and of a crop of each), insights of your own
             (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
