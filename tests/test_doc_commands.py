@@ -57,6 +57,7 @@ LEFT_OUT = {
     "curation": "scores thousands of images",
     "detectors": "takes the weights of other packages",
     "efficientnet-lite0": "takes the weights of other packages",
+    "tokens": "trains, and takes the weights of another package",
     "mnist": "downloads",
 }
 

@@ -299,10 +299,11 @@ def plot_components(found: TokenSet, count: int = _DRAWN) -> Figure:
     axes_of_all = principal_scores(flat, torch.finfo(tokens.dtype).eps)
     scores, variances = axes_of_all.scores[:, :3], axes_of_all.variances
     scores = scores * scores.pow(3).sum(0).sign()  # one of two signs, the same at the next look
-    shown = scores.view(len(tokens), -1, scores.shape[1])[: len(images)]
-    low, high = (shown.flatten(0, 1).quantile(q, dim=0) for q in (0.02, 0.98))
+    shown = scores.view(*tokens.shape[:2], scores.shape[1])[: len(images)]
     colours = torch.full((*shown.shape[:2], 3), 0.5, dtype=shown.dtype)  # grey where there is none
-    colours[..., : shown.shape[2]] = ((shown - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
+    if shown.shape[2]:
+        low, high = (shown.flatten(0, 1).quantile(q, dim=0) for q in (0.02, 0.98))
+        colours[..., : shown.shape[2]] = ((shown - low) / (high - low).clamp_min(1e-12)).clamp(0, 1)
     total = float(variances.sum())
     share = float(variances[:3].sum()) / total if total else 0.0
 
