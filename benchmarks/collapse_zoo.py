@@ -51,6 +51,7 @@ from jepa_monitor.monitor.alarm import (
     CollapseState,
     collapse_measures,
 )
+from jepa_monitor.monitor.training_images import TrainingImages
 from jepa_monitor.recipes.evaluation import knn_predict
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
@@ -95,14 +96,18 @@ def watch(job: tuple[str, str, int]) -> Run:
             "possible",
             "rankme",
             "std",
+            "duplicates",
         )
     }
     scores: list[list[float]] = []
     average = math.nan
     started = time.process_time()
+    training = TrainingImages()
 
-    def look(step: int, module: nn.Module, loss: float) -> None:
+    def look(step: int, module: nn.Module, loss: float, batch: Tensor | None) -> None:
         nonlocal average
+        if batch is not None:
+            training.see(batch)
         average = loss if math.isnan(average) else 0.9 * average + 0.1 * loss
         if step in SCORED:
             both: Tensor = jepa_score(module.encoder, torch.cat([held_out[:16], shuffled]))
@@ -123,9 +128,11 @@ def watch(job: tuple[str, str, int]) -> Run:
                 found = knn_predict(rounded[0], known_labels, rounded[1], k=5)
                 accuracies[i] = float((found == labels).double().mean())
         rank = float(rankme(z)) / isotropic_baseline(*z.shape).rankme if finite else 0.0
+        repeats = training.scalars().get("data/duplicates_low", math.nan)
+        training.forget()
         values = (
             step, average, *accuracies, measures.spread, measures.directions, measures.possible, rank,
-            measures.spread,
+            measures.spread, repeats,
         )  # fmt: skip
         for name, value in zip(columns, values, strict=True):
             columns[name].append(float(f"{value:.4g}") if math.isfinite(value) else None)
@@ -157,8 +164,12 @@ def measures_of(run: Run) -> list[CollapseMeasures]:
 
 def readings(run: Run, patience: int = PATIENCE) -> list[AlarmReading]:
     alarm = CollapseAlarm(patience)
-    looks = zip(run["looks"]["step"], measures_of(run), strict=True)
-    return [alarm.update(int(step), measures) for step, measures in looks]
+    repeats = [
+        {} if share is None else {"data/duplicates": share, "data/duplicates_low": share}
+        for share in run["looks"]["duplicates"]
+    ]
+    looks = zip(run["looks"]["step"], measures_of(run), repeats, strict=True)
+    return [alarm.update(int(step), *found) for step, *found in looks]
 
 
 def state_step(run: Run) -> int | None:

@@ -11,6 +11,7 @@ import torch
 from jepa_monitor.callbacks.averaging import averaged_encoder, follow_averaging
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
+    first_of,
     is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars
@@ -158,6 +159,20 @@ class EncoderCallback(ReadingCallback):
                 f"{type(self).__name__} at step {trainer.global_step}: {reading.reason}{ending}"
             )
 
+    def on_train_batch_start(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
+    ) -> None:
+        """Let a batch pass, and keep in mind whether its images differ.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            batch: As the training step gets it.
+            batch_idx: Its number.
+        """
+        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
+        self._story.see(first_of(batch, trainer.train_dataloader))
+
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin a new story, and refuse to write under the tags of another callback.
 
@@ -228,6 +243,7 @@ class EncoderCallback(ReadingCallback):
             prefix=self.prefix,
             own_tags=self.own_tags,
             processes=Processes(together),
+            batch_to_images=self.batch_to_images,
         )
 
     def _look(

@@ -8,7 +8,9 @@ import re
 import pytest
 import timm
 import torch
-from helpers import Tiny, images, loader, mlp, trainer
+from helpers import Tiny, images, mlp, trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
@@ -28,6 +30,19 @@ def test_the_table_of_tags_is_that_of_the_insights() -> None:
     assert table == render_table(all_rows()), "python -m jepa_monitor.monitor.tags"
 
 
+class Paired(Tiny):
+    """Takes two views of each image."""
+
+    def training_step(self, batch: list[list[Tensor]], batch_idx: int) -> Tensor:
+        return super().training_step(batch[0], batch_idx)
+
+
+def pairs() -> DataLoader:  # type: ignore[type-arg]
+    views = list(zip(images(40, 5), images(40, 6), strict=True))
+    data = [([a, b], label) for label, (a, b) in enumerate(views)]
+    return DataLoader(data, 8)  # type: ignore[arg-type]
+
+
 def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -> None:
     settings = {"max_probe_samples": 40, "polarity_samples": 4}
     full = JepaScoreCallback(
@@ -44,7 +59,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         **settings,
     )
     fast = CollapseCallback(mlp(192, 20), images(80), name="fast")
-    trainer(tmp_path, [full, fast], max_epochs=1).fit(Tiny(), loader())
+    trainer(tmp_path, [full, fast], max_epochs=1).fit(Paired(), pairs())
     report = DensityMonitor(images(80), **settings).evaluate(mlp(192))  # without a reference
     measured = DensityMonitor(images(160), insights=["dimension"], max_probe_samples=2)
     measured.memory["first_retrieval"] = -1.0  # dimensions wait until views find each other better

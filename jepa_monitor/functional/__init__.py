@@ -89,3 +89,5 @@ from jepa_monitor.functional.token_cosines import other_image_cosine as other_im
 from jepa_monitor.functional.token_norms import token_norms as token_norms
 from jepa_monitor.functional.token_rank import token_rank as token_rank
 from jepa_monitor.functional.two_nn import two_nn as two_nn
+from jepa_monitor.functional.variety import duplicate_share as duplicate_share
+from jepa_monitor.functional.variety import view_variety as view_variety

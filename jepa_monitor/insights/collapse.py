@@ -7,6 +7,7 @@ import math
 import torch
 from torch import Tensor
 
+from jepa_monitor.functional._directions import unit_rows
 from jepa_monitor.functional._spectrum import (
     covariance_eigenvalues,
     entropy_rank,
@@ -17,6 +18,7 @@ from jepa_monitor.functional._spectrum import (
 from jepa_monitor.functional.collapse import normalized_std, rankme
 from jepa_monitor.functional.hypersphere import mean_cosine, uniformity
 from jepa_monitor.functional.isotropic import isotropic_baseline
+from jepa_monitor.functional.variety import duplicate_share
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
 
@@ -48,6 +50,16 @@ class Collapse(Insight):
             "complete collapse",
             "free",
             "see below",
+        ),
+        Row(
+            ("collapse/same_pairs",),
+            "share of pairs of embeddings that are the same but for a hundredth of the variance, as they "
+            "are or in unit length, whichever is less; one over it is the effective number of points that they sit on",
+            "0 … 1",
+            "near 0",
+            "clusters that have become points",
+            "O(N²)",
+            "`duplicate_share`",
         ),
         Row(
             ("collapse/alpha_req", "collapse/alpha_req_r2"),
@@ -105,7 +117,7 @@ def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
         >>> z = torch.randn(256, 64, generator=torch.Generator().manual_seed(0))
         >>> scalars = collapse_scalars(z)
         >>> round(scalars["collapse/effective_rank"]), len(scalars)
-        (56, 13)
+        (56, 14)
     """
     finite = embeddings[torch.isfinite(embeddings).all(dim=1)]
     count, width = finite.shape
@@ -125,6 +137,10 @@ def collapse_scalars(embeddings: Tensor) -> dict[str, float]:
     scalars["collapse/normalized_std"] = normalized_std(finite).item()
     scalars["collapse/mean_cosine"] = mean_cosine(finite).item()
     scalars["collapse/uniformity"] = uniformity(finite).item()
+    # On the sphere a line is two points, and beside one large embedding all others are one.
+    both = (unit_rows(finite.double()), finite.double())
+    same = [duplicate_share([z - z.mean(dim=0)]).share.item() for z in both]
+    scalars["collapse/same_pairs"] = min(same)
     if len(eigenvalues) >= 15:  # ranks 11 to 15: the shortest window of α-ReQ
         fit = fit_power_law(eigenvalues, (11, 100))
         scalars["collapse/alpha_req"] = fit.alpha.item()

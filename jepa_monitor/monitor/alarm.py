@@ -9,12 +9,15 @@ varies from look to look (:mod:`jepa_monitor.monitor.noise`) must fall by more t
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.monitor.noise import NoisyMeasure
+from jepa_monitor.monitor.cause import REPEATED_PAIRS, Cause, find_cause
+from jepa_monitor.monitor.noise import LEAST_LOOKS, NoisyMeasure
+from jepa_monitor.monitor.returns import Returns
 from jepa_monitor.monitor.state import (
     MIN_SAMPLES,
     CollapseMeasures,
@@ -68,6 +71,10 @@ class AlarmReading(NamedTuple):
         measures: What was measured.
         lost: Share of the directions (effective rank of the unit embeddings) that the run once had and
             that is gone, 0 to 1: tells of a loss short of a collapse.
+        returns: How often directions were lost again after they had been won back.
+        return_steps: Mean number of steps from one such loss to the next; 0 if there were none.
+        from_start: Whether no look so far has found the encoder healthy.
+        cause: What is wrong, with the evidence and what to look at first; ``None`` where nothing is.
     """
 
     state: CollapseState
@@ -77,6 +84,10 @@ class AlarmReading(NamedTuple):
     reason: str
     measures: CollapseMeasures
     lost: float
+    returns: int = 0
+    return_steps: float = 0.0
+    from_start: bool = False
+    cause: Cause | None = None
 
     @property
     def scalars(self) -> dict[str, float]:
@@ -86,6 +97,9 @@ class AlarmReading(NamedTuple):
             "collapse/steps_in_state": float(self.steps_in_state),
             "collapse/alarm": float(self.alarm),
             "collapse/lost": self.lost,
+            "collapse/returns": float(self.returns),
+            "collapse/return_steps": self.return_steps,
+            "collapse/from_start": float(self.from_start),
         }
 
 
@@ -96,7 +110,8 @@ class CollapseAlarm:
     lasted ``patience_steps``. Once the run has recovered from a collapse, or has been healthy for
     ``patience_steps``, it gets no patience any more: the second look in a row that finds a collapse
     is an alarm. Moving between the two kinds of collapse does not start the count anew. The alarm
-    ends when two looks in a row find the encoder healthy.
+    ends when two looks in a row find the encoder healthy. Training images that repeat are an alarm at
+    the second look in a row that finds them, whatever the embeddings are like.
 
     Args:
         patience_steps: Training steps that the first collapse may last.
@@ -129,14 +144,23 @@ class CollapseAlarm:
         self._readings = 0  # in a row on the same side: healthy or collapsed
         self._confirmed = False  # whether the collapse at hand was seen often enough
         self._proven: str = ""  # why a collapse gets no patience
+        self._from_start = True  # no look was healthy yet
+        self._returns = Returns()
+        self._repeats = 0  # looks in a row that found the training images to repeat
 
-    def update(self, step: int, embeddings: Tensor | CollapseMeasures) -> AlarmReading:
+    def update(
+        self,
+        step: int,
+        embeddings: Tensor | CollapseMeasures,
+        scalars: Mapping[str, float] | None = None,
+    ) -> AlarmReading:
         """Take a look.
 
         Args:
             step: Training steps done; looks come in order. A second look at the same step replaces
                 the state, but confirms nothing.
             embeddings: Embeddings of held-out images, (N, K), N ≥ 16, or their measures.
+            scalars: What else the look has found, by tag, without prefix: evidence for the cause.
 
         Returns:
             State, alarm and why.
@@ -172,10 +196,27 @@ class CollapseAlarm:
             self._enter(step)
         else:
             self._recover(step)
+            self._from_start = False
+        self._returns.update(step, measures.directions, measures.possible, again)
+        known = dict(scalars or {})
+        if "data/duplicates_low" in known and not (again and self._repeats):
+            repeat = known["data/duplicates_low"] >= REPEATED_PAIRS
+            self._repeats = self._repeats + 1 if repeat else 0
         alarm, why = self._verdict(step)
-        lost = 1 - measures.directions / self._most_directions if self._most_directions else 0.0
-        reason = _sentence(state, measures, why)
-        return AlarmReading(state, self._since, step - self._since, alarm, reason, measures, lost)
+        reading = AlarmReading(
+            state,
+            self._since,
+            step - self._since,
+            alarm or self._repeats >= CONFIRMATIONS,
+            "",
+            measures,
+            lost=1 - measures.directions / self._most_directions if self._most_directions else 0.0,
+            returns=self._returns.count,
+            return_steps=self._returns.steps,
+            from_start=self._from_start,
+        )
+        cause = find_cause({**_seen(measures), **known, **reading.scalars})
+        return reading._replace(reason=_sentence(measures, cause, why), cause=cause)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.
@@ -194,6 +235,9 @@ class CollapseAlarm:
             "readings": self._readings,
             "confirmed": self._confirmed,
             "proven": self._proven,
+            "from_start": self._from_start,
+            "returns": self._returns.state_dict(),
+            "repeats": self._repeats,
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -212,6 +256,9 @@ class CollapseAlarm:
         self._readings = state_dict["readings"]
         self._confirmed = state_dict["confirmed"]
         self._proven = state_dict["proven"]
+        self._from_start = state_dict["from_start"]
+        self._returns.load_state_dict(state_dict["returns"])
+        self._repeats = state_dict["repeats"]
 
     def _enter(self, step: int) -> None:
         if self._phase is None:
@@ -221,7 +268,8 @@ class CollapseAlarm:
 
     def _recover(self, step: int) -> None:
         if self._phase is not None and self._readings >= CONFIRMATIONS:
-            if self._confirmed:
+            # Before there are enough looks, what falls and rises may be noise.
+            if self._confirmed and self._share.looks >= LEAST_LOOKS:
                 self._proven = "It had recovered from an earlier collapse."
             self._phase, self._confirmed = None, False
         if self._phase is None and step - self._since >= self.patience_steps and not self._proven:
@@ -247,31 +295,23 @@ class CollapseAlarm:
         )
 
 
-_ADVICE = {
-    CollapseState.HEALTHY: "",
-    CollapseState.DIMENSIONAL: (
-        "Check what decorrelates the dimensions (covariance term, SIGReg weight, centring or "
-        "sharpening), whether the task is too easy (masking, augmentation), and the data loader."
-    ),
-    CollapseState.COMPLETE: (
-        "Check what keeps the embeddings apart (stop-gradient, predictor, EMA momentum, variance "
-        "term, centring) and lower the learning rate."
-    ),
-}
+def _seen(measures: CollapseMeasures) -> dict[str, float]:
+    """Give the measures under the tags that stand for them, as far as there is anything finite."""
+    if measures.nonfinite and not measures.directions:
+        return {}
+    return {
+        "collapse/normalized_std": measures.spread,
+        "collapse/effective_rank": measures.directions,
+        "collapse/effective_rank_relative": measures.directions / measures.possible,
+    }
 
 
-def _sentence(state: CollapseState, seen: CollapseMeasures, why: str) -> str:
-    if seen.nonfinite and not seen.directions:
+def _sentence(seen: CollapseMeasures, cause: Cause | None, why: str) -> str:
+    if cause is None:
         found = (
-            f"{seen.nonfinite} of {seen.nonfinite + seen.samples} embeddings hold NaN or infinity"
+            f"The embeddings differ in about {seen.directions:.1f} directions of "
+            f"{seen.possible:.0f} possible."
         )
-    elif state == CollapseState.COMPLETE:
-        found = f"The embeddings point nearly the same way: normalised std {seen.spread:.2g} of 1"
-    else:
-        few = "only " if state else ""
-        found = (
-            f"The embeddings differ in {few}about {seen.directions:.1f} directions of "
-            f"{seen.possible:.0f} possible"
-        )
-    kind = {0: "", 1: " (dimensional collapse)", 2: " (complete collapse)"}[state]
-    return " ".join(part for part in (f"{found}{kind}.", why, _ADVICE[state]) if part)
+        return f"{found} {why}".strip()
+    name = cause.name[0].upper() + cause.name[1:]
+    return " ".join(part for part in (f"{name}.", cause.evidence, why, cause.first) if part)

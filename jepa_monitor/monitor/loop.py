@@ -67,6 +67,7 @@ class DensityWatch(Watch):
             patience_steps=patience_steps,
             strict=strict,
             processes=Processes(monitor.distributed),
+            batch_to_images=monitor.batch_to_images,
         )
         self.monitor = monitor
 

@@ -92,6 +92,7 @@ class DensityMonitor:
         self.insights: tuple[Insight, ...] = tuple(given.insights)
         self.detectors = choose_detectors(given.detectors)
         self.compare_with = given.compare_with
+        self.batch_to_images = given.batch_to_images
         self.distributed = distributed
         processes = Processes(distributed)
 

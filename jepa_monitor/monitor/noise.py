@@ -7,11 +7,15 @@ import statistics
 from collections import deque
 from typing import Any
 
-__all__ = ["NoisyMeasure"]
+__all__ = ["LEAST_LOOKS", "NoisyMeasure"]
 
 _RECENT = 100  # looks that the noise is estimated from
-_LEAST = 20  # with fewer no noise is assumed; a single fall spoils six of their differences
-_LAG = 3  # looks between those that are compared, as neighbours may be alike
+LEAST_LOOKS = 20  # with fewer no noise is assumed; a single fall spoils six of their differences
+_LAGS = (
+    1,
+    10,
+)  # looks between those that are compared; the longer one at most a sixth of the looks
+_MOST_ALIKE = 0.95  # correlation of neighbouring looks that is believed at most
 _DOUBT = 4.0  # standard deviations
 _EDGE = 1e-4  # of the logit scale
 
@@ -25,18 +29,50 @@ def _share(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
+def _scale(values: list[float], lag: int) -> float:
+    """Give the spread of second differences, whatever a few of them are."""
+    triples = zip(values, values[lag:], values[2 * lag :], strict=False)
+    bends = [before - 2 * middle + after for before, middle, after in triples]
+    middle = statistics.median(bends)
+    return 1.4826 * statistics.median(abs(bend - middle) for bend in bends)
+
+
+def _noise(values: list[float]) -> float:
+    """Give the standard deviation of stationary noise, raised by what is unknown of it."""
+    count = len(values)
+    if count < LEAST_LOOKS:
+        return 0.0
+    short, long = _LAGS[0], min(_LAGS[1], count // 6)
+    near, far = _scale(values, short), _scale(values, long)
+
+    def variance(alike: float, lag: int) -> float:
+        return 6 - 8 * alike**lag + 2 * alike ** (2 * lag)
+
+    # The ratio of the two grows with the correlation.
+    low, high = 0.0, _MOST_ALIKE
+    for _ in range(20):
+        alike = (low + high) / 2
+        less = far**2 * variance(alike, short) < near**2 * variance(alike, long)
+        low, high = (low, alike) if less else (alike, high)
+    sd = far / math.sqrt(variance(low, long))
+    return sd * (1 + math.sqrt((1 + low) / ((1 - low) * count)))
+
+
 class NoisyMeasure:
     r"""A measure from 0 to about 1, followed from look to look with its noise.
 
-    The noise is the standard deviation of its logits about whatever they follow: second differences
-    :math:`x_t - 2 x_{t-3} + x_{t-6}`, in which a steady rise or fall cancels, have a variance of
-    6 σ² where looks three apart are independent; their median absolute deviation ignores a sudden
-    fall. Noise that lasts longer than that is underestimated.
+    The noise is the standard deviation σ of its logits about whatever they follow, taken for stationary
+    with a correlation of φ from look to look. In second differences
+    :math:`x_t - 2 x_{t-l} + x_{t-2l}` a steady rise or fall cancels; their variance is
+    :math:`\sigma^2 (6 - 8 \varphi^l + 2 \varphi^{2l})`, and their median absolute deviation ignores a
+    sudden fall. A short and a long lag together tell φ and σ. As correlated looks tell less, σ is raised
+    by :math:`\sqrt{(1 + \varphi) / ((1 - \varphi)\, n)}` of itself.
     """
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=_RECENT)
         self._highest: float | None = None
+        self.noise = 0.0  # standard deviation of the logits; 0 for under 20 looks
 
     def update(self, value: float, again: bool = False) -> float:
         """Take a value.
@@ -52,20 +88,15 @@ class NoisyMeasure:
         if again and self._recent:
             self._recent.pop()
         self._recent.append(_logit(value))
+        self.noise = _noise(list(self._recent))
         self._highest = value if self._highest is None else max(self._highest, value)
         doubt = _DOUBT * self.noise
         return _share(_logit(value) + doubt) if doubt else value
 
     @property
-    def noise(self) -> float:
-        """Standard deviation of the logits, by their second differences; 0 for under 20 looks."""
-        values = list(self._recent)
-        if len(values) < _LEAST:
-            return 0.0
-        triples = zip(values, values[_LAG:], values[2 * _LAG :], strict=False)
-        bends = [before - 2 * middle + after for before, middle, after in triples]
-        middle = statistics.median(bends)
-        return 1.4826 * statistics.median(abs(bend - middle) for bend in bends) / math.sqrt(6)
+    def looks(self) -> int:
+        """How many values the noise is estimated from."""
+        return len(self._recent)
 
     @property
     def level(self) -> float:
@@ -90,3 +121,4 @@ class NoisyMeasure:
         """
         self._recent = deque(state_dict["recent"], maxlen=_RECENT)
         self._highest = state_dict["highest"]
+        self.noise = _noise(list(self._recent))

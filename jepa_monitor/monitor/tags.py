@@ -10,7 +10,7 @@ import sys
 from jepa_monitor.insights import Row
 from jepa_monitor.insights.table import all_insights, render_table
 
-__all__ = ["ALARM_ROWS", "MONITOR_ROWS", "all_rows"]
+__all__ = ["ALARM_ROWS", "DATA_ROWS", "MONITOR_ROWS", "all_rows"]
 
 ALARM_ROWS = (
     Row(
@@ -27,7 +27,7 @@ ALARM_ROWS = (
     ),
     Row(
         ("collapse/alarm",),
-        "1 once a collapse has outlasted `patience_steps`, or returned",
+        "1 once a collapse has outlasted `patience_steps`, or returned, or training images repeat",
         "0 or 1",
         "0",
         "",
@@ -43,6 +43,46 @@ ALARM_ROWS = (
         "a loss of directions, also one short of a collapse",
         "free",
         "[docs/collapse.md](collapse.md)",
+    ),
+    Row(
+        ("collapse/returns", "collapse/return_steps"),
+        "how often three tenths of the directions were lost again after they had been won back, and the "
+        "mean number of steps from one such loss to the next (0 where there were none)",
+        "≥ 0",
+        "0",
+        "a partial collapse that comes back every few thousand steps",
+        "free",
+        "[docs/collapse.md](collapse.md)",
+    ),
+    Row(
+        ("collapse/from_start",),
+        "1 while no look has found the encoder healthy: it was collapsed before training",
+        "0 or 1",
+        "0",
+        "initial weights, the last layer, pooling, the normalisation of the probe",
+        "free",
+    ),
+)
+DATA_ROWS = (
+    Row(
+        ("data/duplicates", "data/duplicates_low", "data/duplicates_high"),
+        "share of pairs of training images of one batch that are nearly the same, since the last "
+        "look, and the ends of its 95 % interval; one over it is the effective number of images",
+        "0 … 1",
+        "about one over the number of training images",
+        "a loader that repeats images; an empty image in many places",
+        "thumbnails of 256 images",
+        "`duplicate_share`",
+    ),
+    Row(
+        ("data/variety", "data/variety_low", "data/variety_high"),
+        "where batches hold two views of each image: share of the variance of their pixels that is "
+        "between images, not between views, and the ends of its 95 % interval",
+        "about 0 … 1",
+        "well above 0",
+        "near 0: the loader repeats one image under augmentation, or augmentation leaves nothing",
+        "the same",
+        "`view_variety`",
     ),
 )
 MONITOR_ROWS = (
@@ -101,7 +141,7 @@ def all_rows() -> list[Row]:
         The rows, in the order of the table.
     """
     rows = [row for insight in all_insights() for row in insight.rows]
-    return [*rows, *ALARM_ROWS, *MONITOR_ROWS]
+    return [*rows, *ALARM_ROWS, *DATA_ROWS, *MONITOR_ROWS]
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 from jepa_monitor.insights import Insight
 from jepa_monitor.monitor.alarm import CollapseState
+from jepa_monitor.monitor.cause import Cause, find_cause
 
 __all__ = ["Verdict", "judge"]
 
@@ -23,12 +24,14 @@ class Verdict(NamedTuple):
     Args:
         headline: The state of the embeddings, and since when.
         sentences: Why, and what the insights say.
-        alarming: Whether somebody should look: there is a collapse.
+        alarming: Whether somebody should look: there is a collapse, or training images repeat.
+        cause: What is wrong, with the evidence and what to look at first; ``None`` where nothing is.
     """
 
     headline: str
     sentences: tuple[str, ...]
     alarming: bool
+    cause: Cause | None = None
 
     def __str__(self) -> str:
         return " ".join([f"{self.headline}.", *self.sentences])
@@ -49,27 +52,18 @@ def judge(
     """
     state = scalars.get("collapse/state")
     sentences = [sentence for insight in insights if (sentence := insight.says(scalars))]
+    cause = find_cause(scalars)
+    if cause is not None:
+        waits = state and scalars.get("collapse/alarm") == 0
+        waiting = ["No alarm yet: an early collapse may pass."] if waits else []
+        sentences = [cause.evidence, *waiting, cause.first, *sentences]
     if state is None:
-        return Verdict("Too few images to tell a collapse", tuple(sentences), False)
+        return Verdict("Too few images to tell a collapse", tuple(sentences), False, cause)
     headline = _STATES[CollapseState(int(state))]
     lasted = scalars.get("collapse/steps_in_state")
     if step is not None and lasted is not None:
         headline += f" since step {step - lasted:.0f}"
-    if state == CollapseState.HEALTHY and not scalars.get("collapse/alarm"):
-        return Verdict(headline, tuple(sentences), False)
-    if not scalars.get("collapse/alarm"):
-        sentences.insert(0, "No alarm yet: an early collapse may pass.")
-    return Verdict(headline, (_cause(scalars), *sentences), True)
-
-
-def _cause(scalars: Mapping[str, float]) -> str:
-    """Say what the state was read from."""
-    spread = scalars.get("collapse/normalized_std")
-    ranks = (scalars.get(f"collapse/effective_rank{end}") for end in ("", "_relative"))
-    rank, relative = ranks
-    if spread is None or rank is None or relative is None:
-        return "Hardly any embedding is finite."
-    return (
-        f"The embeddings have a spread of {spread:.2g} of 1 and use {rank:.1f} directions, "
-        f"{relative:.0%} of what isotropic ones would."
-    )
+    if cause is not None and not headline.casefold().startswith(cause.name):
+        headline += f": {cause.name}"
+    alarming = bool(state or scalars.get("collapse/alarm") or (cause is not None and cause.red))
+    return Verdict(headline, tuple(sentences), alarming, cause)

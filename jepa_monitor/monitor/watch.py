@@ -22,6 +22,8 @@ from jepa_monitor.monitor.alarm import (
     CollapseAlarm,
     default_patience,
 )
+from jepa_monitor.monitor.training_images import TrainingImages
+from jepa_monitor.probes.images import BatchToImages
 
 __all__ = ["Evaluation", "Look", "Watch", "check_overhead"]
 
@@ -110,6 +112,7 @@ class Watch:
         prefix: Of all tags.
         own_tags: What the tags about the looks themselves begin with, after it.
         processes: Those that look together.
+        batch_to_images: Finds the images in a training batch; ``None`` for the usual places.
 
     Attributes:
         history: The scalars of all looks that succeeded, each with its ``step``.
@@ -131,6 +134,7 @@ class Watch:
         prefix: str = "",
         own_tags: str = "monitor/",
         processes: Processes | None = None,
+        batch_to_images: BatchToImages = None,
     ) -> None:
         self.who = who
         self.every_n_steps = every_n_steps
@@ -145,6 +149,7 @@ class Watch:
         self.skipped = 0
         self.last_step = -1
         self.memory: dict[str, Any] = {}
+        self._training: TrainingImages | None = TrainingImages(batch_to_images)
         self._asked = 0  # the step at which the cadence was last asked for
         self._decided = -1  # the step for which the time was last decided on
         self._put_off = False
@@ -216,6 +221,28 @@ class Watch:
         """
         return self._put_off and self.is_news(step)
 
+    def see(self, batch: Any) -> None:
+        """Let a training batch pass, so that the next look tells whether training images repeat.
+
+        Of a few batches between two looks the thumbnails of a few images are kept. It leaves no
+        trace and never raises unless ``strict``; call it with every batch, or not at all.
+
+        Args:
+            batch: As the training step gets it.
+        """
+        if self._training is None:
+            return
+        try:
+            self._training.see(batch)
+        except Exception as error:  # whatever a batch is made of
+            if self.strict:
+                raise
+            self._training = None
+            self.say(
+                f"{self.who} cannot tell whether the training images repeat: "
+                f"{type(error).__name__}: {error}"
+            )
+
     def look(self, step: int, evaluate: Callable[[], Evaluation]) -> Look:
         """Look, whatever happens; every process must call it when the others do.
 
@@ -228,10 +255,13 @@ class Watch:
         """
         self.last_step, self._put_off, self._asked = step, False, max(step, self._asked)
         began, found, reading = _seconds(), None, None
+        seen = self._seen()
         try:
             found = evaluate()
+            if len(found.embeddings):  # nobody else follows the same embeddings
+                found = found._replace(scalars={**found.scalars, **seen})
             if len(found.embeddings) >= MIN_SAMPLES:
-                reading = self.alarm.update(step, found.embeddings)
+                reading = self.alarm.update(step, found.embeddings, found.scalars)
         except Exception as error:  # whatever it is, it must not end the training
             if self.strict:
                 raise
@@ -321,6 +351,20 @@ class Watch:
         self._told = state_dict["told"]
         self._inverted = state_dict["inverted"]
         self.alarm.load_state_dict(state_dict["alarm"])
+
+    def _seen(self) -> dict[str, float]:
+        """Say how varied the training images since the last look were: where they were least so."""
+
+        def mine() -> dict[str, float]:
+            if self._training is None:
+                return {}
+            try:
+                return self._training.scalars()
+            finally:
+                self._training.forget()
+
+        seen = self.processes.gather(mine)
+        return max(seen, key=lambda found: found.get("data/duplicates", -1.0))
 
     def _begins(self, reading: AlarmReading | None, failed: bool) -> AlarmReading | None:
         """Find out whether an alarm begins, in any process: what they see may differ."""

@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["batch_images", "batch_labels"]
+__all__ = ["batch_images", "batch_labels", "batch_views"]
 
 # In the order of preference: the whole image before a view of it, large crops before small ones.
 _IMAGE_KEYS = (
@@ -18,6 +18,7 @@ _IMAGE_KEYS = (
     "video", "videos", "audio", "views", "view", "global_views", "global_crops",
     "collated_global_crops", "crops", "data",
 )  # fmt: skip
+_VIEW_KEYS = ("views", "global_views", "global_crops", "crops")
 _LABEL_KEYS = (
     "label", "labels", "target", "targets", "y", "class", "classes", "class_id", "cls",
     "fine_label", "category",
@@ -133,6 +134,65 @@ def batch_images(batch: Any) -> Tensor:
         "a usual name nor a single floating-point tensor of two or more dimensions. Pass "
         "`batch_to_images`, a function that takes a batch and returns the images, (B, ...)."
     )
+
+
+def batch_views(batch: Any) -> tuple[Tensor, Tensor] | None:
+    """Find two views of each image in a batch, where it says that it holds views.
+
+    They are the first two tensors of one shape in a list inside of the batch, as in ``([a, b], label)``,
+    or under a name such as ``views`` or ``global_crops``. Two tensors side by side in the batch itself
+    may be an image and its mask, and are no views.
+
+    Args:
+        batch: As for :func:`batch_images`.
+
+    Returns:
+        Both views, (B, ...) each, or ``None`` where there are none, or none for certain.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor.probes.finding import batch_views
+        >>> a, b, label = torch.rand(4, 3, 8, 8), torch.rand(4, 3, 8, 8), torch.arange(4)
+        >>> batch_views([[a, b], label])[1] is b, batch_views([a, b, label])
+        (True, None)
+    """
+    fields = _fields(batch)
+    if fields is not None:
+        named = [fields[key] for key in _VIEW_KEYS if key in fields]
+    elif isinstance(batch, list | tuple):
+        names = getattr(batch, "_fields", ())
+        named = [getattr(batch, key) for key in _VIEW_KEYS if key in names]
+        named = named or [part for part in batch if isinstance(part, list | tuple)]
+    else:
+        return None
+    for inside in named:
+        found = _two_alike(inside)
+        if found is not None:
+            return found
+    # A batch of several loaders, or a list of batches that hold views themselves.
+    nested = [batch_views(part) for part in named if not isinstance(part, Tensor)]
+    return next((found for found in nested if found is not None), None)
+
+
+def _two_alike(parts: Any) -> tuple[Tensor, Tensor] | None:
+    """Find two batches of images of one shape, side by side."""
+    fields = _fields(parts)
+    if fields is None and not isinstance(parts, list | tuple):
+        return None
+    held = list(parts if fields is None else fields.values())
+    images = []
+    for part in held:
+        fields = _fields(part)
+        if fields is not None:  # each view in a dict of its own
+            part = next((fields[key] for key in _IMAGE_KEYS if key in fields), None)
+        tensor = _tensor(part)
+        if tensor is not None and tensor.is_floating_point() and tensor.ndim >= 3:
+            images.append(tensor)
+    for position, first in enumerate(images):
+        for second in images[position + 1 :]:
+            if first.shape == second.shape:
+                return first, second
+    return None
 
 
 def batch_labels(batch: Any) -> Tensor | None:

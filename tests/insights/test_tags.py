@@ -319,7 +319,12 @@ def of_collapse() -> dict[str, float]:
     line = np.polyfit(x, y, 1, w=np.sqrt(1 / index))
     residual = y - np.polyval(line, x)
     cosines = cosine_similarity(z)[np.triu_indices(PROBE, 1)]
+    apart = pdist(unit, "sqeuclidean")
+    usual = 2 * unit.var(0).sum()
     return {
+        "collapse/same_pairs": (
+            apart <= 0.01 * usual
+        ).mean(),  # see the planted clusters of test_cause
         **{f"collapse/{name}": value for name, value in ranks.items()},
         **{f"collapse/{n}_relative": value / isotropic[n] for n, value in ranks.items()},
         "collapse/normalized_std": np.sqrt(WIDTH) * unit.std(0, ddof=1).mean(),
@@ -629,7 +634,7 @@ def test_values_are_not_at_a_symmetric_point() -> None:
     trivial = {tag for tag, value in report().items() if value in (0, 1)}
     assert trivial <= {
         "jepa_score/below_noise_floor", "monitor/nonfinite", "monitor/random",
-        "monitor/failed_insights", "density/polarity_noise",
+        "monitor/failed_insights", "collapse/same_pairs", "density/polarity_noise",
         "density/polarity_blur", "density/polarity_shuffle", "contrast/share_low",
         *(t for t in report() if t.startswith(("outliers/", "ood/"))),
     }  # fmt: skip

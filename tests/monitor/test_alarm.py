@@ -212,14 +212,13 @@ def test_reasons_say_what_was_seen_and_what_to_do() -> None:
     readings = story(50, "hccccccdd")
     assert readings[0].reason == "The embeddings differ in about 24.8 directions of 25 possible."
     assert "No alarm yet: for 10 steps of 50" in readings[2].reason
-    assert (
-        "The embeddings point nearly the same way: normalised std 0 of 1 (complete"
-        in readings[6].reason
+    assert readings[6].reason.startswith(
+        "Complete collapse. The embeddings point nearly the same way. They have a spread of 0 of 1 and"
     )
     assert "It has lasted 50 steps" in readings[6].reason
-    assert "Check what keeps the embeddings apart" in readings[6].reason
-    assert "only about 1.0 directions" in readings[7].reason
-    assert "Check what decorrelates the dimensions" in readings[7].reason
+    assert "Look first at what keeps the embeddings apart" in readings[6].reason
+    assert "use 1.0 directions" in readings[7].reason
+    assert "Look first at what decorrelates the dimensions" in readings[7].reason
     assert "had recovered from an earlier collapse" in story(50, "ccchhcc")[-1].reason
     assert "it was healthy for 50 steps and more" in story(50, "hhhhhhhcc")[-1].reason
 
@@ -232,6 +231,9 @@ def test_scalars_of_a_reading() -> None:
         "collapse/lost": pytest.approx(
             1 - 1 / 24.8, abs=0.01
         ),  # of about 24.8 directions one is left
+        "collapse/returns": 0.0,
+        "collapse/return_steps": 0.0,
+        "collapse/from_start": 0.0,
     }
 
 
@@ -346,10 +348,13 @@ def test_callback_logs_and_can_be_monitored(tmp_path: pathlib.Path) -> None:
         for name in (
             "rankme", "rankme_relative", "effective_rank", "effective_rank_relative",
             "participation_ratio", "participation_ratio_relative", "normalized_std", "mean_cosine",
-            "uniformity", "state", "steps_in_state", "alarm", "lost",
+            "uniformity", "same_pairs", "state", "steps_in_state", "alarm", "lost", "returns",
+            "return_steps", "from_start",
         )
     }  # fmt: skip
     assert set(callback.history[0]) == expected
+    data = {f"data/duplicates{end}" for end in ("", "_low", "_high")}
+    assert set(callback.history[-1]) == expected | data
     assert all(math.isfinite(value) for values in callback.history for value in values.values())
     embeddings = module.encoder.eval()(loader(16, 3).dataset.tensors[0])
     found = float(runner.callback_metrics["collapse/effective_rank"])
@@ -378,7 +383,7 @@ def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, settings: dict
 
 def test_warn_says_it_once(tmp_path: pathlib.Path) -> None:
     callback = CollapseCallback(every_n_steps=1, patience_steps=2)
-    with pytest.warns(UserWarning, match="complete collapse") as caught:
+    with pytest.warns(UserWarning, match="Complete collapse") as caught:
         runner = fit(tmp_path, callback, Collapsing())
     assert sum("complete collapse" in str(warning.message) for warning in caught) == 1
     assert runner.global_step == 12
@@ -423,7 +428,7 @@ def test_default_patience(planned: float, patience: int) -> None:
 
 def test_a_resumed_run_goes_on_with_its_alarm(tmp_path: pathlib.Path) -> None:
     whole = CollapseCallback(every_n_steps=1, patience_steps=6)
-    with pytest.warns(UserWarning, match="complete collapse"):
+    with pytest.warns(UserWarning, match="Complete collapse"):
         fit(tmp_path, whole, Collapsing(2), steps=12)
     first = CollapseCallback(every_n_steps=1, patience_steps=6)
     runner = fit(tmp_path, first, Collapsing(2), steps=6)
