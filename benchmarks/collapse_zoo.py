@@ -48,7 +48,6 @@ from jepa_monitor.monitor.alarm import (
     AlarmReading,
     CollapseAlarm,
     CollapseMeasures,
-    CollapseState,
     collapse_measures,
 )
 from jepa_monitor.monitor.training_images import TrainingImages
@@ -63,11 +62,12 @@ SCORED = (0, 60, 300, STEPS)
 LOSS_LOW, LOSS_HIGH = 0.02, 3.0
 
 # What the literature leads one to expect; where it leaves it open, both kinds count as right.
-EITHER = (CollapseState.DIMENSIONAL, CollapseState.COMPLETE)
-EXPECTED: dict[str, tuple[CollapseState, ...]] = {
-    "no covariance term": (CollapseState.DIMENSIONAL,),
+EITHER = ("dimensional", "complete")
+REPEATS = "images repeat"
+EXPECTED: dict[str, tuple[str, ...]] = {
+    "no covariance term": ("dimensional",),
     "learning rate × 100": EITHER,
-    "one image": EITHER,
+    "one image": (REPEATS,),
     "nothing masked": EITHER,
 }
 
@@ -176,11 +176,15 @@ def state_step(run: Run) -> int | None:
     return next((reading.since_step for reading in readings(run) if reading.state), None)
 
 
-def alarm_step(run: Run, patience: int = PATIENCE) -> tuple[int | None, CollapseState]:
+def alarm_step(run: Run, patience: int = PATIENCE) -> tuple[int | None, str]:
+    """Where the alarm rings, and what it names: a state, or images that repeat."""
     for step, reading in zip(run["looks"]["step"], readings(run, patience), strict=True):
         if reading.alarm:
-            return int(step), reading.state
-    return None, CollapseState.HEALTHY
+            repeats = (
+                reading.cause is not None and reading.cause.name == "the training images repeat"
+            )
+            return int(step), REPEATS if repeats else reading.state.name.lower()
+    return None, "–"
 
 
 def loss_step(run: Run) -> int | None:
@@ -243,8 +247,8 @@ class Judge:
         return next((int(step) for step, accuracy in pairs if accuracy < middle), None)
 
     def right_kind(self, run: Run) -> bool:
-        """Whether the state at the alarm is the expected one."""
-        expected = EXPECTED.get(run["fault"], (CollapseState.COMPLETE,))
+        """Whether what the alarm names is what was expected."""
+        expected = EXPECTED.get(run["fault"], ("complete",))
         return alarm_step(run)[1] in expected
 
     def in_time(self, run: Run, step: int | None) -> bool:
@@ -282,7 +286,7 @@ def report(runs: list[Run]) -> str:
             f"{sum(judge.ends_collapsed(r) for r in group)}/{len(group)}",
             span([state_step(r) for r in group]),
             span([step for step, _ in alarms]),
-            span(["–" if step is None else state.name.lower() for step, state in alarms]),
+            span([kind for _, kind in alarms]),
             span([judge.half_lost(r) for r in group]),
             *(span([judge.rules[rule](r) for r in group]) for rule in ("loss", "RankMe", "std")),
         ]
@@ -327,6 +331,15 @@ def summary(judge: Judge) -> str:
     flagged = [run for run in collapsed if alarm_step(run)[0] is not None]
     kinds = sum(judge.right_kind(run) for run in flagged)
     lines += ["", f"The alarm names the expected kind in {kinds} of {len(flagged)} flagged."]
+    others = [run for run in collapsed if run["fault"] != "one image"]
+    leads = [
+        (judge.rules["loss"](run) or STEPS + EVERY) - (alarm_step(run)[0] or STEPS + EVERY)
+        for run in others
+    ]
+    lines.append(
+        f"Its median lead over the loss without the runs that repeat one image: "
+        f"{statistics.median(leads) if leads else '–'} ({len(others)} runs)."
+    )
     for word, runs in (("healthy", judge.healthy), ("tuning, healthy", judge.tuning)):
         chosen = [run for run in runs if run["fault"] == "healthy"]
         for method in judge.level:
