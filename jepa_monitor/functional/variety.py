@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
@@ -16,6 +16,7 @@ __all__ = ["SIDE", "ShareInterval", "duplicate_share", "thumbnails", "view_varie
 
 SIDE = 8  # pixels of a thumbnail's side
 _NORMAL = 1.959964  # 97.5 % quantile
+_T = TypeVar("_T")
 
 
 class ShareInterval(NamedTuple):
@@ -162,7 +163,7 @@ def view_variety(batches: Sequence[tuple[Tensor, Tensor]]) -> ShareInterval:
     return ShareInterval(share, share - _NORMAL * error, share + _NORMAL * error)
 
 
-def _given(batches: Sequence[object]) -> Sequence[object]:
+def _given(batches: Sequence[_T]) -> Sequence[_T]:
     if not len(batches):
         raise ValueError("`batches` must hold at least one batch, got none.")
     return batches
