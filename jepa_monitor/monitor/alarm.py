@@ -313,5 +313,6 @@ def _sentence(seen: CollapseMeasures, cause: Cause | None, why: str) -> str:
             f"{seen.possible:.0f} possible."
         )
         return f"{found} {why}".strip()
-    name = cause.name[0].upper() + cause.name[1:]
-    return " ".join(part for part in (f"{name}.", cause.evidence, why, cause.first) if part)
+    return " ".join(
+        part for part in (f"Cause: {cause.name}.", cause.evidence, why, cause.first) if part
+    )

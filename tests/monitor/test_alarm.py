@@ -213,7 +213,7 @@ def test_reasons_say_what_was_seen_and_what_to_do() -> None:
     assert readings[0].reason == "The embeddings differ in about 24.8 directions of 25 possible."
     assert "No alarm yet: for 10 steps of 50" in readings[2].reason
     assert readings[6].reason.startswith(
-        "Complete collapse. The embeddings point nearly the same way. They have a spread of 0 of 1 and"
+        "Cause: complete collapse. The embeddings point nearly the same way. They have a spread of 0 of 1 and"
     )
     assert "It has lasted 50 steps" in readings[6].reason
     assert "Look first at what keeps the embeddings apart" in readings[6].reason
@@ -383,7 +383,7 @@ def test_training_is_bit_for_bit_the_same(tmp_path: pathlib.Path, settings: dict
 
 def test_warn_says_it_once(tmp_path: pathlib.Path) -> None:
     callback = CollapseCallback(every_n_steps=1, patience_steps=2)
-    with pytest.warns(UserWarning, match="Complete collapse") as caught:
+    with pytest.warns(UserWarning, match="complete collapse") as caught:
         runner = fit(tmp_path, callback, Collapsing())
     assert sum("complete collapse" in str(warning.message) for warning in caught) == 1
     assert runner.global_step == 12
@@ -428,7 +428,7 @@ def test_default_patience(planned: float, patience: int) -> None:
 
 def test_a_resumed_run_goes_on_with_its_alarm(tmp_path: pathlib.Path) -> None:
     whole = CollapseCallback(every_n_steps=1, patience_steps=6)
-    with pytest.warns(UserWarning, match="Complete collapse"):
+    with pytest.warns(UserWarning, match="complete collapse"):
         fit(tmp_path, whole, Collapsing(2), steps=12)
     first = CollapseCallback(every_n_steps=1, patience_steps=6)
     runner = fit(tmp_path, first, Collapsing(2), steps=6)

@@ -76,7 +76,7 @@ def test_a_collapse_of_a_healthy_run(broken: Tensor, name: str, evidence: str, f
     assert re.search(evidence, last.cause.evidence)
     assert first in last.cause.first
     assert last.cause.first.startswith("Look first at")
-    assert last.reason.startswith(name[0].upper() + name[1:])
+    assert last.reason.startswith(f"Cause: {name}.")
 
 
 def test_a_line_and_a_plane_are_no_clusters_and_one_large_embedding_makes_none() -> None:
@@ -169,7 +169,9 @@ def test_images_that_repeat_come_before_what_the_embeddings_are_like(
     if named:
         assert readings[-1].cause is not None
         assert readings[-1].cause.name == "the training images repeat"
-        assert readings[-1].reason.startswith("The training images repeat. 100% of the pairs")
+        assert readings[-1].reason.startswith(
+            "Cause: the training images repeat. 100% of the pairs"
+        )
     collapsed = run([*HEALTHY, cloud(K, 0, 0.03), cloud(K, 0, 0.03)], **tags)[-1].cause
     assert collapsed is not None
     assert (collapsed.name == "the training images repeat") == named
