@@ -50,9 +50,9 @@ def thumbnails(images: Tensor) -> Tensor:
     pixels = images.detach().float()
     if pixels.ndim == 2:
         return pixels
-    sides = [min(side, SIDE) for side in pixels.shape[-2:]]
+    height, width = (min(side, SIDE) for side in pixels.shape[-2:])
     maps = pixels.reshape(len(pixels), -1, *pixels.shape[-2:])
-    return F.adaptive_avg_pool2d(maps, sides).flatten(1)
+    return F.adaptive_avg_pool2d(maps, (height, width)).flatten(1)
 
 
 def duplicate_share(batches: Sequence[Tensor], tolerance: float = 0.01) -> ShareInterval:

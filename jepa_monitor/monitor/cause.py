@@ -209,4 +209,4 @@ def _same_by_chance(rank: float) -> float:
     import torch
 
     half = torch.tensor([max(rank, 1.0) / 2], dtype=torch.float64)
-    return torch.special.gammainc(half, 0.01 * half).item()
+    return float(torch.special.gammainc(half, 0.01 * half))
