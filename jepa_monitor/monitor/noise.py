@@ -17,11 +17,12 @@ _LAGS = (
 )  # looks between those that are compared; the longer one at most a sixth of the looks
 _MOST_ALIKE = 0.95  # correlation of neighbouring looks that is believed at most
 _DOUBT = 4.0  # standard deviations
-_EDGE = 1e-4  # of the logit scale
+# Ends of the logit scale. Above the higher one a measure is at its best, and where exactly means nothing.
+_EDGES = (1e-4, 0.95)
 
 
 def _logit(value: float) -> float:
-    inside = min(max(value, _EDGE), 1 - _EDGE)
+    inside = min(max(value, _EDGES[0]), _EDGES[1])
     return math.log(inside / (1 - inside))
 
 

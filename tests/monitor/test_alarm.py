@@ -195,7 +195,7 @@ def alarms(readings: list[AlarmReading]) -> str:
         ("cccchhhhh", "........."),  # the same from the first step on
         ("hccccccchh", "......!!!."),  # outlasts the patience; ends after two healthy looks
         ("hcdcdcdcdh", "......!!!!"),  # both kinds are one collapse
-        ("ccchhccc", "......!!"),  # returns after recovery
+        ("ccchhccc", "........"),  # passes within the first 20 looks, as noise may: patience anew
         ("ccchcchcc", ".....!!!!"),  # one healthy look is no recovery
         ("hchchchch", "........."),  # nothing is confirmed
         ("hhhhhhhcc", "........!"),  # established for 50 steps, then collapses
@@ -219,7 +219,7 @@ def test_reasons_say_what_was_seen_and_what_to_do() -> None:
     assert "Look first at what keeps the embeddings apart" in readings[6].reason
     assert "use 1.0 directions" in readings[7].reason
     assert "Look first at what decorrelates the dimensions" in readings[7].reason
-    assert "had recovered from an earlier collapse" in story(50, "ccchhcc")[-1].reason
+    assert "had recovered from an earlier collapse" in story(1000, "h" * 20 + "cchhcc")[-1].reason
     assert "it was healthy for 50 steps and more" in story(50, "hhhhhhhcc")[-1].reason
 
 
@@ -347,7 +347,8 @@ def test_callback_logs_and_can_be_monitored(tmp_path: pathlib.Path) -> None:
         f"collapse/{name}"
         for name in (
             "rankme", "rankme_relative", "effective_rank", "effective_rank_relative",
-            "participation_ratio", "participation_ratio_relative", "normalized_std", "mean_cosine",
+            "participation_ratio", "participation_ratio_relative", "stable_rank",
+            "stable_rank_relative", "normalized_std", "mean_cosine",
             "uniformity", "same_pairs", "state", "steps_in_state", "alarm", "lost", "returns",
             "return_steps", "from_start",
         )

@@ -76,3 +76,16 @@ def test_a_share_of_the_directions_that_is_lost_is_told() -> None:
         for i, directions in enumerate((10.0, 19.0, 7.0, 0.0))
     ]
     assert found == pytest.approx([0.0, 0.0, 12 / 19, 1.0])
+
+
+def test_a_measure_at_its_best_has_no_noise_and_its_fall_is_seen() -> None:
+    alarm = CollapseAlarm(patience_steps=1000)
+    generator = np.random.default_rng(3)
+    for look in range(60):
+        near_one = 1 + 0.005 * generator.normal(size=2)
+        healthy = CollapseMeasures(near_one[0], 60 ** near_one[1], 60.0, 512, 0)
+        assert not alarm.update(50 * look, healthy).alarm
+    found = [
+        alarm.update(50 * look, CollapseMeasures(0.05, 50.0, 60.0, 512, 0)) for look in (60, 61)
+    ]
+    assert [reading.alarm for reading in found] == [False, True]
