@@ -14,6 +14,7 @@ import numpy as np
 from torch import Tensor
 
 from jepa_monitor.insights import Insight
+from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.insights.dashboard import dashboard
 
 if TYPE_CHECKING:
@@ -87,13 +88,27 @@ def _image(figure: Figure) -> Image:
         return read(file).convert("RGB")
 
 
+def _add_figure(writer: Any, tag: str, figure: Figure, step: int) -> None:
+    events = getattr(writer, "file_writer", None)
+    small = tag.endswith("monitor/overview") and _takes(events, "add_summary", "summary")
+    if not small:
+        writer.add_figure(tag, figure, step, close=False)
+        return
+    # `add_figure` writes all colours of all pixels: four times as much at each look.
+    from tensorboard.compat.proto.summary_pb2 import Summary
+
+    width, height = figure.canvas.get_width_height()
+    image = Summary.Image(
+        height=height, width=width, colorspace=3, encoded_image_string=as_png(figure)
+    )
+    events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+
+
 def _figure_writer(logger: Any) -> Callable[[str, Figure, int], Any] | None:
     """Find out how a logger takes a figure under a tag and a step; ``None`` if it takes none."""
     writer = _writer(logger)
     if _takes(writer, "add_figure", "tag", "figure", "global_step", "close"):  # TensorBoard
-        return lambda tag, figure, step: writer.add_figure(
-            _named(logger, tag), figure, step, close=False
-        )
+        return lambda tag, figure, step: _add_figure(writer, _named(logger, tag), figure, step)
     # Weights & Biases, and who follows it: SwanLab, stable-pretraining's registry.
     if _takes(logger, "log_image", "key", "images", "step"):
         return lambda tag, figure, step: logger.log_image(tag, [_image(figure)], step=step)

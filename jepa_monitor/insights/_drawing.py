@@ -2,13 +2,20 @@
 
 from __future__ import annotations
 
+from io import BytesIO
+from typing import TYPE_CHECKING
+
 from torch import Tensor
 
-__all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "for_display", "is_drawable"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "as_png", "for_display", "is_drawable"]
 
 # Okabe and Ito's colours, which are apart for all eyes.
 LOW, HIGH, MUTED = "#D55E00", "#0072B2", "#777777"
 OOD_COLORS = [LOW, "#009E73", "#CC79A7", "#E69F00"]
+_PALETTE = 48
 
 
 def is_drawable(images: Tensor) -> bool:
@@ -35,3 +42,23 @@ def for_display(images: Tensor) -> Tensor:
     low = images.amin((0, 2, 3), keepdim=True)
     high = images.amax((0, 2, 3), keepdim=True)
     return ((images - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1)
+
+
+def as_png(figure: Figure) -> bytes:
+    """Draw a figure in a few dozen colours: a quarter of the bytes, and no curve looks different.
+
+    Args:
+        figure: The figure; a sheet of photographs wants more colours.
+
+    Returns:
+        A PNG file with a palette.
+    """
+    from PIL.Image import Dither, Quantize
+    from PIL.Image import open as read
+
+    with BytesIO() as full, BytesIO() as small:
+        figure.savefig(full, format="png")
+        picture = read(full).convert("RGB")
+        few = picture.quantize(_PALETTE, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
+        few.save(small, format="png", optimize=True)
+        return small.getvalue()

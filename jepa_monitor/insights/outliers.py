@@ -78,7 +78,10 @@ class Outliers(Insight):
         Panel(
             "outliers",
             "share below the 5 % quantile of the reference",
-            ("outliers/(?!expected|alarm|.*_(low|high|fence|listed)$).+$",),
+            (
+                "outliers/combined$",
+                "outliers/(?!expected|alarm|.*_(low|high|fence|listed)$).+$",
+            ),
             healthy=("outliers/log_density_low", "outliers/log_density_high"),
         ),
     )

@@ -6,6 +6,7 @@ import math
 import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 import torch
@@ -24,10 +25,12 @@ if TYPE_CHECKING:
 __all__ = ["plot_overview"]
 
 _COLUMNS = 4
-_MOST = 12  # panels of curves
+_MOST = 13  # panels of curves
+_FIRST = ("advice", "quality", "collapse", "outliers")  # pages of panels; the others follow
+_SHOWN = 4  # images of each end
 _LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
 _MARKERS = "os^D"
-_BAND = "#DDEBF5"
+_BAND, _SICK = "#DDEBF5", "#F9DDCC"
 
 Looks = Sequence[Mapping[str, float]]
 
@@ -55,8 +58,8 @@ def plot_overview(
 
     panels = _panels(insights, looks)[:_MOST]
     pictures = is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0]) > 0
-    cells = len(panels) + 1 + pictures
-    rows = -(-cells // _COLUMNS)
+    cells = len(panels) + 1
+    rows = -(-(cells + pictures) // _COLUMNS)
     figure = Figure(figsize=(8, 1.15 + 1.45 * rows), facecolor="white", dpi=100)
     height = figure.get_figheight()
     color = LOW if verdict.alarming else HIGH
@@ -72,28 +75,42 @@ def plot_overview(
         hspace=0.62, wspace=0.26,
     )  # fmt: skip
     places = [figure.add_subplot(grid[n // _COLUMNS, n % _COLUMNS]) for n in range(cells)]
+    sick = _sick(looks)
     for axes, (panel, tags) in zip(places, panels, strict=False):
         _curves(axes, panel, tags, looks)
-    _spectra(places[len(panels)], look, spectra)
-    if pictures:
-        _images(places[-1], look)
+        for start, end in sick:
+            axes.axvspan(start, end, color=_SICK, zorder=0.5, linewidth=0)
+    _spectra(places[-1], look, spectra)
+    if pictures:  # what is left of the last row
+        first = cells % _COLUMNS
+        _images(figure.add_subplot(grid[-1, first:]), look, beside=first < _COLUMNS - 1)
     return figure
+
+
+def _sick(looks: Looks) -> list[tuple[float, float]]:
+    """Between which steps the embeddings were not healthy: from look to look."""
+    known = [(look["step"], look["collapse/state"]) for look in looks if "collapse/state" in look]
+    return [
+        (start, end)
+        for (start, state), (end, following) in pairwise(known)
+        if min(state, following) > 0
+    ]
 
 
 def _panels(insights: Iterable[Insight], looks: Looks) -> list[tuple[Panel, list[str]]]:
     """Find the tags of each panel, and leave out panels without any."""
     known = dict.fromkeys(tag for look in looks for tag in look)
     found = []
-    for insight in insights:
-        for panel in insight.panels:
-            if panel.band:
-                tags = [tag for tag in panel.tags if tag in known]
-                tags = tags if len(tags) == len(panel.tags) else []
-            else:
-                tags = [tag for tag in known if any(re.match(p, tag) for p in panel.tags)]
-            if tags:
-                found.append((panel, tags[: 3 if panel.band else len(_LINES)]))
-    return found
+    for panel in (panel for insight in insights for panel in insight.panels):
+        if panel.band:
+            tags = [tag for tag in panel.tags if tag in known]
+            tags = tags if len(tags) == len(panel.tags) else []
+        else:
+            tags = list(dict.fromkeys(t for p in panel.tags for t in known if re.match(p, t)))
+        if tags:
+            found.append((panel, tags[: 3 if panel.band else len(_LINES)]))
+    rank = {page: n for n, page in enumerate(_FIRST)}
+    return sorted(found, key=lambda each: rank.get(each[0].page, len(rank)))
 
 
 def _values(looks: Looks, tag: str) -> tuple[list[float], list[float]]:
@@ -169,15 +186,16 @@ def _spectra(axes: Axes, look: Look, spectra: Mapping[int, Tensor] | None) -> No
     _frame(axes, "mean log σₖ over k, dark: last")
 
 
-def _images(axes: Axes, look: Look) -> None:
-    """The four least likely images above the four most likely ones."""
+def _images(axes: Axes, look: Look, beside: bool) -> None:
+    """The least likely images, and the most likely ones beside or below them."""
     shown = for_display(look.probe.images)
-    rows = [shown[index] for index in extremes(look.probe.scores, 4)]
-    strips = [torch.cat(list(row), 1) for row in rows]
-    gap = torch.ones(max(1, shown.shape[1] // 8), *strips[0].shape[1:])
-    sheet = torch.cat([strips[0], gap, strips[1]])
+    low, high = (torch.cat(list(shown[index]), 1) for index in extremes(look.probe.scores, _SHOWN))
+    gap = max(1, shown.shape[1] // 8)
+    space = torch.ones(*((low.shape[0], gap) if beside else (gap, low.shape[1])), low.shape[2])
+    sheet = torch.cat([low, space, high], 1 if beside else 0)
     # As many pixels as there is room for: more are only bytes.
-    scale = max(1, math.ceil(sheet.shape[1] / 160))
+    scale = max(1, math.ceil(sheet.shape[1] / (160 * (1 + beside))))
     axes.imshow(sheet[::scale, ::scale].numpy(), cmap="gray", interpolation="nearest")
     axes.set_title("least likely, most likely", fontsize=6.5, pad=2, loc="left")
+    axes.set_anchor("NW")
     axes.set_axis_off()

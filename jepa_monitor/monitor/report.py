@@ -7,7 +7,6 @@ import html
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from io import BytesIO
 from typing import TYPE_CHECKING
 
 from torch import Tensor
@@ -15,6 +14,7 @@ from torch import Tensor
 from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import Insight, Look
+from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.insights.score import extremes
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, collapse_state
 from jepa_monitor.monitor.verdict import Verdict, judge
@@ -137,9 +137,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show verdict and overview in a notebook."""
-        with BytesIO() as file:
-            self.overview().savefig(file, format="png")
-            picture = base64.b64encode(file.getvalue()).decode()
+        picture = base64.b64encode(as_png(self.overview())).decode()
         words = html.escape(str(self.verdict))
         return f'<img alt="{words}" src="data:image/png;base64,{picture}"><p>{self.method}</p>'
 

@@ -57,6 +57,8 @@ def judge(
         waits = state and scalars.get("collapse/alarm") == 0
         waiting = ["No alarm yet: an early collapse may pass."] if waits else []
         sentences = [cause.evidence, *waiting, cause.first, *sentences]
+    if cost := _cost(scalars):
+        sentences.append(cost)
     if state is None:
         return Verdict("Too few images to tell a collapse", tuple(sentences), False, cause)
     headline = _STATES[CollapseState(int(state))]
@@ -67,3 +69,11 @@ def judge(
         headline += f": {cause.name}"
     alarming = bool(state or scalars.get("collapse/alarm") or (cause is not None and cause.red))
     return Verdict(headline, tuple(sentences), alarming, cause)
+
+
+def _cost(scalars: Mapping[str, float]) -> str:
+    """Say what the looks cost, once a run has gone on long enough to tell."""
+    seconds, share = (scalars.get(f"monitor/{name}") for name in ("seconds", "overhead"))
+    if seconds is None or share is None:
+        return ""
+    return f"This look took {seconds:.2g} s, all of them {share:.1%} of the run."

@@ -136,7 +136,12 @@ def test_a_run_is_told_in_words_when_they_change_and_drawn_at_each_look(
     events = EventAccumulator(logger.log_dir, {"images": 0, "tensors": 0})
     events.Reload()
     looks = len(callback.history)
-    assert len(events.Images("run/monitor/overview")) == looks == 5
+    drawn = events.Images("run/monitor/overview")
+    assert len(drawn) == looks == 5
+    picture = Image.open(io.BytesIO(drawn[-1].encoded_image_string))
+    assert picture.mode == "P"
+    assert picture.size == (drawn[-1].width, drawn[-1].height)
+    assert max(len(each.encoded_image_string) for each in drawn) < 40_000
     told = events.Tensors("run/monitor/verdict/text_summary")
     words = [event.tensor_proto.string_val[0].decode() for event in told]
     assert words[0].startswith("Healthy since step 0.")
