@@ -91,7 +91,7 @@ def _image(figure: Figure) -> Image:
 def _add_figure(writer: Any, tag: str, figure: Figure, step: int) -> None:
     events = getattr(writer, "file_writer", None)
     small = tag.endswith("monitor/overview") and _takes(events, "add_summary", "summary")
-    if not small:
+    if events is None or not small:
         writer.add_figure(tag, figure, step, close=False)
         return
     # `add_figure` writes all colours of all pixels: four times as much at each look.
