@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["plot_overview"]
 
 _COLUMNS = 4
-_MOST = 13  # panels of curves
+_MOST = 19  # panels of curves
 _FIRST = ("advice", "quality", "collapse", "outliers")  # pages of panels; the others follow
 _SHOWN = 4  # images of each end
 _LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
