@@ -97,6 +97,7 @@ def test_an_overview_has_the_verdict_every_panel_and_the_images() -> None:
         polarity_samples=4,
         insights=[Mine()],
         labels=torch.arange(40) % 4,
+        online=mlp(192, 20),
     )
     report = monitor.evaluate(mlp(192))
     figure = report.overview()
