@@ -9,6 +9,7 @@ import lightning.pytorch as pl
 from torch import nn
 
 __all__ = [
+    "USUAL_NAMES",
     "EncoderSpec",
     "find_encoder",
     "find_training_data",
@@ -30,7 +31,7 @@ _EMA_NAMES = (
     *_AVERAGED,
 )
 _TRAINED = ("context", "student", "online")
-_USUAL_NAMES = (
+USUAL_NAMES = (
     *_EMA_NAMES,
     *(f"{kind}{body}" for body in _BODIES[:4] for kind in ("", *(f"{k}_" for k in _TRAINED))),
     "encoder_q",
@@ -100,7 +101,7 @@ def _usual_part(module: nn.Module, names: tuple[str, ...], depth: int) -> tuple[
                 return f"{name}.{part}", candidate[part]
             continue
         inside = depth > 0 and _is_opened(candidate)
-        part_of = _usual_part(candidate, _USUAL_NAMES, depth - 1) if inside else None
+        part_of = _usual_part(candidate, USUAL_NAMES, depth - 1) if inside else None
         if part_of is not None:
             return f"{name}.{part_of[0]}", part_of[1]
         if _is_callable(candidate):
@@ -109,7 +110,7 @@ def _usual_part(module: nn.Module, names: tuple[str, ...], depth: int) -> tuple[
 
 
 def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
-    found = _usual_part(pl_module, _USUAL_NAMES, 2)
+    found = _usual_part(pl_module, USUAL_NAMES, 2)
     if found is not None:
         return found
     seen = [f"{name} ({type(child).__name__})" for name, child in pl_module.named_children()]

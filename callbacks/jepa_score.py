@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import dataclasses
-import re
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
-from torch import Tensor
 
 from jepa_monitor._settings import divide, takes
 from jepa_monitor.callbacks.discovery import EncoderSpec
@@ -19,6 +16,7 @@ from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.callbacks.twins import find_online
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
+from jepa_monitor.monitor.memory import is_news, remember_spectrum
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.report import Report
@@ -30,9 +28,6 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["JepaScoreCallback"]
-
-_FAN = 12  # spectra in one picture
-
 
 _DEFAULTS: dict[str, Any] = {"polarity_samples": 8, "max_overhead": 0.05}
 
@@ -200,10 +195,7 @@ class JepaScoreCallback(PacedCallback):
         ]
         report = dataclasses.replace(found.report, scalars=found.report.scalars | looks[-1])
         verdict = report.judge(looks[-1]["step"])
-        # In other words, not in other numbers: those are curves.
-        words = re.sub(r"[0-9.]+", "#", str(verdict))
-        if self._story.memory.get("words") != words:
-            self._story.memory["words"] = words
+        if is_news(self._story.memory, verdict):
             log_text(trainer.loggers, f"{self.prefix}monitor/verdict", str(verdict), x)
             rank_zero_info(f"{type(self).__name__} at step {trainer.global_step}: {verdict}")
         if takes_pictures(trainer.loggers):
@@ -263,14 +255,6 @@ class JepaScoreCallback(PacedCallback):
 
     def _fan(self, step: int, report: Report) -> dict[str, Figure]:
         """Draw the mean spectra of up to a dozen evaluations, this one among them."""
-        values = report.probe.singular_values
-        values = values[torch.isfinite(values).all(1)]
-        if not len(values):
-            return {}
-        drawn: dict[int, Tensor] = self._story.memory.setdefault("spectra", {})
-        drawn[step] = values.clamp_min(self.settings.score_options.eps).log().mean(0).float()
-        if len(drawn) > _FAN:
-            steps = sorted(drawn)
-            gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
-            del drawn[steps[1 + gaps.index(min(gaps))]]
-        return {"jacobian/spectra": plot_spectra(drawn, self.settings.score_options.eps)}
+        eps = self.settings.score_options.eps
+        drawn = remember_spectrum(self._story.memory, step, report.probe.singular_values, eps)
+        return {"jacobian/spectra": plot_spectra(drawn, eps)} if drawn else {}

@@ -1,0 +1,146 @@
+"""Which checkpoint to keep: in go the looks of a run, out come a step, why, and how sure.
+
+The rule: of the looks that found the encoder healthy while no alarm was on, the last; a single one amid a
+collapse does not count, as it does not end the alarm. Of a run that was healthy to its end that is the last
+look; of one that collapsed, the last before it did. It rests on spread
+and rank of embeddings alone, which tell a broken checkpoint from a sound one, and not which of two sound
+ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+__all__ = ["Keep", "collapse_began", "which_to_keep"]
+
+_MANY = 3  # looks, of which fewer are no course of a run
+
+
+class Keep(NamedTuple):
+    """Which checkpoint to keep.
+
+    Args:
+        step: Of its look; ``None`` if none can be named.
+        why: In a sentence.
+        sure: How sure that is, in a sentence or two.
+    """
+
+    step: int | None
+    why: str
+    sure: str
+
+    def __str__(self) -> str:
+        return f"{self.why} {self.sure}"
+
+
+def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> Keep:
+    """Choose among the looks of a run.
+
+    Args:
+        looks: Scalars by tag, without prefix, each with its ``step``; in order. ``collapse/state`` and
+            ``collapse/alarm`` decide; looks without a state are passed over.
+        unit: What ``step`` counts.
+
+    Returns:
+        The last look with state 0 and no alarm, unless the look before it was collapsed and the one
+        after it is not healthy either, or not there.
+
+    Raises:
+        ValueError: If a look has no ``step``, or they are not in order.
+
+    Example:
+        >>> run = [{"step": s, "collapse/state": float(s > 20), "collapse/alarm": float(s > 30)}
+        ...        for s in (10, 20, 30, 40)]
+        >>> which_to_keep(run).step
+        20
+    """
+    _check(looks)
+    told = [look for look in looks if "collapse/state" in look]
+    if not told:
+        return Keep(None, "No checkpoint can be named.", "No look had images enough to tell.")
+    sound = [look for n, look in enumerate(told) if _is_sound(told, n)]
+    if not sound:
+        return Keep(
+            None,
+            "None: no look found the encoder healthy for more than a moment.",
+            f"Sure, as far as looks go: there was none before {unit} {told[0]['step']:.0f}.",
+        )
+    chosen, last = sound[-1], told[-1]
+    step = int(chosen["step"])
+    if chosen is not last:
+        after = next(look for look in told if look["step"] > chosen["step"])
+        alarmed = any(look.get("collapse/alarm") for look in told if look["step"] > step)
+        later = "What came later was collapsed"
+        later += "" if alarmed else ", which is no alarm yet and may pass"
+        return Keep(
+            step,
+            f"The last that was healthy, at {unit} {step}.",
+            f"{later}: spread and rank say so, and of how useful it is they say nothing. It may have "
+            f"begun to fail unseen: nothing was looked at until {unit} {after['step']:.0f}"
+            f"{_lost(chosen)}.",
+        )
+    if len(told) < _MANY:
+        few = "one look shows" if len(told) == 1 else f"{len(told)} looks show"
+        return Keep(step, f"The last, at {unit} {step}.", f"Not sure: {few} no course of a run.")
+    return Keep(
+        step,
+        f"The last, at {unit} {step}.",
+        "It is not collapsed. Whether an earlier one is more useful, spread and rank do not tell: only "
+        f"a task does{_lost(chosen)}.",
+    )
+
+
+def collapse_began(looks: Sequence[Mapping[str, float]]) -> int | None:
+    """Find where the collapse began that an alarm told last.
+
+    Args:
+        looks: As :func:`which_to_keep` takes them.
+
+    Returns:
+        The step of its first look, counted as the alarm counts: a single healthy look does not end a
+        collapse, two in a row do. ``None`` if there was no alarm.
+
+    Raises:
+        ValueError: As :func:`which_to_keep`.
+    """
+    _check(looks)
+    began: int | None = None
+    found: int | None = None
+    healthy = 0
+    for look in looks:
+        if "collapse/state" not in look:
+            continue
+        healthy = 0 if look["collapse/state"] else healthy + 1
+        if healthy >= 2:
+            began = None
+        elif look["collapse/state"] and began is None:
+            began = int(look["step"])
+        if look.get("collapse/alarm"):
+            found = began
+    return found
+
+
+def _is_sound(looks: Sequence[Mapping[str, float]], n: int) -> bool:
+    if looks[n]["collapse/state"] or looks[n].get("collapse/alarm"):
+        return False
+    rises = n > 0 and looks[n - 1]["collapse/state"] > 0
+    lasts = n + 1 < len(looks) and looks[n + 1]["collapse/state"] == 0
+    return lasts or not rises
+
+
+def _lost(look: Mapping[str, float]) -> str:
+    """Mention that directions were being lost, where a quarter of them was."""
+    lost = look.get("collapse/lost", 0.0)
+    return (
+        f"; {lost:.0%} of the most directions that the run has had were gone" if lost > 0.25 else ""
+    )
+
+
+def _check(looks: Sequence[Mapping[str, float]]) -> None:
+    steps = [look.get("step") for look in looks]
+    if any(step is None for step in steps):
+        raise ValueError(f"`looks` must each have a `step`, got {steps}.")
+    if any(b < a for a, b in itertools.pairwise(steps)):  # type: ignore[operator]
+        raise ValueError(f"`looks` must be in order of `step`, got {steps}.")

@@ -1,0 +1,57 @@
+"""What a run remembers from look to look for its pictures and words: in go looks, out comes what is new."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import MutableMapping
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.monitor.verdict import Verdict
+
+__all__ = ["is_news", "remember_spectrum"]
+
+_FAN = 12  # spectra in one picture
+
+
+def is_news(memory: MutableMapping[str, Any], verdict: Verdict) -> bool:
+    """Say whether a verdict is in other words, not in other numbers, than the last: those are curves.
+
+    Args:
+        memory: Of the run; takes the words.
+        verdict: Of the look at hand.
+
+    Returns:
+        Whether it is.
+    """
+    words = re.sub(r"[0-9.]+", "#", str(verdict))
+    before, memory["words"] = memory.get("words"), words
+    return bool(before != words)
+
+
+def remember_spectrum(
+    memory: MutableMapping[str, Any], step: int, singular_values: Tensor, eps: float
+) -> dict[int, Tensor]:
+    """Keep the mean spectra of up to a dozen looks, well apart and this one among them.
+
+    Args:
+        memory: Of the run; takes the spectra.
+        step: Training steps done.
+        singular_values: Of the probe, (B, r).
+        eps: Singular values below it count as it.
+
+    Returns:
+        Means of their logarithms, (r,), by step; empty if none of them is finite.
+    """
+    values = singular_values[torch.isfinite(singular_values).all(1)]
+    if not len(values):
+        return {}
+    drawn: dict[int, Tensor] = memory.setdefault("spectra", {})
+    drawn[step] = values.clamp_min(eps).log().mean(0).float()
+    if len(drawn) > _FAN:
+        steps = sorted(drawn)
+        gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
+        del drawn[steps[1 + gaps.index(min(gaps))]]
+    return drawn
