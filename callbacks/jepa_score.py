@@ -16,11 +16,11 @@ from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.callbacks.twins import find_online
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
-from jepa_monitor.monitor.memory import is_news, remember_spectrum
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
+from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_table
 from jepa_monitor.monitor.watch import Evaluation
 
 if TYPE_CHECKING:
@@ -182,7 +182,7 @@ class JepaScoreCallback(PacedCallback):
             self._laid_out = self._story
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
-            log_dashboard(trainer.loggers, self.prefix, self._settings(self.monitor), watched)
+            log_dashboard(trainer.loggers, self.prefix, settings_table(self.monitor), watched)
         if found is None or found.report is None:
             return
         own = len(self.prefix)
@@ -239,19 +239,6 @@ class JepaScoreCallback(PacedCallback):
                 f"{error} Pass `reference`."
             )
             return monitor
-
-    def _settings(self, monitor: DensityMonitor) -> str:
-        reference, ood = monitor.reference, monitor.ood
-        rows = {
-            "probe": f"{len(monitor.images)} images",
-            "reference": "none" if reference is None else f"{len(reference)} images",
-            "out of distribution": ", ".join(ood) or "none",
-            "scored of each": monitor.max_probe_samples,
-            "options": monitor.options,
-        }
-        return "\n".join(
-            ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
-        )
 
     def _fan(self, step: int, report: Report) -> dict[str, Figure]:
         """Draw the mean spectra of up to a dozen evaluations, this one among them."""

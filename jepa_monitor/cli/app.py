@@ -15,8 +15,10 @@ from typing import Any
 from jepa_monitor.cli.comparison import compare
 from jepa_monitor.cli.curation import curate
 from jepa_monitor.cli.options import Option, Parser, options_of
+from jepa_monitor.cli.replay import EXAMPLES as _REPLAY
+from jepa_monitor.cli.replay import replay
 from jepa_monitor.cli.reporting import report
-from jepa_monitor.cli.settings import ModelSettings, Settings
+from jepa_monitor.cli.settings import ModelSettings, ReplaySettings, Settings
 from jepa_monitor.jacobian.options import ScoreOptions
 
 __all__ = ["COMMANDS", "Command", "score"]
@@ -226,6 +228,18 @@ def _run_score(given: dict[str, Any]) -> int:
     return score(**{name: given[name] for name in names & given.keys()}, **records)
 
 
+def _run_replay(given: dict[str, Any]) -> int:
+    records = {
+        "model_settings": _record(ModelSettings, given),
+        "options": _record(ScoreOptions, given, method="auto"),
+        "settings": _record(ReplaySettings, given),
+    }
+    names = inspect.signature(replay).parameters.keys() - records.keys() - {"checkpoints"}
+    words = {name: given[name] for name in names & given.keys()}
+    problems = replay(given.get("checkpoints", []), **words, **records)
+    return SKIPPED if problems else DONE
+
+
 def _run_report(given: dict[str, Any]) -> int:
     place = report(**given)
     from jepa_monitor.cli.console import printed
@@ -256,4 +270,5 @@ COMMANDS = {
     "report": Command(report, _run_report, _REPORT),
     "compare": Command(compare, _run_compare, _COMPARE),
     "curate": Command(curate, _run_curate, _CURATE),
+    "replay": Command(replay, _run_replay, _REPLAY, (ModelSettings, ScoreOptions, ReplaySettings)),
 }

@@ -6,6 +6,7 @@ import importlib
 import inspect
 import pickle
 import sys
+import zipfile
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from torch import Tensor
 from torchvision.transforms import v2
 
 from jepa_monitor._extras import missing_of
+from jepa_monitor.cli.errors import first_line
 from jepa_monitor.cli.loaded import (
     LoadedEncoder,
     channels_of,
@@ -23,26 +25,58 @@ from jepa_monitor.cli.loaded import (
 )
 from jepa_monitor.cli.settings import ModelSettings
 
-__all__ = ["from_checkpoint"]
+__all__ = ["from_checkpoint", "read_file"]
 
 _RECIPES = "jepa_monitor.recipes"
+
+
+def read_file(path: str | Path, trust_pickle: bool = False) -> dict[str, Any]:
+    """Read a file of tensors, which are brought into memory when they are used.
+
+    Args:
+        path: Of what ``torch.save`` wrote, or of a ``.safetensors`` file.
+        trust_pickle: Unpickle whatever is in it, which runs its author's code.
+
+    Returns:
+        Its dict.
+
+    Raises:
+        ValueError: If it holds none, or is not safe to load; says why, to follow the file's name.
+    """
+    if not Path(path).is_file():
+        raise ValueError("is not there.")
+    try:
+        if str(path).endswith(".safetensors"):
+            from safetensors.torch import load_file
+
+            return dict(load_file(path))
+        loaded = torch.load(
+            path,
+            map_location="cpu",
+            weights_only=not trust_pickle,
+            mmap=zipfile.is_zipfile(path),
+        )
+    except pickle.UnpicklingError as error:
+        raise ValueError(
+            "is no checkpoint, or holds more than tensors and numbers, and "
+            "loading that runs code of its author. If you trust the file, set `trust_pickle`. "
+            f"({str(error).splitlines()[0]})"
+        ) from error
+    except Exception as error:  # of damaged files, each has its own
+        raise ValueError(f"cannot be read: {first_line(error)}") from error
+    if isinstance(loaded, dict):
+        return loaded
+    raise ValueError(f"is no checkpoint: it holds a {type(loaded).__name__}, not a dict.")
 
 
 def _read_checkpoint(path: str, settings: ModelSettings) -> dict[str, Any]:
     if not Path(path).is_file():
         raise ValueError(f"`model`: there is no checkpoint {path!r}.")
     try:
-        loaded = torch.load(path, map_location="cpu", weights_only=not settings.trust_pickle)
-    except pickle.UnpicklingError as error:
-        raise ValueError(
-            f"`model`: {path!r} is no checkpoint, or holds more than tensors and numbers, and "
-            "loading that runs code of its author. If you trust the file, set `trust_pickle`. "
-            f"({str(error).splitlines()[0]})"
-        ) from error
-    except (RuntimeError, EOFError, OSError) as error:
-        reason = str(error).split("\n")[0] or type(error).__name__
-        raise ValueError(f"`model`: {path!r} cannot be read: {reason}") from error
-    if not (isinstance(loaded, dict) and "state_dict" in loaded):
+        loaded = read_file(path, settings.trust_pickle)
+    except ValueError as error:
+        raise ValueError(f"`model`: {path!r} {error}") from error
+    if "state_dict" not in loaded:
         raise ValueError(f"`model`: {path!r} is no Lightning checkpoint: it has no `state_dict`.")
     return loaded
 

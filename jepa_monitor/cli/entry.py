@@ -50,7 +50,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return _failed(parser.spell(str(error)), FAILED)
     except OSError as error:
         place = f": {error.filename!r}" if error.filename else ""
-        kept = ". What is done is kept: the same command goes on" if name == "score" else ""
+        kept = (
+            ". What is done is kept: the same command goes on"
+            if name in ("score", "replay")
+            else ""
+        )
         return _failed(f"{error.strerror or error}{place}{kept}", FAILED)
     except MemoryError as error:
         return _failed(parser.spell(str(error)) or "there is not enough memory", FAILED)

@@ -54,8 +54,13 @@ class LoadedEncoder:
         return {
             "name": self.name,
             "weights": digest.hexdigest(),
-            "preprocessing": re.sub(r" at 0x[0-9a-f]+", "", repr(self.transform)),
+            "preprocessing": self.preprocessing,
         }
+
+    @property
+    def preprocessing(self) -> str:
+        """The transform in words, which are the same in every process."""
+        return re.sub(r" at 0x[0-9a-f]+", "", repr(self.transform))
 
 
 def plain_transform(

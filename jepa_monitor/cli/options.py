@@ -63,7 +63,8 @@ def options_of(what: Any, positional: bool = False) -> list[Option]:
 
     Args:
         what: A function or a dataclass.
-        positional: Whether those without a default are told by their place.
+        positional: Whether those without a default are told by their place; positional-only ones
+            always are.
 
     Returns:
         The options, in order. Arguments that are records themselves are left out.
@@ -76,6 +77,7 @@ def options_of(what: Any, positional: bool = False) -> list[Option]:
         if any(dataclasses.is_dataclass(kind) for kind in kinds):
             continue
         placed = positional and parameter.default is inspect.Parameter.empty
+        placed = placed or parameter.kind is inspect.Parameter.POSITIONAL_ONLY
         found.append(Option(name, kinds, parameter.default, texts[name], placed))
     return found
 
@@ -191,7 +193,8 @@ class Parser(argparse.ArgumentParser):
             option.text,
         ).replace("%", "%%")
         if option.positional:
-            group.add_argument(option.name, metavar=option.name.upper(), help=text)
+            several = "*" if list[str] in option.kinds else None
+            group.add_argument(option.name, metavar=option.name.upper(), help=text, nargs=several)
             return
         if option.required:
             text += " (required)"

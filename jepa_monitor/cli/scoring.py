@@ -54,7 +54,7 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.jacobian.memory import default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["check_request", "score_dataset"]
+__all__ = ["check_request", "find_device", "score_dataset"]
 
 _REFERENCE_IMAGES = 4096  # as of `log_density`
 _LEAST_IMAGES = 2  # of a reference, whose law has a variance
@@ -193,7 +193,7 @@ def check_request(
     """
     if out is not None:
         check_place(check_format(out), "out")
-    device = _device(settings.device)
+    device = find_device(settings.device)
     if settings.download:  # by one process, before the others look
         processes = Processes(together=True)
         names = (data, reference) if processes.rank == 0 else ()
@@ -268,7 +268,18 @@ def _claim(
     return run.claim(json.loads(json.dumps(identity)), planned)
 
 
-def _device(name: str) -> torch.device:
+def find_device(name: str) -> torch.device:
+    """Find a device by name.
+
+    Args:
+        name: Such as ``cuda:1``; ``auto`` for a GPU if there is one.
+
+    Returns:
+        The device.
+
+    Raises:
+        ValueError: If it cannot be used.
+    """
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:

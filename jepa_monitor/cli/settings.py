@@ -8,7 +8,7 @@ import os
 
 from jepa_monitor._checks import check_positive, check_positive_int
 
-__all__ = ["ModelSettings", "Settings"]
+__all__ = ["ModelSettings", "ReplaySettings", "Settings"]
 
 _WORKERS_A_CPU = 16  # more only take each other's memory
 
@@ -127,12 +127,78 @@ class Settings:
                 raise TypeError(f"`{name}` must be an integer, got {value!r}.")
             if value < 0:
                 raise ValueError(f"`{name}` must be at least 0, got {value}.")
-        most = _WORKERS_A_CPU * (os.cpu_count() or 1)
-        if self.workers > most:
-            raise ValueError(
-                f"`workers` must be at most {most} on this machine of {os.cpu_count()} CPUs, "
-                f"got {self.workers}."
-            )
+        _check_most(self.workers)
         if self.fence is not None:
             check_positive(self.fence, "fence")
         check_positive_int(self.max_pixels, "max_pixels")
+
+
+@dataclasses.dataclass(frozen=True)
+class ReplaySettings:
+    """How to look at each checkpoint: the defaults are those of the callback.
+
+    Args:
+        ood: Images that should look unlikely, each NAME=DATA, where DATA is named as ``data`` is;
+            default: none.
+        insights: What else to measure: alignment, tasks, separation (these two by the labels of the
+            data), neighbors; default: nothing.
+        detectors: What tells outliers: names of the registry, or package.module:Class of a detector of
+            your own; default: all that have a name.
+        max_probe_samples: How many images of each set to score.
+        max_embedding_samples: How many images of each set to embed.
+        polarity_samples: How many images to score again in corrupted versions; 0 for none.
+        pool: How outputs become an embedding an image: auto, mean, cls or flatten.
+        shuffle: Draw the probe at random by this number, as one does with files that are sorted by
+            class; default: the first images.
+        patience_steps: Steps that a first, early collapse may last before it is an alarm; default: a
+            tenth of the steps of the last checkpoint, and at least 1000.
+        steps_per_epoch: Makes steps of epochs, for checkpoints that count these; default: epochs are
+            counted.
+        workers: Processes that look at checkpoints, each at one; 1 looks in the main one. The numbers
+            do not depend on it.
+        device: cpu, cuda, cuda:1, …; ``auto`` takes a GPU if there is one, each worker the next.
+        pictures: Draw the figures of each look, which takes time and room.
+        max_pixels: Images of more pixels are refused as decompression bombs.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of range.
+    """
+
+    ood: list[str] | None = None
+    insights: list[str] | None = None
+    detectors: list[str] | None = None
+    max_probe_samples: int = 64
+    max_embedding_samples: int = 512
+    polarity_samples: int = 8
+    pool: str = "auto"
+    shuffle: int | None = None
+    patience_steps: int | None = None
+    steps_per_epoch: int | None = None
+    workers: int = 1
+    device: str = "auto"
+    pictures: bool = True
+    max_pixels: int = 89_478_485
+
+    def __post_init__(self) -> None:
+        for name in ("max_probe_samples", "max_embedding_samples", "workers", "max_pixels"):
+            check_positive_int(getattr(self, name), name)
+        for name in ("patience_steps", "steps_per_epoch"):
+            if getattr(self, name) is not None:
+                check_positive_int(getattr(self, name), name)
+        if self.shuffle is not None and not 0 <= self.shuffle < 2**63:
+            raise ValueError(f"`shuffle` must be from 0 to 2**63 - 1, got {self.shuffle}.")
+        _check_most(self.workers)
+        for named in self.ood or ():
+            name, _, data = named.partition("=")
+            if not (name and data):
+                raise ValueError(f"`ood` must be NAME=DATA, got {named!r}.")
+
+
+def _check_most(workers: int) -> None:
+    most = _WORKERS_A_CPU * (os.cpu_count() or 1)
+    if workers > most:
+        raise ValueError(
+            f"`workers` must be at most {most} on this machine of {os.cpu_count()} CPUs, "
+            f"got {workers}."
+        )

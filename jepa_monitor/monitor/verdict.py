@@ -9,9 +9,9 @@ from jepa_monitor.insights import Insight
 from jepa_monitor.monitor.alarm import CollapseState
 from jepa_monitor.monitor.cause import Cause, find_cause
 
-__all__ = ["Verdict", "judge"]
+__all__ = ["STATES", "CollapseState", "Verdict", "judge"]
 
-_STATES = {
+STATES = {
     CollapseState.HEALTHY: "Healthy",
     CollapseState.DIMENSIONAL: "Dimensional collapse",
     CollapseState.COMPLETE: "Complete collapse",
@@ -61,7 +61,7 @@ def judge(
         sentences.append(cost)
     if state is None:
         return Verdict("Too few images to tell a collapse", tuple(sentences), False, cause)
-    headline = _STATES[CollapseState(int(state))]
+    headline = STATES[CollapseState(int(state))]
     lasted = scalars.get("collapse/steps_in_state")
     if step is not None and lasted is not None:
         headline += f" since step {step - lasted:.0f}"

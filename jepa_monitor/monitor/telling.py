@@ -1,17 +1,20 @@
-"""What a run remembers from look to look for its pictures and words: in go looks, out comes what is new."""
+"""What is told of a run beside its curves: in go looks and a monitor, out come words and what pictures need."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import MutableMapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jepa_monitor.monitor.verdict import Verdict
 
-__all__ = ["is_news", "remember_spectrum"]
+if TYPE_CHECKING:
+    from jepa_monitor.monitor.monitor import DensityMonitor
+
+__all__ = ["is_news", "remember_spectrum", "settings_table"]
 
 _FAN = 12  # spectra in one picture
 
@@ -55,3 +58,25 @@ def remember_spectrum(
         gaps = [after - before for before, after in zip(steps[:-2], steps[2:], strict=True)]
         del drawn[steps[1 + gaps.index(min(gaps))]]
     return drawn
+
+
+def settings_table(monitor: DensityMonitor) -> str:
+    """Say what the numbers of a monitor depend on.
+
+    Args:
+        monitor: It.
+
+    Returns:
+        A table in Markdown.
+    """
+    reference, ood = monitor.reference, monitor.ood
+    rows = {
+        "probe": f"{len(monitor.images)} images",
+        "reference": "none" if reference is None else f"{len(reference)} images",
+        "out of distribution": ", ".join(ood) or "none",
+        "scored of each": monitor.max_probe_samples,
+        "options": monitor.options,
+    }
+    return "\n".join(
+        ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
+    )

@@ -1,0 +1,218 @@
+"""The story of a run that is over: in go kept looks in order, out come curves, words and a verdict."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, log_scalars, log_text
+from jepa_monitor.cli.events import DatedEvents, move_events
+from jepa_monitor.cli.kept_looks import KeptLook
+from jepa_monitor.cli.looking import Failure
+from jepa_monitor.cli.run_order import Course, Saved
+from jepa_monitor.insights.spectrum import plot_spectra
+from jepa_monitor.monitor.alarm import default_patience
+from jepa_monitor.monitor.keep import Keep, collapse_began, which_to_keep
+from jepa_monitor.monitor.monitor import DensityMonitor
+from jepa_monitor.monitor.overview import plot_overview
+from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_table
+from jepa_monitor.monitor.verdict import STATES, CollapseState, judge
+from jepa_monitor.monitor.watch import Evaluation, Watch
+
+__all__ = ["Closing", "Story", "patience_of", "retell"]
+
+
+class Closing(NamedTuple):
+    """What there is to say of a whole run.
+
+    Args:
+        healthy: Whether it is at its end; ``None`` if that cannot be told.
+        headline: The same in words, and since when.
+        since: The step at which the collapse began that the alarm told, or the state at the end
+            began; ``None`` if nothing can be told.
+        cause: What the alarm said when it began: what was seen, and what to check; empty without.
+        keep: Which checkpoint to keep, and how sure that is.
+        path: Of that checkpoint.
+    """
+
+    healthy: bool | None
+    headline: str
+    since: int | None
+    cause: str
+    keep: Keep
+    path: str | None
+
+    def __str__(self) -> str:
+        return " ".join(part for part in (f"{self.headline}.", self.cause, str(self.keep)) if part)
+
+
+class Story(NamedTuple):
+    """A run, told.
+
+    Args:
+        looks: Scalars by tag of every look that succeeded, each with its ``step``.
+        said: What the monitor would have warned of, in order.
+        closing: The verdict.
+    """
+
+    looks: list[dict[str, float]]
+    said: list[str]
+    closing: Closing
+
+
+class _Retold(Watch):
+    """A watch over what is over: it keeps what it would have warned of."""
+
+    def __init__(self, patience: int) -> None:
+        super().__init__("jepa-monitor replay", patience_steps=patience)
+        self.said: list[str] = []
+
+    def say(self, message: str) -> None:
+        self.said.append(message)
+
+    def fail(self, step: int, error: Exception) -> None:
+        self.failures += 1
+        self.said.append(f"The look at step {step} failed: {error}")
+
+
+def patience_of(course: Course, asked: int | None) -> int:
+    """Say how long a first collapse may last.
+
+    Args:
+        course: The checkpoints.
+        asked: What the user said.
+
+    Returns:
+        Steps, or epochs where these are counted: a tenth of the run, of which at least 1000 steps; how
+        many epochs these are is not known.
+    """
+    if asked is not None:
+        return asked
+    last = course.saved[-1].step
+    return default_patience(last) if course.unit == "step" else max(1, -(-last // 10))
+
+
+def retell(
+    course: Course,
+    looks: Mapping[Saved, KeptLook],
+    failures: Mapping[Saved, Failure],
+    monitor: DensityMonitor,
+    insights: Sequence[Any],
+    patience: int,
+    folder: Path,
+) -> Story:
+    """Tell the story of a run in order, to TensorBoard too.
+
+    Args:
+        course: The checkpoints.
+        looks: At those that could be looked at.
+        failures: Of the others.
+        monitor: What looked.
+        insights: All of its insights.
+        patience: Steps that a first collapse may last.
+        folder: Where the event file goes, in place of an earlier one.
+
+    Returns:
+        The story.
+    """
+    scratch = folder / "looks" / "events"
+    for file in scratch.glob("*"):  # of a telling that was interrupted
+        file.unlink()
+    events = DatedEvents(scratch)
+    log_dashboard([events], "", settings_table(monitor), {"": insights})
+    watch = _Retold(patience)
+    told: list[dict[str, float]] = []
+    cause = ""
+    for saved in course.saved:
+        kept, failure = looks.get(saved), failures.get(saved)
+        if kept is None and (failure is None or not failure.loaded):
+            continue
+        events.time = saved.time
+
+        def evaluate(kept: KeptLook | None = kept, failure: Failure | None = failure) -> Evaluation:
+            if kept is None:
+                raise RuntimeError(failure.reason if failure else "there is none")
+            return Evaluation(kept.scalars, kept.embeddings)
+
+        look = watch.look(saved.step, evaluate)
+        # Of a run that is over nothing was spent, and nothing put off.
+        scalars = {
+            tag: value
+            for tag, value in look.scalars.items()
+            if tag not in ("monitor/overhead", "monitor/skipped")
+        }
+        log_scalars([events], scalars, saved.step)
+        if look.began is not None:
+            cause = _in_unit(look.began.reason, course.unit)
+            watch.say(f"Alarm at {course.unit} {saved.step}: {cause}")
+        if kept is not None:
+            told.append({"step": float(saved.step), **scalars})
+            _picture(events, kept, told, watch, monitor, insights, course.unit)
+    closing = _close(told, cause, course)
+    if told:
+        log_text([events], "monitor/closing", str(closing), int(told[-1]["step"]))
+    events.close()
+    move_events(scratch, folder)
+    return Story(told, watch.said, closing)
+
+
+def _picture(
+    events: DatedEvents,
+    kept: KeptLook,
+    told: list[dict[str, float]],
+    watch: Watch,
+    monitor: DensityMonitor,
+    insights: Sequence[Any],
+    unit: str,
+) -> None:
+    """Write the words and pictures of a look."""
+    scalars, step = told[-1], int(told[-1]["step"])
+    heard = [insight for insight in insights if insight.name not in kept.failed]
+    verdict = judge(scalars, heard, step)
+    verdict = verdict._replace(headline=_in_unit(verdict.headline, unit))
+    if is_news(watch.memory, verdict):
+        log_text([events], "monitor/verdict", str(verdict), step)
+    pictures = kept.pictures()
+    for tag, content in pictures.items():
+        events.add_png(tag, content, step)
+    look = kept.look(monitor.images, monitor.options)
+    values = look.probe.singular_values
+    drawn = remember_spectrum(watch.memory, step, values, monitor.options.eps)
+    figures = {}
+    if pictures:
+        spectra = watch.memory.get("spectra")
+        figures["monitor/overview"] = plot_overview(look, heard, verdict, told, spectra)
+        if drawn:
+            figures["jacobian/spectra"] = plot_spectra(drawn, monitor.options.eps)
+    log_pictures([events], kept.histograms(), figures, step, "")
+
+
+def _in_unit(text: str, unit: str) -> str:
+    """Speak of epochs where these are counted."""
+    return re.sub(r"\bstep(s?)\b", rf"{unit}\1", text)
+
+
+def _close(told: list[dict[str, float]], cause: str, course: Course) -> Closing:
+    """Give the verdict on a run."""
+    keep, unit = which_to_keep(told, course.unit), course.unit
+    path = next((str(one.path) for one in course.saved if one.step == keep.step), None)
+    states = [look for look in told if "collapse/state" in look]
+    if not states:
+        return Closing(None, "Whether it is healthy cannot be told", None, "", keep, path)
+    last = states[-1]
+    state = CollapseState(int(last["collapse/state"]))
+    since = int(last["step"] - last["collapse/steps_in_state"])
+    began = collapse_began(told)
+    if last["collapse/alarm"]:
+        assert began is not None
+        name = STATES[state] if state else "Collapse, healthy again at the last look"
+        return Closing(False, f"{name}, which began at {unit} {began}", began, cause, keep, path)
+    if state:
+        headline = f"{STATES[state]} since {unit} {since}, too new to be an alarm"
+        return Closing(None, headline, since, "", keep, path)
+    if began is not None:
+        headline = f"Healthy since {unit} {since}; it had collapsed at {unit} {began} and recovered"
+        return Closing(True, headline, since, cause, keep, path)
+    return Closing(True, f"Healthy since {unit} {since}", since, "", keep, path)
