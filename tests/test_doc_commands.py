@@ -50,6 +50,7 @@ TINY: dict[str, list[str]] = {
     "sketch_trust": ["--steps=2"],
     "task_priors": ["--seeds=2", "--epochs=2"],
     "collapse_zoo": ["--show"],
+    "keep": [],
 }
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.
 LEFT_OUT = {
@@ -147,7 +148,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             np.savez(file, **arrays)
     for split in ("photos", "PATH/one", "PATH/two"):
         (folder / split).mkdir(parents=True)
-        for number, image in enumerate((images(12, len(split)) * 255).byte()):
+        for number, image in enumerate((images(20, len(split)) * 255).byte()):
             picture = Image.fromarray(image.permute(1, 2, 0).numpy()).resize((32, 32))
             picture.save(folder / split / f"{number}.png")
     return folder
@@ -170,6 +171,11 @@ def run(place: pathlib.Path, script: str) -> str:
     return done.stdout
 
 
+# A folder of checkpoints, of a run that is over.
+CKPTS = (
+    "rm -rf runs ckpts; python -m jepa_monitor.recipes.lejepa; mkdir ckpts;"
+    "cp runs/lejepa/version_0/checkpoints/last.ckpt ckpts; cp IMAGES images.npz"
+)
 CIFAR = "--config recipes/configs/lejepa_cifar10_cpu.yaml"
 # What has to be there before: checkpoints of a recipe, tables of scores.
 BEFORE = {
@@ -178,6 +184,12 @@ BEFORE = {
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
     "docs/recipes/diet.md:2": "rm -rf runs; python -m jepa_monitor.recipes.lejepa",
+    "README.md:2": CKPTS,
+    "docs/replay.md:1": CKPTS,
+    "docs/replay.md:2": (
+        f"{CKPTS}; for run in a b; do jepa-monitor replay ckpts --data images.npz --out runs/replay_$run;"
+        "done"
+    ),
     "docs/scoring.md:2": (
         "rm -rf *.parquet keep.txt look; jepa-monitor score --model small:make --data photos --out scores.parquet;"
         "cp scores.parquet a.parquet; cp scores.parquet b.parquet"

@@ -1,4 +1,4 @@
-"""Score data sets with any encoder: the command ``jepa-monitor`` and the functions beneath it."""
+"""Score data sets, replay runs: the command ``jepa-monitor`` and the functions beneath it."""
 
 from typing import TYPE_CHECKING
 
@@ -10,9 +10,10 @@ if TYPE_CHECKING:
     from jepa_monitor.cli.errors import BadImage, RefusedError, UnreachableError
     from jepa_monitor.cli.loaded import LoadedEncoder
     from jepa_monitor.cli.models import load_encoder
+    from jepa_monitor.cli.replaying import Replay, read_replay, replay_run
     from jepa_monitor.cli.reporting import report
     from jepa_monitor.cli.scoring import score_dataset
-    from jepa_monitor.cli.settings import ModelSettings, Settings
+    from jepa_monitor.cli.settings import ModelSettings, ReplaySettings, Settings
     from jepa_monitor.cli.tables import info_of, read_table
 
 __all__ = [
@@ -21,13 +22,17 @@ __all__ = [
     "LoadedEncoder",
     "ModelSettings",
     "RefusedError",
+    "Replay",
+    "ReplaySettings",
     "Settings",
     "UnreachableError",
     "compare",
     "curate",
     "info_of",
     "load_encoder",
+    "read_replay",
     "read_table",
+    "replay_run",
     "report",
     "score_dataset",
     "select",
@@ -41,13 +46,17 @@ __getattr__ = imported_on_use(
         "LoadedEncoder": "jepa_monitor.cli.loaded",
         "ModelSettings": "jepa_monitor.cli.settings",
         "RefusedError": "jepa_monitor.cli.errors",
+        "Replay": "jepa_monitor.cli.replaying",
+        "ReplaySettings": "jepa_monitor.cli.settings",
         "Settings": "jepa_monitor.cli.settings",
         "UnreachableError": "jepa_monitor.cli.errors",
         "compare": "jepa_monitor.cli.comparison",
         "curate": "jepa_monitor.cli.curation",
         "info_of": "jepa_monitor.cli.tables",
         "load_encoder": "jepa_monitor.cli.models",
+        "read_replay": "jepa_monitor.cli.replaying",
         "read_table": "jepa_monitor.cli.tables",
+        "replay_run": "jepa_monitor.cli.replaying",
         "report": "jepa_monitor.cli.reporting",
         "score_dataset": "jepa_monitor.cli.scoring",
         "select": "jepa_monitor.cli.curation",

@@ -165,10 +165,10 @@ def _source(clues: Mapping[Path, Mapping[str, int]]) -> str | None:
     common = [name for name in first if all(name in known for known in others)]
     if not others:
         return common[0] if common else _ALONE
-    # A number that is in all names, such as a version, tells no order; in the files it tells doubles.
-    varied = [name for name in common if len({known[name] for known in clues.values()}) > 1]
     written = [name for name in common if name in (*_STEPS, "epoch")]
-    return next(iter((*varied, *written)), None)
+    # A number that is the same in all names, such as a version, tells no order.
+    varied = [name for name in common if len({known[name] for known in clues.values()}) > 1]
+    return next(iter((*written, *varied)), None)
 
 
 def _clues(path: Path, read: Callable[[Path], Mapping[str, Any]]) -> dict[str, int]:

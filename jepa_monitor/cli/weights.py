@@ -127,16 +127,19 @@ def _matching(
     ends: dict[str, list[str]] = {}
     for name in own:
         ends.setdefault(name.rpartition(".")[2], []).append(name)
-    counts: Counter[str] = Counter()
+    named: Counter[str] = Counter()
+    shaped: Counter[str] = Counter()
     for key, value in flat.items():
         for name in ends.get(key.rpartition(".")[2], ()):
-            if (key == name or key.endswith(f".{name}")) and value.shape == own[name]:
-                counts[key.removesuffix(name)] += 1
-    if asked is not None:
-        end = f"{_clean(asked)}."
-        counts = Counter({p: n for p, n in counts.items() if f".{p}".endswith(f".{end}")})
-    fits = [prefix for prefix, count in counts.items() if count == len(own)]
-    return _Matches(fits, max(counts, key=lambda p: (counts[p], -_rank(p)), default=None))
+            prefix = key.removesuffix(name)
+            if not (key == name or key.endswith(f".{name}")):
+                continue
+            if asked is None or f".{prefix}".endswith(f".{_clean(asked)}."):
+                named[prefix] += 1
+                shaped[prefix] += value.shape == own[name]
+    fits = [prefix for prefix, count in shaped.items() if count == len(own)]
+    nearest = max(named, key=lambda p: (named[p], shaped[p], -_rank(p)), default=None)
+    return _Matches(fits, nearest)
 
 
 def _rank(prefix: str) -> int:

@@ -1,8 +1,9 @@
 """Which checkpoint to keep: in go the looks of a run, out come a step, why, and how sure.
 
-The rule: of the looks that found the encoder healthy while no alarm was on, the last; a single one amid a
+The rule: of the looks before the first alarm that found the encoder healthy, the last; a single one amid a
 collapse does not count, as it does not end the alarm. Of a run that was healthy to its end that is the last
-look; of one that collapsed, the last before it did. It rests on spread
+look; of one that collapsed, the last before it did. Of one that has recovered from an alarm, its last healthy
+look is named as well: only a task tells the two apart. It rests on spread
 and rank of embeddings alone, which tell a broken checkpoint from a sound one, and not which of two sound
 ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known.
 """
@@ -10,6 +11,7 @@ ones is the more useful: ``docs/replay.md`` has what it was worth where accuraci
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -44,8 +46,8 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
         unit: What ``step`` counts.
 
     Returns:
-        The last look with state 0 and no alarm, unless the look before it was collapsed and the one
-        after it is not healthy either, or not there.
+        The last look with state 0 before the first alarm, or else of those without an alarm, unless the
+        look before it was collapsed and the one after it is not healthy either, or not there.
 
     Raises:
         ValueError: If a look has no ``step``, or they are not in order.
@@ -60,7 +62,9 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
     told = [look for look in looks if "collapse/state" in look]
     if not told:
         return Keep(None, "No checkpoint can be named.", "No look had images enough to tell.")
-    sound = [look for n, look in enumerate(told) if _is_sound(told, n)]
+    every = [look for n, look in enumerate(told) if _is_sound(told, n)]
+    first = next((look["step"] for look in told if look.get("collapse/alarm")), math.inf)
+    sound = [look for look in every if look["step"] < first] or every
     if not sound:
         return Keep(
             None,
@@ -69,6 +73,10 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
         )
     chosen, last = sound[-1], told[-1]
     step = int(chosen["step"])
+    recovered = ""
+    if every[-1]["step"] > first > chosen["step"]:
+        other = f"{every[-1]['step']:.0f}"
+        recovered = f" The run has recovered since: the other one to try is at {unit} {other}."
     if chosen is not last:
         after = next(look for look in told if look["step"] > chosen["step"])
         alarmed = any(look.get("collapse/alarm") for look in told if look["step"] > step)
@@ -79,7 +87,7 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
             f"The last that was healthy, at {unit} {step}.",
             f"{later}: spread and rank say so, and of how useful it is they say nothing. It may have "
             f"begun to fail unseen: nothing was looked at until {unit} {after['step']:.0f}"
-            f"{_lost(chosen)}.",
+            f"{_lost(chosen)}.{recovered}",
         )
     if len(told) < _MANY:
         few = "one look shows" if len(told) == 1 else f"{len(told)} looks show"

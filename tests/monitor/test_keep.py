@@ -28,7 +28,8 @@ def run(states: str, alarms: str = "", **more: float) -> list[dict[str, float]]:
         ("00000", "00000", 40),  # healthy to the end
         ("00022", "00011", 20),  # the last before the collapse
         ("01100", "00000", 40),  # an early phase, recovered
-        ("0011100", "0000110", 60),  # an alarm that ended; its last look is healthy, the alarm off
+        ("00111000", "00001100", 10),  # an alarm that ended: before it
+        ("22220000", "00110000", 70),  # where nothing was healthy before it, after it
         ("001110", "000011", 10),  # a healthy look under an alarm is not trusted
         ("00101", "00000", 10),  # nor is a single one amid a collapse
         ("0110", "0000", 0),
@@ -56,6 +57,9 @@ def test_how_sure_is_said_and_no_more_than_is_known() -> None:
     fading = which_to_keep(run("0000", **{"collapse/lost": 0.4}))
     assert "40% of the most directions" in fading.sure
     assert "directions" not in healthy.sure
+    recovered = which_to_keep(run("00111000", "00001100"))
+    assert recovered.sure.endswith("recovered since: the other one to try is at step 70.")
+    assert "recovered" not in broken.sure
     nothing = which_to_keep([])
     assert (nothing.step, str(nothing)[:4]) == (None, "No c")
     for found in (healthy, broken, nothing):

@@ -1,0 +1,440 @@
+"""A run replayed from its checkpoints says what the callback said while it trained."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import pathlib
+import shutil
+
+import lightning.pytorch as pl
+import numpy as np
+import pytest
+import torch
+from helpers import trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
+from lightning.pytorch.loggers import TensorBoardLogger
+from PIL import Image
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+from torch import Tensor, nn
+from torch.utils.data import DataLoader, TensorDataset
+from torchvision.transforms import v2
+
+from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
+from jepa_monitor.cli import RefusedError, Replay, ReplaySettings, looking, read_replay, replay_run
+from jepa_monitor.cli.entry import main
+from jepa_monitor.cli.kept_looks import read_look
+from jepa_monitor.encoders import Embedder
+from jepa_monitor.jacobian.engine import spectra
+
+SIDE = 8
+COSTS = {"monitor/seconds", "monitor/overhead", "monitor/skipped", "step"}
+QUICK = ReplaySettings(
+    max_probe_samples=8, max_embedding_samples=40, polarity_samples=0, patience_steps=10,
+    detectors=["knn"], pictures=False,
+)  # fmt: skip
+WORDS = [
+    "--model", "test_replay:body", "--max-probe-samples", "8", "--max-embedding-samples", "40",
+    "--polarity-samples", "0", "--patience-steps", "10", "--detectors", "knn", "--no-pictures",
+]  # fmt: skip
+
+
+class Wide(pl.LightningModule):
+    """K = 48, so that it is sketched."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder = nn.Sequential(
+            nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(8 * 16, 48)
+        )
+
+    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
+        z = self.encoder(batch[0])
+        return (z - z.roll(1, 0)).square().mean() - 0.5 * z.var(0).sum().sqrt()
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        return torch.optim.AdamW(self.parameters(), lr=1e-2)
+
+
+def prepared(image: Image.Image) -> Tensor:
+    return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
+
+
+def body() -> tuple[nn.Module, object]:
+    """The architecture, as a user's function gives it."""
+    return Wide().encoder, prepared
+
+
+def pixels(count: int, seed: int) -> np.ndarray:
+    rough = np.random.default_rng(seed).integers(0, 256, (count, SIDE // 2, SIDE // 2, 3))
+    return rough.repeat(2, 1).repeat(2, 2).astype(np.uint8)
+
+
+def write_data(place: pathlib.Path) -> pathlib.Path:
+    held_out, training = pixels(50, 1), pixels(70, 2)
+    np.savez(
+        place, test_images=held_out, test_labels=np.arange(50) % 5, train_images=training,
+        train_labels=np.arange(70) % 5,
+    )  # fmt: skip
+    return place
+
+
+def tensors(array: np.ndarray) -> Tensor:
+    return torch.stack([prepared(Image.fromarray(image)) for image in array])
+
+
+class Live:
+    """A run that the callback looked at three times, with a checkpoint of each look."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.data = write_data(folder / "images.npz")
+        held_out = TensorDataset(tensors(pixels(50, 1)), torch.arange(50))
+        training = TensorDataset(tensors(pixels(70, 2)), torch.arange(70))
+        self.callback = JepaScoreCallback(
+            "encoder", held_out, reference=training, every_n_steps=4, max_probe_samples=8,
+            max_embedding_samples=40, polarity_samples=3, max_overhead=None, patience_steps=10,
+            insights=["neighbors"],
+        )  # fmt: skip
+        self.ckpts = folder / "ckpts"
+        saves = ModelCheckpoint(self.ckpts, every_n_train_steps=4, save_top_k=-1)
+        run = trainer(
+            folder, [self.callback, saves], max_epochs=2, max_steps=8, enable_checkpointing=True,
+            logger=TensorBoardLogger(folder / "live"),
+        )  # fmt: skip
+        save(self.ckpts, 0)
+        run.fit(Wide(), DataLoader(training, 12))
+        self.log = pathlib.Path(run.logger.log_dir)
+
+
+def save(folder: pathlib.Path, step: int, *, collapsed: bool = False) -> None:
+    """Write a checkpoint as Lightning would."""
+    module = Wide()
+    generator = torch.Generator().manual_seed(step)
+    with torch.no_grad():
+        if step:
+            module.encoder[0].weight.add_(torch.randn(8, 3, 3, 3, generator=generator), alpha=0.05)
+        if collapsed:
+            module.encoder[-1].weight.mul_(1e-4)
+            module.encoder[-1].bias.fill_(1)
+    folder.mkdir(parents=True, exist_ok=True)
+    content = {"state_dict": module.state_dict(), "global_step": step, "epoch": step // 6}
+    torch.save(content, folder / f"epoch={step // 6}-step={step}.ckpt")
+
+
+@pytest.fixture(scope="module")
+def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
+    return Live(tmp_path_factory.mktemp("live"))
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
+    """A folder with data, a run that stays healthy and one that collapses at step 12."""
+    folder = tmp_path_factory.mktemp("runs")
+    write_data(folder / "images.npz")
+    for step in range(0, 17, 4):
+        save(folder / "healthy", step)
+    for step in range(0, 25, 4):
+        save(folder / "broken", step, collapsed=step >= 12)
+    return folder
+
+
+def replayed(place: pathlib.Path, run: str, out: pathlib.Path, **changes: object) -> Replay:
+    return replay_run(
+        [str(place / run)], str(place / "images.npz"), out, model="test_replay:body",
+        settings=dataclasses.replace(QUICK, **changes),
+    )  # fmt: skip
+
+
+def events(folder: pathlib.Path) -> EventAccumulator:
+    found = EventAccumulator(
+        str(folder), {"images": 0, "scalars": 0, "tensors": 0, "histograms": 0}
+    )
+    return found.Reload()
+
+
+def test_the_numbers_are_those_of_the_callback(live: Live, tmp_path: pathlib.Path) -> None:
+    settings = ReplaySettings(
+        max_probe_samples=8, max_embedding_samples=40, polarity_samples=3, patience_steps=10,
+        insights=["neighbors"],
+    )  # fmt: skip
+    for day, step in enumerate((0, 4, 8)):
+        (path,) = live.ckpts.glob(f"*step={step}.ckpt")
+        os.utime(path, (1e9 + 86400 * day,) * 2)
+    found = replay_run(
+        [str(live.ckpts)], str(live.data), tmp_path, model="test_replay:body", settings=settings
+    )
+    history = live.callback.history
+    assert [look["step"] for look in history] == [0, 4, 8]
+    assert "sketch" in dict(found.facts)["scored"]
+    for again, look in zip(found.looks, history, strict=True):
+        assert again["step"] == look["step"]
+        assert again.keys() - COSTS == look.keys() - COSTS
+        assert len(again) > 60
+        for tag in again.keys() - COSTS:
+            assert again[tag] == pytest.approx(look[tag], rel=1e-6, abs=1e-6), tag
+
+    # And TensorBoard shows the same, at the step and the time of each checkpoint.
+    now, then = events(tmp_path), events(live.log)
+    for kind in ("scalars", "images", "histograms"):
+        theirs = {tag for tag in then.Tags()[kind] if "/" in tag}
+        assert theirs - COSTS == set(now.Tags()[kind]) - COSTS
+    for tag in set(now.Tags()["scalars"]) - COSTS:
+        values = [event.value for event in now.Scalars(tag)]
+        assert values == pytest.approx([event.value for event in then.Scalars(tag)], rel=1e-5), tag
+    for tag in now.Tags()["images"]:
+        ours, theirs = now.Images(tag)[-1], then.Images(tag)[-1]
+        assert (ours.width, ours.height) == (theirs.width, theirs.height), tag
+    told = [
+        [event.tensor_proto.string_val[0] for event in one.Tensors("monitor/verdict/text_summary")]
+        for one in (now, then)
+    ]
+    assert told[0] == told[1]
+    scores = now.Scalars("jepa_score/mean")
+    assert [event.step for event in scores] == [0, 4, 8]
+    assert [event.wall_time for event in scores] == [1e9 + 86400 * day for day in range(3)]
+
+
+def test_a_healthy_run_and_one_that_collapses(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    healthy = replayed(place, "healthy", tmp_path / "a").closing
+    assert (healthy.healthy, healthy.since, healthy.cause) == (True, 0, "")
+    assert healthy.keep.step == 16
+    assert healthy.path == str(place / "healthy/epoch=2-step=16.ckpt")
+    broken = replayed(place, "broken", tmp_path / "b")
+    closing = broken.closing
+    assert closing.healthy is False
+    assert closing.headline == "Complete collapse, which began at step 12"
+    assert "It has lasted 12 steps, longer than an early collapse phase may (10)." in closing.cause
+    assert "Check what keeps the embeddings apart" in closing.cause
+    assert (closing.since, closing.keep.step) == (12, 8)
+    assert closing.path == str(place / "broken/epoch=1-step=8.ckpt")
+    assert broken.said == [f"Alarm at step 24: {closing.cause}"]
+    assert read_replay(tmp_path / "b") == broken
+
+
+def test_epochs_are_called_epochs(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
+    for epoch in range(4):
+        (path,) = (place / "broken").glob(f"*step={4 * epoch + 8}.ckpt")
+        content = torch.load(path, weights_only=True)
+        torch.save(
+            {"target_encoder": content["state_dict"], "epoch": epoch}, tmp_path / f"{epoch}.pth"
+        )
+    found = replay_run(
+        [str(tmp_path)], str(place / "images.npz"), tmp_path / "out", model="test_replay:body",
+        settings=dataclasses.replace(QUICK, patience_steps=None, detectors=None),
+    )  # fmt: skip
+    assert found.closing.headline == "Complete collapse, which began at epoch 1"
+    assert "lasted 1 epochs" in found.closing.cause
+    assert found.closing.keep.step == 0
+    assert dict(found.facts)["alarm's patience"] == "1 epochs"
+
+
+def test_numbers_do_not_depend_on_the_number_of_workers(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    one = replayed(place, "broken", tmp_path / "one")
+    two = replayed(place, "broken", tmp_path / "two", workers=2)
+    for first, second in zip(one.looks, two.looks, strict=True):
+        assert first.keys() == second.keys()
+        for tag in first.keys() - COSTS:
+            assert second[tag] == pytest.approx(first[tag], rel=1e-9, abs=1e-9), tag
+    assert one.closing == two.closing
+
+
+def test_an_interrupted_replay_goes_on(
+    place: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    keep, kept = looking.keep_look, []
+
+    def interrupted(path: pathlib.Path, *rest: object) -> None:
+        if len(kept) == 3:
+            raise KeyboardInterrupt
+        keep(path, *rest)  # type: ignore[arg-type]
+        kept.append(path)
+
+    undisturbed = replayed(place, "healthy", tmp_path / "whole")
+    monkeypatch.setattr(looking, "keep_look", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        replayed(place, "healthy", tmp_path / "parts")
+    times = {path: path.stat().st_mtime_ns for path in kept}
+    kept.clear()
+    monkeypatch.setattr(
+        looking, "keep_look", lambda path, *rest: (kept.append(path), keep(path, *rest))
+    )
+    found = replayed(place, "healthy", tmp_path / "parts")
+    assert len(kept) == 2
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    for first, second in zip(undisturbed.looks, found.looks, strict=True):
+        assert {t: first[t] for t in first.keys() - COSTS} == {
+            t: second[t] for t in second.keys() - COSTS
+        }
+    replayed(place, "healthy", tmp_path / "parts", patience_steps=5)  # the story alone is told anew
+    assert len(kept) == 2
+    with pytest.raises(RefusedError, match=r"other settings \(`polarity_samples`: 0 → 2"):
+        replayed(place, "healthy", tmp_path / "parts", polarity_samples=2)
+    assert len(list((tmp_path / "parts").glob("events.out.tfevents.*"))) == 1
+
+
+def test_more_rows_that_one_look_needs_are_those_of_all_later_ones(
+    place: pathlib.Path, tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As the callback's monitor, whose sketch never takes fewer rows than before."""
+
+    def demanding(
+        options: ScoreOptions, images: Tensor, spectra_of: object
+    ) -> tuple[ScoreOptions, None]:
+        # The third encoder wants all rows; told by its own Jacobians.
+        value = float(spectra_of(images[:1], ScoreOptions()).embeddings.sum())  # type: ignore[operator]
+        return (ScoreOptions() if value == wanted else options), None
+
+    third = Wide()
+    third.load_state_dict(torch.load(place / "healthy/epoch=1-step=8.ckpt")["state_dict"])
+    first = tensors(pixels(50, 1)[:1])
+    wanted = float(spectra(Embedder(third.encoder), first, ScoreOptions(), None).embeddings.sum())
+    monkeypatch.setattr("jepa_monitor.insights.gathering.settle", demanding)
+    found = replayed(place, "healthy", tmp_path)
+    methods = [
+        read_look(path).method  # type: ignore[union-attr]
+        for path in sorted((tmp_path / "looks/kept").iterdir(), key=lambda p: int(p.name.split("=")[2].split(".")[0]))
+    ]  # fmt: skip
+    assert [method.split(",")[0] for method in methods] == [
+        "sketch",
+        "sketch",
+        "exact",
+        "exact",
+        "exact",
+    ]
+    monitor = DensityMonitor(
+        tensors(pixels(50, 1)[:40]), reference=tensors(pixels(70, 2)[torch.randperm(
+            70, generator=torch.Generator().manual_seed(1))[:40]]), max_probe_samples=8, detectors=["knn"],
+    )  # fmt: skip
+    for step, look in zip(range(0, 17, 4), found.looks, strict=True):
+        (path,) = (place / "healthy").glob(f"*step={step}.ckpt")
+        module = Wide()
+        module.load_state_dict(torch.load(path)["state_dict"])
+        expected = monitor.evaluate(module.encoder).scalars["jepa_score/mean"]
+        assert look["jepa_score/mean"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_a_checkpoint_that_comes_later_is_added(
+    place: pathlib.Path, tmp_path: pathlib.Path
+) -> None:
+    shutil.copytree(place / "healthy", tmp_path / "healthy")
+    shutil.copy(place / "images.npz", tmp_path)
+    (last,) = (tmp_path / "healthy").glob("*step=16.ckpt")
+    later = last.rename(tmp_path / last.name)
+    first = replayed(tmp_path, "healthy", tmp_path / "out")
+    assert first.looks[-1]["step"] == 12
+    shutil.copy2(later, last)
+    second = replayed(tmp_path, "healthy", tmp_path / "out")
+    assert [look["step"] for look in second.looks] == [0, 4, 8, 12, 16]
+    assert second.looks[:-1] == first.looks
+
+
+def test_the_command(
+    place: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = str(place / "images.npz")
+    for run in ("healthy", "broken"):
+        words = [str(place / run / "*.ckpt"), "--data", data, "--out", str(tmp_path / run)]
+        assert main(["replay", *words, *WORDS]) == 0
+        out, err = capsys.readouterr()
+        assert "verdict" in out
+        assert f"Assumed: the probe is {data}:test, the training images are {data}:train" in err
+        assert (
+            "Assumed: the encoder's weights are those under 'state_dict.encoder' (--encoder)."
+            in err
+        )
+    assert "Alarm at step 24" in err
+    page = tmp_path / "page.html"
+    pair = ["--compare", str(tmp_path / "healthy"), str(tmp_path / "broken"), "--page", str(page)]
+    assert main(["replay", *pair]) == 0
+    assert "collapse/normalized_std" in capsys.readouterr().out
+    text = page.read_text()
+    assert "<script" not in text
+    assert "Healthy since step 0" in text
+    assert "Complete collapse, which began at step 12" in text
+    assert "jepa_score/mean, change since the first look" in text
+    assert ">jepa_score/mean<" not in text  # a level, which two runs do not share
+    row = text.partition("<td>collapse/normalized_std</td>")[2].partition("</tr>")[0]
+    for run in ("healthy", "broken"):
+        found = read_replay(tmp_path / run)
+        kept = next(look for look in found.looks if look["step"] == found.closing.keep.step)
+        for look in (kept, found.looks[-1]):
+            assert f">{look['collapse/normalized_std']:.4g}<" in row
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        ([], "--data must be given"),
+        (["x.ckpt", "--data", "images.npz"], "--out must be given"),
+        (["none/*.ckpt"], "CHECKPOINTS must name files (.ckpt, "),
+        (["ckpts", "--data", "gone"], "--data must be a folder"),
+        (["ckpts", "--data", "few.npz"], "--data must hold at least 16 images"),
+        (["ckpts", "--reference", "two.npz"], "--reference must hold at least 3 images"),
+        (["ckpts", "--ood", "svhn"], "--ood must be NAME=DATA, got 'svhn'"),
+        (["ckpts", "--pool", "max"], "--pool must be one of"),
+        (["ckpts", "--workers", "0"], "--workers must be at least 1"),
+        (["ckpts", "--insights", "many"], "--insights must be among"),
+        (["ckpts", "--random-weights"], "--random-weights leaves nothing to replay"),
+        (["ckpts", "--encoder", "head"], "CHECKPOINTS: none of 7 has an encoder"),
+        (["ckpts", "--page", "p.html"], "--page is for --compare"),
+        (["--compare", "a"], "--compare must be two folders, got 1"),
+        (["--compare", "a", "b"], "--compare: there is no replay in 'a'"),
+        (["ckpts", "--compare", "a", "b"], "--compare takes runs that were replayed"),
+    ],
+)
+def test_wrong_arguments_are_refused_in_a_line(
+    place: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch, words: list[str], message: str,
+) -> None:  # fmt: skip
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "ckpts").symlink_to(place / "broken")
+    shutil.copy(place / "images.npz", "images.npz")
+    np.savez("few.npz", images=pixels(15, 0))
+    np.savez("two.npz", images=pixels(2, 0))
+    given = ["--model", "test_replay:body"]
+    if len(words) > 1 and "--compare" not in words and "--out" not in message:
+        given += ["--out", "out"]
+        given += [] if "--data" in words else ["--data", "images.npz"]
+    if words[:1] == ["none/*.ckpt"]:
+        given += ["--out", "out", "--data", "images.npz"]
+    try:
+        status = main(["replay", *words, *given])
+    except SystemExit as stopped:
+        status = stopped.code
+    err = capsys.readouterr().err
+    assert status == 2
+    assert err.startswith("jepa-monitor: error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert "`" not in err
+    assert not (tmp_path / "out" / "replay.json").exists()
+
+
+def test_what_cannot_be_read_or_does_not_fit_is_listed_and_the_rest_goes_on(
+    place: pathlib.Path, tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    ckpts = tmp_path / "ckpts"
+    shutil.copytree(place / "healthy", ckpts)
+    files = sorted(ckpts.iterdir(), key=lambda path: int(path.stem.split("step=")[1]))
+    files[1].write_bytes(files[1].read_bytes()[:5000])
+    content = torch.load(files[2])
+    del content["state_dict"]["encoder.3.bias"]
+    torch.save(content, files[2])
+    content = torch.load(files[3])
+    content["state_dict"] = {
+        k: torch.full_like(v, torch.nan) for k, v in content["state_dict"].items()
+    }
+    torch.save(content, files[3])
+    words = [str(ckpts), "--data", str(place / "images.npz"), "--out", str(tmp_path / "out")]
+    assert main(["replay", *words, *WORDS]) == 3
+    err = capsys.readouterr().err
+    assert f"Left out: {files[1]} cannot be read" in err
+    assert f"Left out: {files[2]} 1 of the encoder's 4 keys are missing (3.bias)" in err
+    found = json.loads((tmp_path / "out" / "replay.json").read_text())
+    assert [look["step"] for look in found["looks"]] == [0, 12, 16]
+    assert found["looks"][1]["collapse/state"] == 2.0  # NaN throughout
+    assert dict(found["facts"])["checkpoints"] == "3 of 5 looked at, step 0 to 16"
