@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from jepa_monitor.cli.replay_comparison import Pair, shown
@@ -68,7 +68,8 @@ def pair_table(found: Pair) -> RenderableType:
     facts = Table("", "first", "second")
     for row in found.facts:
         facts.add_row(*map(Text, row))
-    numbers = Table("", "first: keep", "last", "second: keep", "last")
+    tags = Column(no_wrap=True)  # of a tag that is cut off nobody knows which it was
+    numbers = Table(tags, "first: keep", "last", "second: keep", "last")
     for tag, *values in found.rows[:_NUMBERS]:
         numbers.add_row(Text(tag), *map(shown, values))
     return Group(*(Text(note, style="bold") for note in found.notes), facts, numbers)

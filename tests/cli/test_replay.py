@@ -373,7 +373,10 @@ def test_the_command(
         (["none/*.ckpt"], "CHECKPOINTS must name files (.ckpt, "),
         (["ckpts", "--data", "gone"], "--data must be a folder"),
         (["ckpts", "--data", "few.npz"], "--data must hold at least 16 images"),
-        (["ckpts", "--reference", "two.npz"], "--reference must hold at least 3 images"),
+        (
+            ["ckpts", "--data", "images.npz:test", "--reference", "two.npz"],
+            "--reference must hold at least 3 images",
+        ),
         (["ckpts", "--ood", "svhn"], "--ood must be NAME=DATA, got 'svhn'"),
         (["ckpts", "--pool", "max"], "--pool must be one of"),
         (["ckpts", "--workers", "0"], "--workers must be at least 1"),
