@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 __all__ = ["KeptLook", "keep_look", "read_look"]
 
 _PROBE = ("embeddings", "scores", "log_density", "singular_values", "noise_floors")
-_FIRST = "first_embeddings"
+_MEMORY = "memory"
 
 
 class KeptLook(NamedTuple):
@@ -34,7 +34,7 @@ class KeptLook(NamedTuple):
         scalars: By tag.
         failed: Insights that could not say anything, with the reason.
         method: How the scores were made.
-        begun: What the look began with: how to score, and whose the first embeddings are.
+        begun: What the look began with: how to score, and whose the memory is.
         settled: How to score, as it was settled.
         arrays: By name.
     """
@@ -51,11 +51,13 @@ class KeptLook(NamedTuple):
         """Of the probe, (N, K)."""
         return torch.from_numpy(self.arrays["embeddings"])
 
-    @property
-    def first_embeddings(self) -> Tensor | None:
-        """Of the probe at the first look, where an insight asked for them."""
-        found = self.arrays.get(_FIRST)
-        return None if found is None else torch.from_numpy(found)
+    def memory(self) -> dict[str, Any]:
+        """What the look remembers for later ones; nothing if it was not the first."""
+        found = self.arrays.get(_MEMORY)
+        if found is None:
+            return {}
+        remembered: dict[str, Any] = torch.load(io.BytesIO(found.tobytes()), weights_only=True)
+        return remembered
 
     def histograms(self) -> dict[str, Tensor]:
         """Finite values by tag."""
@@ -88,7 +90,7 @@ def keep_look(
     report: Report,
     begun: dict[str, Any],
     settled: dict[str, Any],
-    first_embeddings: Tensor | None,
+    memory: dict[str, Any],
     pictures: bool,
 ) -> None:
     """Write a look, whole or not at all.
@@ -98,12 +100,14 @@ def keep_look(
         report: What was found.
         begun: See :class:`KeptLook`.
         settled: Likewise.
-        first_embeddings: Of the first look, (N, K), where an insight asked for them.
+        memory: What later looks begin with, numbers and tensors; empty if they do not begin with it.
         pictures: Whether to draw the figures.
     """
     arrays = {name: getattr(report.probe, name).numpy() for name in _PROBE}
-    if first_embeddings is not None:
-        arrays[_FIRST] = first_embeddings.numpy()
+    if memory:
+        with io.BytesIO() as remembered:
+            torch.save(memory, remembered)
+            arrays[_MEMORY] = np.frombuffer(remembered.getvalue(), dtype=np.uint8)
     arrays |= {f"histogram:{tag}": values.numpy() for tag, values in report.histograms.items()}
     if pictures:
         arrays |= {f"figure:{tag}": _drawn(figure) for tag, figure in report.figures().items()}

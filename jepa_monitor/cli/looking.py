@@ -224,7 +224,7 @@ class _Looker:
         how = {name: job.begun[name] for name in _deciding(self._plan.options)}
         self._monitor.settled = dataclasses.replace(self._plan.options, **how)
         first = None if job.first is None else read_look(job.first)
-        self._monitor.first_embeddings = None if first is None else first.first_embeddings
+        self._monitor.memory = {} if first is None else first.memory()
         try:
             report = self._monitor.evaluate(loaded.encoder)
         except MemoryError:
@@ -236,7 +236,7 @@ class _Looker:
             report,
             job.begun,
             _deciding(self._monitor.settled),
-            self._monitor.first_embeddings,
+            self._monitor.memory if first is None else {},
             self._plan.settings.pictures,
         )
         return None
