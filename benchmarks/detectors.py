@@ -10,7 +10,9 @@ stored spectra of DINOv2 ViT-S/14 and ViT-B/14. Needs JEPA_MONITOR_DATA; Fashion
 `dataset-fashion-mnist`) and the images that scikit-image ships are used where they are.
 
 Three sets of the usual never meet: the law and the detectors are fitted to one, thresholds are set on a
-second, and AUROCs compare a third with the outliers. The usual are eight classes of CIFAR-10.
+second, and AUROCs compare a third with the outliers. The usual are eight classes of CIFAR-10. The last
+table has all encoders, and in how many of them the share of usual images that a detector calls outliers is
+within the interval that the callback shows beside it.
 """
 
 from __future__ import annotations
@@ -31,6 +33,7 @@ from torch.nn import functional as F
 from jepa_monitor import DensityMonitor, ScoreOptions, log_volume
 from jepa_monitor.detectors import DETECTORS, Reference, ScoredSet, SpectrumShape, detect
 from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.insights.outliers import outlier_scalars
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 
 FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")
@@ -194,8 +197,10 @@ def auroc_with_error(inside: Tensor, outside: Tensor) -> tuple[float, float]:
     return float(above.mean()), float(variance.sqrt())
 
 
-def judge_encoder(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
-    """AUROC and standard error by detector, by set of outliers."""
+def judge_encoder(
+    path: Path, shares: dict[str, list[tuple[float, float, float]]]
+) -> dict[str, dict[str, tuple[float, float]]]:
+    """AUROC and standard error by detector, by set of outliers; and shares of the usual, with their interval."""
     found = torch.load(path)
     if "spectra" in found:
         return judge_spectra(found["spectra"])
@@ -205,6 +210,10 @@ def judge_encoder(path: Path) -> dict[str, dict[str, tuple[float, float]]]:
     scores, failed = detect(DETECTORS.values(), reference, sets)
     for name, error in failed.items():
         sys.stderr.write(f"{path.stem}: {name} failed: {error}\n")
+    told = outlier_scalars(scores["probe"], scores["reference"])
+    for name in scores["probe"]:
+        ends = (f"outliers/{name}{end}" for end in ("", "_low", "_high"))
+        shares.setdefault(name, []).append(tuple(told[end] for end in ends))
     return {
         detector: {
             kind.removeprefix("ood/"): auroc_with_error(inside, scores[kind][detector])
@@ -236,9 +245,11 @@ def judge_spectra(spectra: dict[str, Tensor]) -> dict[str, dict[str, tuple[float
 
 
 def judge(looks: list[Path]) -> None:
-    """Print a table an encoder, and how each detector does over all sets."""
+    """Print a table an encoder, how each detector does over all sets, and what it says of usual images."""
+    shares: dict[str, list[tuple[float, float, float]]] = {}
+    overall: dict[str, dict[str, float]] = {}
     for path in looks:
-        found = judge_encoder(path)
+        found = judge_encoder(path, shares)
         kinds = list(next(iter(found.values())))
         print(f"\n**{path.stem}**: AUROC (± 1.96 standard errors)\n")
         print("| against | " + " | ".join(found) + " |")
@@ -252,9 +263,21 @@ def judge(looks: list[Path]) -> None:
         gaps = {n: min(x - y for x, y in zip(v, best, strict=True)) for n, v in values.items()}
         means = {name: sum(v) / len(v) for name, v in values.items()}
         worst = {name: min(v) for name, v in values.items()}
+        overall[path.stem] = means
         rows = {"mean": means, "worst": worst, "least gap to the best single": gaps}
         for label, row in rows.items():
             print(f"| **{label}** | " + " | ".join(f"{x:.2f}" for x in row.values()) + " |")
+    if not shares:
+        return
+    print("\nMean AUROC by encoder\n")
+    print("| encoder | " + " | ".join(shares) + " |")
+    print("|---" * (len(shares) + 1) + "|")
+    for name, row in overall.items():
+        if len(row) == len(shares):
+            print(f"| {name} | " + " | ".join(f"{x:.3f}" for x in row.values()) + " |")
+    inside = {n: sum(low <= x <= high for x, low, high in v) for n, v in shares.items()}
+    looked = len(next(iter(shares.values())))
+    print("| *shares inside* | " + " | ".join(f"{x} of {looked}" for x in inside.values()) + " |")
 
 
 def main() -> None:

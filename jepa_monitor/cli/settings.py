@@ -81,8 +81,8 @@ class Settings:
         outlier_by: The score that tells outliers, one of the same. Where the reference is too small
             for it, the next of combined, log_density and knn takes its place, here and in
             ``rank_by``, and the closing table says so.
-        fence: Scores so many robust standard deviations below the median are outliers; default: 3
-            of combined, 5 of others (docs/scoring.md).
+        fence: Scores so many robust standard deviations below the median are outliers; default: 5
+            (docs/scoring.md).
         polarity_samples: How many images to score again in corrupted versions (three kinds, three
             severities), which tells whether the score is inverted; 0 for none.
         leverage_maps: For how many of the least likely images and outliers to map on which pixels

@@ -24,9 +24,7 @@ from jepa_monitor.insights.outliers import outlier_scalars
 
 __all__ = ["Verdict", "compared", "table_of"]
 
-# Of log_density the width with the best F1 on planted images: docs/scoring.md. Mean logarithms of
-# p-values have a floor, which a wider fence would lie below.
-_FENCES, _FENCE = {"combined": 3.0}, 5.0
+_FENCE = 5.0  # of log_density the width with the best F1 on planted images: docs/scoring.md
 _LAST = "knn"  # tells outliers, or that nothing does
 
 
@@ -77,7 +75,7 @@ class Verdict(NamedTuple):
         if settings.outlier_by == NEXT_BEST[-1]:
             told = settings.outlier_by
         scores = (*names, LOG_PRIOR, LABEL_SCORE)
-        fence = settings.fence or _FENCES.get(told, _FENCE)
+        fence = settings.fence or _FENCE
         return cls(scores, ranks, told, fence, left_out, law.void, missing)
 
 

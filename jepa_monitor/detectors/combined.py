@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -23,6 +24,8 @@ if TYPE_CHECKING:
 __all__ = ["Combined"]
 
 _FOLDS = 4
+_TAIL = 0.15  # of the examples, whose excesses say how p goes on below them
+_LEAST_TAIL = 5
 
 
 class Combined(Detector):
@@ -30,10 +33,13 @@ class Combined(Detector):
 
     For each of JEPA-SCORE, Mahalanobis distance and k-NN of normalised embeddings, the shape of the
     spectrum and octaves of frequency, an image has the share p of the examples that are no more usual than it,
-    :math:`(1 + \#\{s_i \le s\}) / (n + 1)`; the score is their mean :math:`\log p`. Detectors that learn
-    from examples judge each of them as the other three quarters have it. The p-values are not
-    independent, so that the sum has no law of its own: thresholds come from reference images that no
-    detector has learned from, which is exact whatever the dependence (combine first, calibrate after).
+    :math:`(1 + \#\{s_i \le s\}) / (n + 1)`; the score is their mean :math:`\log p`. Beyond the least usual
+    15 % of the examples p falls off exponentially, at the rate of their mean excess: with 64 examples the
+    share alone ends at 1/65, and one detector that is certain would count for no more than one that
+    wonders. Detectors that learn from examples judge each of them as the other three quarters have it. The
+    p-values are not independent, so that the sum has no law of its own: thresholds come from reference
+    images that no detector has learned from, which is exact whatever the dependence (combine first,
+    calibrate after).
 
     A detector that has nothing to say, of inputs that are no images or of a reference that is too small,
     is left out.
@@ -95,15 +101,27 @@ class Combined(Detector):
             data: The images and what is known of them.
 
         Returns:
-            (B,), float64, at most 0; NaN for images of which no part has anything to say.
+            (B,), float64, at most 0, of no lower bound; NaN for images of which no part has anything to say.
         """
         logs = []
         for part, usual in self._fitted:
             scores = part.score(data)
-            rank = 1 + (usual[None] <= scores[:, None]).sum(1)
-            p = (rank / (len(usual) + 1)).double()
-            logs.append(torch.where(torch.isfinite(scores), p.log(), torch.nan))
+            logs.append(torch.where(torch.isfinite(scores), _log_p(scores, usual), torch.nan))
         return torch.stack(logs).nanmean(0)
+
+
+def _log_p(scores: Tensor, usual: Tensor) -> Tensor:
+    """Logarithm of the share of the usual that score as low, and of its exponential tail."""
+    ordered, size = usual.double().sort().values, len(usual)
+    logs = ((1 + (usual[None] <= scores[:, None]).sum(1)).double() / (size + 1)).log()
+    tail = max(_LEAST_TAIL, round(_TAIL * size))
+    # Excesses over a threshold are exponential, or close to it, for most laws (Pickands, 1975).
+    threshold = ordered[tail - 1 : tail + 1].mean()
+    excess = (threshold - ordered[:tail]).mean()
+    if not excess > 0:
+        return logs  # tied scores have no tail
+    beyond = math.log(tail / (size + 1)) - (threshold - scores) / excess
+    return torch.where(scores < threshold, beyond, logs)
 
 
 def _held_out(part: NormalFeatures, features: Tensor) -> Tensor:
