@@ -6,7 +6,8 @@ Times training steps (`recipes/configs/ijepa_cifar10.yaml`: ViT of width 192 and
 images a step) and single evaluations with the callbacks' default settings, taking turns. Seconds are of
 the processor on a CPU and of the wall on a GPU. The share is that of an evaluation after every epoch of
 50 000 images (195 steps), before `max_overhead` puts anything off; for CollapseCallback of a look every
-50 steps. Images are noise: the cost does not depend on them.
+50 steps. Images are noise with labels, which the callback finds where there are any: the cost does not
+depend on them.
 """
 
 from __future__ import annotations
@@ -73,13 +74,21 @@ def main() -> None:
         return torch.randn(count, 3, 32, 32)
 
     count = args.images
-    sketch = DensityMonitor(draw(count), reference=draw(count), polarity_samples=8)
+    labels = torch.arange(count) % 10
+    sketch = DensityMonitor(
+        draw(count),
+        reference=draw(count),
+        polarity_samples=8,
+        labels=labels,
+        online=module.encoder,
+    )
     insights = DensityMonitor(
         draw(count),
         reference=draw(count),
         polarity_samples=8,
         insights=["alignment", "tasks", "separation", "neighbors"],
-        labels=torch.arange(count) % 10,
+        labels=labels,
+        online=module.encoder,
     )
     exact = DensityMonitor(draw(count // 8), options=ScoreOptions(method="exact"))
     embeddings, alarm = draw(count).to(args.device), CollapseAlarm(1000)
