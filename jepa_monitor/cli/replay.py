@@ -99,7 +99,7 @@ def replay(
             out,
             model=model,
             reference=reference,
-            overwrite=overwrite,
+            anew=overwrite,
             model_settings=model_settings,
             options=options,
             settings=settings,

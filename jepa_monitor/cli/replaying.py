@@ -66,7 +66,7 @@ def replay_run(
     *,
     model: str | None = None,
     reference: str | None = None,
-    overwrite: bool = False,
+    anew: bool = False,
     model_settings: ModelSettings | None = None,
     options: ScoreOptions | None = None,
     settings: ReplaySettings | None = None,
@@ -84,7 +84,7 @@ def replay_run(
         out: Folder for the event file, the kept looks and ``replay.json``.
         model: See :class:`~jepa_monitor.cli.series.Series`.
         reference: Training images.
-        overwrite: Begin again where there are looks of other settings.
+        anew: Begin again where there are looks of other settings.
         model_settings: How to load the encoders.
         options: How to score; default ``ScoreOptions(method="auto")``.
         settings: How to look.
@@ -118,7 +118,7 @@ def replay_run(
     monitor = monitor_of(plan)
     run = Run(folder / "looks")
     with run.locked():
-        if overwrite:
+        if anew:
             run.clear()
         run.claim(_identity(plan, found, first), {})
         failures = look_at_all(course.saved, plan, series, progress)

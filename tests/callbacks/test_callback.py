@@ -76,8 +76,13 @@ def test_no_word_needed(tmp_path: pathlib.Path) -> None:
     events = EventAccumulator(loggers[0].log_dir)
     events.Reload()
     assert set(events.Tags()["scalars"]) >= TAGS
-    assert set(events.Tags()["histograms"]) == {"jepa_score/scores", "jepa_score/scores_reference"}
+    assert set(events.Tags()["histograms"]) == {
+        "contrast_free/scores",
+        "jepa_score/scores",
+        "jepa_score/scores_reference",
+    }
     assert set(events.Tags()["images"]) == {
+        "contrast_free/least_and_most_likely",
         "jepa_score/least_and_most_likely",
         "monitor/overview",
         "density/reliability",
@@ -413,7 +418,10 @@ def test_monitor_in_a_plain_loop() -> None:
     least, most = report.extremes(3)
     assert least.tolist() == expected.argsort()[:3].tolist()
     assert most.tolist() == expected.argsort(descending=True)[:3].tolist()
-    assert set(report.figures()) == {"jepa_score/least_and_most_likely"}
+    assert set(report.figures()) == {
+        "contrast_free/least_and_most_likely",
+        "jepa_score/least_and_most_likely",
+    }
 
 
 def test_it_says_which_encoder_it_took(

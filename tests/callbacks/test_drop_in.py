@@ -363,11 +363,14 @@ def test_an_evaluation_leaves_no_mark(context: str) -> None:
         encoder.net(images(2)).sum().backward()
         with CONTEXTS[context]():
             before = marks(encoder), interpreter_settings()
-            raises = (
-                pytest.raises(RuntimeError, match="no luck") if fails_at else CONTEXTS["plain"]()
-            )
-            with raises:
-                monitor.evaluate(encoder)
+            if fails_at in (1, 2, 3):
+                with pytest.raises(RuntimeError, match="no luck"):
+                    monitor.evaluate(encoder)
+            else:  # what an insight adds may fail, and is told
+                with warnings.catch_warnings():
+                    warnings.simplefilter("ignore")
+                    failed = monitor.evaluate(encoder).failed
+                assert ("no luck" in " ".join(map(str, failed.values()))) == bool(fails_at)
             assert_same((marks(encoder), interpreter_settings()), before)
 
 

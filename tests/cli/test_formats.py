@@ -159,7 +159,7 @@ def test_more_pixels_than_pillow_allows_by_itself(
         assert isinstance(found["a/large.png"], str) is not read
         assert Image.MAX_IMAGE_PIXELS == 300
     out = tmp_path / "s.parquet"
-    settings = Settings(polarity_samples=0, max_pixels=900)
+    settings = Settings(polarity_samples=0, max_pixels=900, leverage_maps=0)
     score_dataset(Small(), str(tmp_path / "data"), out, transform=transform, settings=settings)
     defaults = tuple(
         899 if v == Settings().max_pixels else v for v in Settings.__init__.__defaults__
