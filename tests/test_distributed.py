@@ -216,7 +216,7 @@ def fit_of_two_opinions(folder: pathlib.Path) -> dict[str, Any]:
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         found = train(folder, *callbacks.values())
-    said = [str(w.message) for w in caught if "collapse)" in str(w.message)]
+    said = [str(w.message) for w in caught if "Differing at step" in str(w.message)]
     steps = [int(values["step"]) for values in callbacks["stop"].history]
     return {"steps": steps, "said": said, "called": called, "losses": len(found["losses"])}
 
@@ -390,7 +390,9 @@ def test_two_processes_find_what_one_does(processes: list[dict[str, Any]], scena
     assert first["method"] == alone["method"]
     for kind in ("scores", "density", "embeddings", "spectra"):
         torch.testing.assert_close(first[kind], second[kind], rtol=0, atol=0)
-        torch.testing.assert_close(first[kind], alone[kind], rtol=0, atol=tolerance)
+        # float32 rounds by the size of a number, and a density is some 600 nats.
+        rounding = 1e-5 if scenario == "float32" else 0
+        torch.testing.assert_close(first[kind], alone[kind], rtol=rounding, atol=tolerance)
     assert first["scalars"] == second["scalars"]
     moved = [found["scalars"].pop("monitor/random") for found in (first, alone)]
     assert all((value > 0) == (scenario == "random") for value in moved)
