@@ -113,12 +113,12 @@ def stream() -> Tensor:
 
 
 def failures() -> list[str]:
-    """Fail in one process at the first passes, which is an error, and at the last; then be sound."""
+    """Fail in one process at the first and a middle pass, an error, and at the last; then be sound."""
     messages = []
     sound = Counting()
     monitor(True).evaluate(sound)
     for rank in (0, 1):
-        for at in (1, 2, 3):
+        for at in (1, 2, len(sound.seen) // 2):
             with pytest.raises(RuntimeError) as caught:
                 monitor(True).evaluate(Counting((rank, at)))
             messages.append(str(caught.value))
@@ -391,7 +391,7 @@ def test_two_processes_find_what_one_does(processes: list[dict[str, Any]], scena
     for kind in ("scores", "density", "embeddings", "spectra"):
         torch.testing.assert_close(first[kind], second[kind], rtol=0, atol=0)
         # float32 rounds by the size of a number, and a density is some 600 nats.
-        rounding = 1e-5 if scenario == "float32" else 0
+        rounding = 5e-6 if scenario == "float32" and kind == "density" else 0
         torch.testing.assert_close(first[kind], alone[kind], rtol=rounding, atol=tolerance)
     assert first["scalars"] == second["scalars"]
     moved = [found["scalars"].pop("monitor/random") for found in (first, alone)]
