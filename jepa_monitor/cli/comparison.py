@@ -57,8 +57,8 @@ def compare(
     import pyarrow as pa
     import torch
 
+    from jepa_monitor._files import check_place
     from jepa_monitor.cli.closing import about
-    from jepa_monitor.cli.files import check_place
     from jepa_monitor.cli.page import Limits, Words, write_page
     from jepa_monitor.cli.tables import (
         check_format,

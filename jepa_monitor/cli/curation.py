@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jepa_monitor._checks import check_positive_int
-from jepa_monitor.cli.files import check_place, write_bytes
+from jepa_monitor._files import check_place, write_bytes
 
 if TYPE_CHECKING:
     import pyarrow as pa

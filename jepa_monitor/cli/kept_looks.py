@@ -12,7 +12,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from jepa_monitor.cli.files import write_bytes
+from jepa_monitor._files import write_bytes
 from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.insights import Look
 from jepa_monitor.jacobian.options import ScoreOptions

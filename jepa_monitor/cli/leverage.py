@@ -22,7 +22,7 @@ from PIL import Image
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa_monitor.cli.files import write_atomically
+from jepa_monitor._files import write_atomically
 from jepa_monitor.cli.sources import Source
 from jepa_monitor.cli.tables import info_of, side_file
 from jepa_monitor.cli.task import Prepared, Task

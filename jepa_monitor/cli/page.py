@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import importlib.resources
 import io
 import json
 from collections.abc import Sequence
@@ -16,12 +15,13 @@ import pyarrow as pa
 from PIL import Image
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor._files import write_bytes
 from jepa_monitor.cli.errors import BadImage
-from jepa_monitor.cli.files import write_bytes
 from jepa_monitor.cli.leverage import Maps
 from jepa_monitor.cli.settings import Settings
 from jepa_monitor.cli.sources import Source, open_source
 from jepa_monitor.cli.tables import info_of, side_file
+from jepa_monitor.monitor.pages import fill_page
 
 __all__ = ["Limits", "Words", "numbers_of", "ordered", "write_page"]
 
@@ -161,12 +161,7 @@ def write_page(
         ],
         "notes": [note for note in notes if note],
     }
-    template = (
-        importlib.resources.files("jepa_monitor.cli").joinpath("page.html").read_text("utf-8")
-    )
-    # The only thing that goes into the page; without "<" it cannot end its own element.
-    text = json.dumps(content, allow_nan=False).replace("<", "\\u003c")
-    write_bytes(place, template.replace("@DATA@", text).encode())
+    write_bytes(place, fill_page("jepa_monitor.cli", "page.html", content).encode())
     return place
 
 

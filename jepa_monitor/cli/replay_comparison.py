@@ -10,7 +10,7 @@ from io import BytesIO
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
-from jepa_monitor.cli.files import check_place, write_bytes
+from jepa_monitor._files import check_place, write_bytes
 from jepa_monitor.cli.replaying import Replay, read_replay
 
 if TYPE_CHECKING:

@@ -9,8 +9,8 @@ from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from jepa_monitor._files import check_place, write_bytes
 from jepa_monitor.cli.checkpoints import read_file
-from jepa_monitor.cli.files import check_place, write_bytes
 from jepa_monitor.cli.kept_looks import read_look
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.looking import Failure, Plan, look_at_all, look_path, monitor_of

@@ -35,8 +35,8 @@ def report(
     Raises:
         ValueError: If the table cannot be read, or an argument is out of range.
     """
+    from jepa_monitor._files import check_place
     from jepa_monitor.cli.closing import about, facts
-    from jepa_monitor.cli.files import check_place
     from jepa_monitor.cli.leverage import read_maps
     from jepa_monitor.cli.page import Limits, Words, numbers_of, ordered, write_page
     from jepa_monitor.cli.tables import ranked_by, read_table, scores_of

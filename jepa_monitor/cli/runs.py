@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from jepa_monitor._files import write_bytes
 from jepa_monitor.cli.errors import RefusedError
-from jepa_monitor.cli.files import write_bytes
 
 __all__ = ["Part", "Run", "check_same"]
 

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._checks import check_choice
+from jepa_monitor._files import check_place, write_bytes
 from jepa_monitor.cli.errors import RefusedError
-from jepa_monitor.cli.files import check_place, write_bytes
 from jepa_monitor.cli.fits import fit_all
 from jepa_monitor.cli.leverage import write_maps
 from jepa_monitor.cli.loaded import LoadedEncoder

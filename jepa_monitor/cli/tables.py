@@ -11,7 +11,7 @@ import pyarrow as pa
 from pyarrow import csv, parquet
 
 from jepa_monitor._checks import check_choice
-from jepa_monitor.cli.files import write_atomically, write_bytes
+from jepa_monitor._files import write_atomically, write_bytes
 from jepa_monitor.detectors import DETECTORS
 
 __all__ = [
@@ -102,7 +102,7 @@ def write_table(table: pa.Table, path: Path, scratch: Path | None = None) -> Non
         table: The scores.
         path: Where; the suffix decides the format. CSV and JSON lines have no place for what is
             known of the run: it goes to ``NAME.info.json`` beside them.
-        scratch: See :func:`~jepa_monitor.cli.files.write_atomically`.
+        scratch: See :func:`~jepa_monitor._files.write_atomically`.
     """
     if path.suffix == ".parquet":
         write_atomically(path, lambda place: parquet.write_table(table, place), scratch)
