@@ -14,7 +14,7 @@ from jepa_monitor.callbacks.discovery import (
     first_of,
     is_fitting,
 )
-from jepa_monitor.callbacks.logging import current_step, log_scalars
+from jepa_monitor.callbacks.logging import current_step, log_scalars, log_text
 from jepa_monitor.callbacks.reading import ReadingCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Pool, check_pool
@@ -273,7 +273,21 @@ class EncoderCallback(ReadingCallback):
                 scalars |= story.counts()
         self._publish(trainer, pl_module, scalars)
         if look.began is not None:
+            self._tell_alarm(trainer, look.began, x)
             self.react(trainer, pl_module, look.began)
+
+    def _tell_alarm(self, trainer: pl.Trainer, reading: AlarmReading, x: int | None) -> None:
+        """Keep why an alarm began, and write it where there is room for words."""
+        self._story.memory["cause"] = reading.reason
+        if not trainer.is_global_zero:
+            return
+        try:
+            x = current_step(trainer) if x is None else x
+            log_text(trainer.loggers, f"{self.prefix}monitor/alarm", reading.reason, x)
+        except Exception as error:
+            if self.strict:
+                raise
+            self._story.fail(trainer.global_step, error)
 
     def _publish(
         self, trainer: pl.Trainer, pl_module: pl.LightningModule, scalars: dict[str, float]

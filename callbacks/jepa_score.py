@@ -9,18 +9,21 @@ import lightning.pytorch as pl
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from jepa_monitor._settings import divide, takes
-from jepa_monitor.callbacks.discovery import EncoderSpec
+from jepa_monitor.callbacks.discovery import EncoderSpec, is_fitting
 from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, log_text, takes_pictures
 from jepa_monitor.callbacks.paced import PacedCallback
+from jepa_monitor.callbacks.run_page import log_folder, without_prefix, write_record
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.callbacks.twins import find_online
+from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.report import Report
+from jepa_monitor.monitor.run_page import keep_ends
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
-from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_table
+from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_of, settings_table
 from jepa_monitor.monitor.watch import Evaluation
 
 if TYPE_CHECKING:
@@ -116,6 +119,9 @@ class JepaScoreCallback(PacedCallback):
         self.monitor: DensityMonitor | None = None
         self._laid_out: Any = None  # the run whose loggers know how to arrange the curves
         self._announced: Any = None  # the run whose user knows what a look takes
+        self._pictures: dict[str, dict[int, bytes]] = {}  # of the run's page
+        self._undrawn: Report | None = None  # of the last look, if no logger takes pictures
+        self._told_of: dict[str, str] = {}  # settings
 
     @property
     def wanted_images(self) -> int:
@@ -177,35 +183,99 @@ class JepaScoreCallback(PacedCallback):
         finally:  # one logger's failure is no reason to keep pictures from the others
             self._write_pictures(trainer, found, x)
 
+    def on_train_end(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
+        """Look at the final weights, if that was put off, and write the page of the run.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+        """
+        super().on_train_end(trainer, pl_module)
+        self._close(trainer)
+
+    def on_exception(
+        self, trainer: pl.Trainer, pl_module: pl.LightningModule, exception: BaseException
+    ) -> None:
+        """Write the page of a run that breaks off: it may say why.
+
+        Args:
+            trainer: The Trainer.
+            pl_module: Its module.
+            exception: What happened.
+        """
+        if is_fitting(trainer):
+            self._close(trainer)
+
     def _write_pictures(self, trainer: pl.Trainer, found: Evaluation | None, x: int) -> None:
         if self.monitor is not None and self._laid_out is not self._story:
             self._laid_out = self._story
+            self._pictures = {}
+            self._told_of = {"encoder": self.watched, **settings_of(self.monitor)}
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
-            log_dashboard(trainer.loggers, self.prefix, settings_table(self.monitor), watched)
+            log_dashboard(trainer.loggers, self.prefix, settings_table(self._told_of), watched)
+        self._undrawn = None
         if found is None or found.report is None:
             return
-        own = len(self.prefix)
-        looks = [
-            {
-                tag[own:] if tag.startswith(self.prefix) else tag: value
-                for tag, value in look.items()
-            }
-            for look in self.history
-        ]
+        looks = without_prefix(self.history, self.prefix)
         report = dataclasses.replace(found.report, scalars=found.report.scalars | looks[-1])
         verdict = report.judge(looks[-1]["step"])
         if is_news(self._story.memory, verdict):
             log_text(trainer.loggers, f"{self.prefix}monitor/verdict", str(verdict), x)
             rank_zero_info(f"{type(self).__name__} at step {trainer.global_step}: {verdict}")
-        if takes_pictures(trainer.loggers):
-            fan = self._fan(trainer.global_step, report)
-            figures = report.figures() | fan
-            spectra = self._story.memory.get("spectra")
-            figures["monitor/overview"] = plot_overview(
-                report.look, report.insights, verdict, looks, spectra
+        eps, values = self.settings.score_options.eps, report.probe.singular_values
+        remember_spectrum(self._story.memory, trainer.global_step, values, eps)
+        if not takes_pictures(trainer.loggers):
+            self._undrawn = report
+            return
+        figures = self._figures(report)
+        spectra = self._story.memory.get("spectra")
+        figures["monitor/overview"] = plot_overview(
+            report.look, report.insights, verdict, looks, spectra
+        )
+        pictures = self._keep(figures)
+        log_pictures(trainer.loggers, report.histograms, pictures, x, self.prefix)
+
+    def _figures(self, report: Report) -> dict[str, Figure]:
+        """Draw a report, and the mean spectra of up to a dozen evaluations."""
+        spectra = self._story.memory.get("spectra")
+        eps = self.settings.score_options.eps
+        fan = {"jacobian/spectra": plot_spectra(spectra, eps)} if spectra else {}
+        return report.figures() | fan
+
+    def _keep(self, figures: dict[str, Figure]) -> dict[str, bytes]:
+        """Draw figures, and keep the first and the last of each for the page."""
+        pictures = {tag: as_png(tag, figure) for tag, figure in figures.items()}
+        for tag, png in pictures.items():
+            keep_ends(self._pictures.setdefault(tag, {}), self._story.last_step, png)
+        return pictures
+
+    def _close(self, trainer: pl.Trainer) -> None:
+        """Say what there is to say of the whole run, and write its page; whatever happens, it ends well."""
+        folder = log_folder(trainer.loggers)
+        if not trainer.is_global_zero or folder is None or not self._fitted.history:
+            return
+        try:
+            if self._undrawn is not None:
+                self._keep(self._figures(self._undrawn))
+            stories = [self._fitted, *(partner._fitted for partner in self._partners)]
+            causes = [c for s in stories if (c := s.memory.get("cause")) is not None]
+            place = write_record(
+                folder,
+                self.name,
+                [story.history for story in reversed(stories)],
+                settings=self._told_of,
+                pictures=self._pictures,
+                insights=self.settings.all_insights,
+                cause=causes[0] if causes else None,
             )
-            log_pictures(trainer.loggers, report.histograms, figures, x, self.prefix)
+        except Exception as error:  # noqa: BLE001 - the run is over and sound, whatever a page lacks
+            self._fitted.say(
+                f"{type(self).__name__} could not write the page of the run: "
+                f"{type(error).__name__}: {error}"
+            )
+        else:
+            rank_zero_info(f"{type(self).__name__}: what there is to see of this run: {place}")
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         settings = self.settings
@@ -239,9 +309,3 @@ class JepaScoreCallback(PacedCallback):
                 f"{error} Pass `reference`."
             )
             return monitor
-
-    def _fan(self, step: int, report: Report) -> dict[str, Figure]:
-        """Draw the mean spectra of up to a dozen evaluations, this one among them."""
-        eps = self.settings.score_options.eps
-        drawn = remember_spectrum(self._story.memory, step, report.probe.singular_values, eps)
-        return {"jacobian/spectra": plot_spectra(drawn, eps)} if drawn else {}

@@ -14,11 +14,9 @@ import numpy as np
 from torch import Tensor
 
 from jepa_monitor.insights import Insight
-from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.insights.dashboard import dashboard
 
 if TYPE_CHECKING:
-    from matplotlib.figure import Figure
     from PIL.Image import Image
 
 __all__ = [
@@ -79,46 +77,46 @@ def _named(logger: Any, tag: str) -> str:
     return f"{own}{logger.LOGGER_JOIN_CHAR}{tag}" if own else tag
 
 
-def _image(figure: Figure) -> Image:
-    """Draw a figure as pixels, which every logger understands."""
+def _image(png: bytes) -> Image:
+    """Read a picture as pixels, which every logger understands."""
     from PIL.Image import open as read
 
-    with BytesIO() as file:
-        figure.savefig(file, format="png")
+    with BytesIO(png) as file:
         return read(file).convert("RGB")
 
 
-def _add_figure(writer: Any, tag: str, figure: Figure, step: int) -> None:
-    events = getattr(writer, "file_writer", None)
-    small = tag.endswith("monitor/overview") and _takes(events, "add_summary", "summary")
-    if events is None or not small:
-        writer.add_figure(tag, figure, step, close=False)
-        return
-    # `add_figure` writes all colours of all pixels: four times as much at each look.
+def _add_png(writer: Any, tag: str, png: bytes, step: int) -> None:
+    """Write a picture to TensorBoard as it is: its own methods take pixels and compress them again."""
     from tensorboard.compat.proto.summary_pb2 import Summary
 
-    width, height = figure.canvas.get_width_height()
-    image = Summary.Image(
-        height=height, width=width, colorspace=3, encoded_image_string=as_png(figure)
-    )
+    events: Any = getattr(writer, "file_writer", None)
+    if not _takes(events, "add_summary", "summary", "global_step"):  # somebody's own SummaryWriter
+        writer.add_image(tag, np.asarray(_image(png)), step, dataformats="HWC")
+        return
+    width, height = _image(png).size
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
     events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
 
 
-def _figure_writer(logger: Any) -> Callable[[str, Figure, int], Any] | None:
-    """Find out how a logger takes a figure under a tag and a step; ``None`` if it takes none."""
+def _picture_writer(logger: Any) -> Callable[[str, bytes, int], Any] | None:
+    """Find out how a logger takes a picture under a tag and a step; ``None`` if it takes none."""
     writer = _writer(logger)
-    if _takes(writer, "add_figure", "tag", "figure", "global_step", "close"):  # TensorBoard
-        return lambda tag, figure, step: _add_figure(writer, _named(logger, tag), figure, step)
+    if _takes(writer, "add_png", "tag", "png", "global_step"):
+        return lambda tag, png, step: writer.add_png(_named(logger, tag), png, step)
+    if _takes(
+        writer, "add_image", "tag", "img_tensor", "global_step", "dataformats"
+    ):  # TensorBoard
+        return lambda tag, png, step: _add_png(writer, _named(logger, tag), png, step)
     # Weights & Biases, and who follows it: SwanLab, stable-pretraining's registry.
     if _takes(logger, "log_image", "key", "images", "step"):
-        return lambda tag, figure, step: logger.log_image(tag, [_image(figure)], step=step)
-    if _takes(writer, "log_figure", "run_id", "figure", "artifact_file"):  # MLflow
-        return lambda tag, figure, step: writer.log_figure(
-            logger.run_id, figure, f"{tag}/{step:08d}.png"
+        return lambda tag, png, step: logger.log_image(tag, [_image(png)], step=step)
+    if _takes(writer, "log_image", "run_id", "image", "artifact_file"):  # MLflow
+        return lambda tag, png, step: writer.log_image(
+            logger.run_id, _image(png), f"{tag}/{step:08d}.png"
         )
     if type(writer).__module__ == "trackio.run":
         picture = import_module("trackio").Image
-        return lambda tag, figure, step: writer.log({tag: picture(_image(figure))}, step=step)
+        return lambda tag, png, step: writer.log({tag: picture(_image(png))}, step=step)
     return None
 
 
@@ -145,7 +143,7 @@ def log_scalars(loggers: Iterable[Any], scalars: Mapping[str, float], step: int)
 
 
 def takes_pictures(loggers: Iterable[Any]) -> bool:
-    """Say whether any logger has a place for histograms or figures, which are dear to draw.
+    """Say whether any logger has a place for histograms or pictures, which are dear to draw.
 
     Args:
         loggers: Lightning's loggers.
@@ -153,27 +151,27 @@ def takes_pictures(loggers: Iterable[Any]) -> bool:
     Returns:
         Whether :func:`log_pictures` would write anything.
     """
-    return any(_takes_histograms(logger) or _figure_writer(logger) for logger in loggers)
+    return any(_takes_histograms(logger) or _picture_writer(logger) for logger in loggers)
 
 
 def log_pictures(
     loggers: Iterable[Any],
     histograms: Mapping[str, Tensor],
-    figures: Mapping[str, Figure],
+    pictures: Mapping[str, bytes],
     step: int,
     prefix: str,
 ) -> None:
-    """Write histograms and figures to the loggers that take them.
+    """Write histograms and pictures to the loggers that take them.
 
     TensorBoard gets both; Weights & Biases, SwanLab, stable-pretraining's registry, MLflow and
-    Trackio the figures. A logger is known by the arguments that its methods take, so that one which
+    Trackio the pictures. A logger is known by the arguments that its methods take, so that one which
     follows the interface of these gets pictures too, and any other is left alone. One that fails
     does not keep the others from theirs; its error is raised at the end.
 
     Args:
         loggers: Lightning's loggers.
         histograms: Finite values by tag.
-        figures: Pictures by tag.
+        pictures: PNG files by tag.
         step: The x-coordinate.
         prefix: Of all tags.
     """
@@ -182,10 +180,10 @@ def log_pictures(
         if _takes_histograms(logger):
             for tag, values in histograms.items():
                 _add_histogram(_writer(logger), _named(logger, prefix + tag), values, step)
-        write_figure = _figure_writer(logger)
-        if write_figure is not None:
-            for tag, figure in figures.items():
-                write_figure(prefix + tag, figure, step)
+        write_picture = _picture_writer(logger)
+        if write_picture is not None:
+            for tag, png in pictures.items():
+                write_picture(prefix + tag, png, step)
 
     _for_each(loggers, write)
 

@@ -58,6 +58,7 @@ class PacedCallback(EncoderCallback):
             1 if every_n_epochs is None else every_n_epochs, "every_n_epochs"
         )
         self._readers: list[Reader] = []
+        self.watched = ""  # the encoder of the latest fit, in words
         super().__init__(*args, **kwargs)
 
     def on_fit_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:
@@ -76,12 +77,13 @@ class PacedCallback(EncoderCallback):
             )
         name, encoder = averaged_encoder(trainer, pl_module, self.encoder)
         averaging = find_averaging(trainer)
+        self.watched = f"{type(pl_module).__name__}.{name} ({type(encoder).__name__})"
         if self.encoder is None or averaging is not None:
             whose = f", with the weights that {type(averaging).__name__} averages"
             hint = " Pass `encoder` to watch another module." if self.encoder is None else ""
             rank_zero_info(
-                f"{type(self).__name__} watches {type(pl_module).__name__}.{name} "
-                f"({type(encoder).__name__}){'' if averaging is None else whose}.{hint}"
+                f"{type(self).__name__} watches {self.watched}"
+                f"{'' if averaging is None else whose}.{hint}"
             )
 
     def on_train_start(self, trainer: pl.Trainer, pl_module: pl.LightningModule) -> None:

@@ -54,6 +54,8 @@ exit status:
 
 _REPORT = """
 examples:
+  jepa-monitor report lightning_logs/version_0                      # a run: run.html beside its logs
+  jepa-monitor report runs/a runs/b --out both.html                 # two runs side by side
   jepa-monitor report scores.parquet
   jepa-monitor report scores.csv --out page.html --rank-by jepa_score --thumbnails 5000
 """
@@ -241,7 +243,7 @@ def _run_replay(given: dict[str, Any]) -> int:
 
 
 def _run_report(given: dict[str, Any]) -> int:
-    place = report(**given)
+    place = report(given.pop("results", []), **given)
     from jepa_monitor.cli.console import printed
 
     printed(f"Wrote {place}")

@@ -5,18 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-import numpy as np
 from PIL import Image
+from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
 
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
+__all__ = ["EVENTS", "DatedEvents", "move_events"]
 
-__all__ = ["DatedEvents", "move_events"]
-
-_EVENTS = "events.out.tfevents.*"
+EVENTS = "events.out.tfevents.*"
 
 
 class DatedEvents:
@@ -59,28 +56,19 @@ class DatedEvents:
         """
         self._writer.add_histogram(tag, values, global_step, bins=bins, walltime=self.time)
 
-    def add_figure(self, tag: str, figure: Figure, global_step: int, close: bool) -> None:
-        """Write a picture.
+    def add_png(self, tag: str, png: bytes, global_step: int) -> None:
+        """Write a picture as it is.
 
         Args:
             tag: Its tag.
-            figure: The picture.
-            global_step: The x-coordinate.
-            close: Whether it is needed no more.
-        """
-        self._writer.add_figure(tag, figure, global_step, close=close, walltime=self.time)
-
-    def add_png(self, tag: str, content: bytes, global_step: int) -> None:
-        """Write a picture that has been drawn.
-
-        Args:
-            tag: Its tag.
-            content: Of a PNG file.
+            png: A PNG file.
             global_step: The x-coordinate.
         """
-        with Image.open(BytesIO(content)) as image:
-            pixels = np.asarray(image.convert("RGB"))
-        self._writer.add_image(tag, pixels, global_step, walltime=self.time, dataformats="HWC")
+        with Image.open(BytesIO(png)) as picture:
+            width, height = picture.size
+        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        self._writer.file_writer.add_summary(summary, global_step, walltime=self.time)
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> None:
         """Write words.
@@ -112,8 +100,8 @@ def move_events(source: Path, target: Path) -> None:
         source: Folder of the new ones; removed.
         target: Folder of the old ones.
     """
-    old = list(target.glob(_EVENTS))
-    for file in source.glob(_EVENTS):
+    old = list(target.glob(EVENTS))
+    for file in source.glob(EVENTS):
         file.replace(target / file.name)
     for file in old:
         file.unlink(missing_ok=True)

@@ -6,7 +6,7 @@ import io
 import json
 import zipfile
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -15,11 +15,9 @@ from torch import Tensor
 from jepa_monitor._files import write_bytes
 from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.insights import Look
+from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.monitor.report import Report
-
-if TYPE_CHECKING:
-    from matplotlib.figure import Figure
 
 __all__ = ["KeptLook", "keep_look", "read_look"]
 
@@ -110,7 +108,10 @@ def keep_look(
             arrays[_MEMORY] = np.frombuffer(remembered.getvalue(), dtype=np.uint8)
     arrays |= {f"histogram:{tag}": values.numpy() for tag, values in report.histograms.items()}
     if pictures:
-        arrays |= {f"figure:{tag}": _drawn(figure) for tag, figure in report.figures().items()}
+        arrays |= {
+            f"figure:{tag}": np.frombuffer(as_png(tag, figure), dtype=np.uint8)
+            for tag, figure in report.figures().items()
+        }
     about = {
         "scalars": report.scalars,
         "failed": report.failed,
@@ -150,9 +151,3 @@ def read_look(path: Path, whole: bool = True) -> KeptLook | None:
 
 def _quoted(name: str) -> str:
     return name.replace("/", "|")  # a slash makes folders of the archive
-
-
-def _drawn(figure: Figure) -> np.ndarray[Any, Any]:
-    with io.BytesIO() as file:
-        figure.savefig(file, format="png")
-        return np.frombuffer(file.getvalue(), dtype=np.uint8)

@@ -70,6 +70,6 @@ def pair_table(found: Pair) -> RenderableType:
         facts.add_row(*map(Text, row))
     tags = Column(no_wrap=True)  # of a tag that is cut off nobody knows which it was
     numbers = Table(tags, "first: keep", "last", "second: keep", "last")
-    for tag, *values in found.rows[:_NUMBERS]:
+    for tag, values in found.rows[:_NUMBERS]:
         numbers.add_row(Text(tag), *map(shown, values))
     return Group(*(Text(note, style="bold") for note in found.notes), facts, numbers)

@@ -15,7 +15,8 @@ from jepa_monitor.cli.kept_looks import read_look
 from jepa_monitor.cli.loaded import LoadedEncoder
 from jepa_monitor.cli.looking import Failure, Plan, look_at_all, look_path, monitor_of
 from jepa_monitor.cli.probe_data import Found, find_data, read_images
-from jepa_monitor.cli.retelling import Closing, patience_of, retell
+from jepa_monitor.cli.retelling import patience_of, retell
+from jepa_monitor.cli.run_events import read_run
 from jepa_monitor.cli.run_order import Course, find_checkpoints, in_order
 from jepa_monitor.cli.runs import Run
 from jepa_monitor.cli.scoring import find_device
@@ -24,7 +25,9 @@ from jepa_monitor.cli.settings import ModelSettings, ReplaySettings
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.insights import default_insights
 from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.monitor.closing import Closing
 from jepa_monitor.monitor.keep import Keep
+from jepa_monitor.monitor.run_page import RUN_PAGE, run_page
 
 __all__ = ["Replay", "read_replay", "replay_run"]
 
@@ -135,13 +138,14 @@ def replay_run(
             )
         patience = patience_of(course, settings.patience_steps)
         insights = (*default_insights(settings.polarity_samples), *monitor.insights)
-        story = retell(course, looks, failures, monitor, insights, patience, folder)
-        problems = [*course.problems, *_told(failures), *problems]
         method = list(looks.values())[-1].method
+        facts = _facts(course, len(looks), patience, method)
+        story = retell(course, looks, failures, monitor, insights, patience, dict(facts), folder)
+        problems = [*course.problems, *_told(failures), *problems]
         replay = Replay(
             story.looks,
             story.closing,
-            _facts(course, len(looks), patience, method),
+            facts,
             problems,
             [*found.assumed, *first.assumed, *course.doubles],
             story.said,
@@ -149,6 +153,8 @@ def replay_run(
             course.unit,
         )
         _write(replay, folder / _REPORT)
+        if story.looks:
+            write_bytes(folder / RUN_PAGE, run_page([read_run(folder)]).encode())
     return replay
 
 

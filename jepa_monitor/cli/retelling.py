@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -12,40 +11,17 @@ from jepa_monitor.cli.events import DatedEvents, move_events
 from jepa_monitor.cli.kept_looks import KeptLook
 from jepa_monitor.cli.looking import Failure
 from jepa_monitor.cli.run_order import Course, Saved
+from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.alarm import default_patience
-from jepa_monitor.monitor.keep import Keep, collapse_began, which_to_keep
+from jepa_monitor.monitor.closing import Closing, close_run, in_unit
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
-from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_table
-from jepa_monitor.monitor.verdict import STATES, CollapseState, judge
+from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_of, settings_table
+from jepa_monitor.monitor.verdict import judge
 from jepa_monitor.monitor.watch import Evaluation, Watch
 
-__all__ = ["Closing", "Story", "patience_of", "retell"]
-
-
-class Closing(NamedTuple):
-    """What there is to say of a whole run.
-
-    Args:
-        healthy: Whether it is at its end; ``None`` if that cannot be told.
-        headline: The same in words, and since when.
-        since: The step at which the collapse began that the alarm told, or the state at the end
-            began; ``None`` if nothing can be told.
-        cause: What the alarm said when it began: what was seen, and what to check; empty without.
-        keep: Which checkpoint to keep, and how sure that is.
-        path: Of that checkpoint.
-    """
-
-    healthy: bool | None
-    headline: str
-    since: int | None
-    cause: str
-    keep: Keep
-    path: str | None
-
-    def __str__(self) -> str:
-        return " ".join(part for part in (f"{self.headline}.", self.cause, str(self.keep)) if part)
+__all__ = ["Story", "patience_of", "retell"]
 
 
 class Story(NamedTuple):
@@ -101,6 +77,7 @@ def retell(
     monitor: DensityMonitor,
     insights: Sequence[Any],
     patience: int,
+    facts: Mapping[str, str],
     folder: Path,
 ) -> Story:
     """Tell the story of a run in order, to TensorBoard too.
@@ -112,6 +89,7 @@ def retell(
         monitor: What looked.
         insights: All of its insights.
         patience: Steps that a first collapse may last.
+        facts: What else the numbers depend on.
         folder: Where the event file goes, in place of an earlier one.
 
     Returns:
@@ -121,7 +99,8 @@ def retell(
     for file in scratch.glob("*"):  # of a telling that was interrupted
         file.unlink()
     events = DatedEvents(scratch)
-    log_dashboard([events], "", settings_table(monitor), {"": insights})
+    settings = {**settings_of(monitor), "counted in": course.unit, **facts}
+    log_dashboard([events], "", settings_table(settings), {"": insights})
     watch = _Retold(patience)
     told: list[dict[str, float]] = []
     cause = ""
@@ -145,12 +124,16 @@ def retell(
         }
         log_scalars([events], scalars, saved.step)
         if look.began is not None:
-            cause = _in_unit(look.began.reason, course.unit)
+            cause = in_unit(look.began.reason, course.unit)
+            log_text([events], "monitor/alarm", cause, saved.step)
             watch.say(f"Alarm at {course.unit} {saved.step}: {cause}")
         if kept is not None:
             told.append({"step": float(saved.step), **scalars})
             _picture(events, kept, told, watch, monitor, insights, course.unit)
-    closing = _close(told, cause, course)
+    closing = close_run(told, cause, course.unit)
+    kept_at = closing.keep.step
+    path = next((str(saved.path) for saved in course.saved if saved.step == kept_at), None)
+    closing = closing._replace(path=path)
     if told:
         log_text([events], "monitor/closing", str(closing), int(told[-1]["step"]))
     events.close()
@@ -171,48 +154,17 @@ def _picture(
     scalars, step = told[-1], int(told[-1]["step"])
     heard = [insight for insight in insights if insight.name not in kept.failed]
     verdict = judge(scalars, heard, step)
-    verdict = verdict._replace(headline=_in_unit(verdict.headline, unit))
+    verdict = verdict._replace(headline=in_unit(verdict.headline, unit))
     if is_news(watch.memory, verdict):
         log_text([events], "monitor/verdict", str(verdict), step)
     pictures = kept.pictures()
-    for tag, content in pictures.items():
-        events.add_png(tag, content, step)
     look = kept.look(monitor.images, monitor.options)
     values = look.probe.singular_values
     drawn = remember_spectrum(watch.memory, step, values, monitor.options.eps)
-    figures = {}
     if pictures:
         spectra = watch.memory.get("spectra")
-        figures["monitor/overview"] = plot_overview(look, heard, verdict, told, spectra)
+        figures = {"monitor/overview": plot_overview(look, heard, verdict, told, spectra)}
         if drawn:
             figures["jacobian/spectra"] = plot_spectra(drawn, monitor.options.eps)
-    log_pictures([events], kept.histograms(), figures, step, "")
-
-
-def _in_unit(text: str, unit: str) -> str:
-    """Speak of epochs where these are counted."""
-    return re.sub(r"\bstep(s?)\b", rf"{unit}\1", text)
-
-
-def _close(told: list[dict[str, float]], cause: str, course: Course) -> Closing:
-    """Give the verdict on a run."""
-    keep, unit = which_to_keep(told, course.unit), course.unit
-    path = next((str(one.path) for one in course.saved if one.step == keep.step), None)
-    states = [look for look in told if "collapse/state" in look]
-    if not states:
-        return Closing(None, "Whether it is healthy cannot be told", None, "", keep, path)
-    last = states[-1]
-    state = CollapseState(int(last["collapse/state"]))
-    since = int(last["step"] - last["collapse/steps_in_state"])
-    began = collapse_began(told)
-    if last["collapse/alarm"]:
-        assert began is not None
-        name = STATES[state] if state else "Collapse, healthy again at the last look"
-        return Closing(False, f"{name}, which began at {unit} {began}", began, cause, keep, path)
-    if state:
-        headline = f"{STATES[state]} since {unit} {since}, too new to be an alarm"
-        return Closing(None, headline, since, "", keep, path)
-    if began is not None:
-        headline = f"Healthy since {unit} {since}; it had collapsed at {unit} {began} and recovered"
-        return Closing(True, headline, since, cause, keep, path)
-    return Closing(True, f"Healthy since {unit} {since}", since, "", keep, path)
+        pictures |= {tag: as_png(tag, figure) for tag, figure in figures.items()}
+    log_pictures([events], kept.histograms(), pictures, step, "")

@@ -16,6 +16,7 @@ __all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "as_png", "for_display", "is_dr
 LOW, HIGH, MUTED = "#D55E00", "#0072B2", "#777777"
 OOD_COLORS = [LOW, "#009E73", "#CC79A7", "#E69F00"]
 _PALETTE = 48
+_IN_FEW_COLOURS = ("monitor/overview",)
 
 
 def is_drawable(images: Tensor) -> bool:
@@ -44,20 +45,24 @@ def for_display(images: Tensor) -> Tensor:
     return ((images - low) / (high - low).clamp_min(1e-12)).permute(0, 2, 3, 1)
 
 
-def as_png(figure: Figure) -> bytes:
-    """Draw a figure in a few dozen colours: a quarter of the bytes, and no curve looks different.
+def as_png(tag: str, figure: Figure) -> bytes:
+    """Draw a figure as whoever writes it does: loggers, event files of the past, pages, notebooks.
 
     Args:
-        figure: The figure; a sheet of photographs wants more colours.
+        tag: Its tag. What is drawn at every look gets a few dozen colours: a quarter of the bytes, and
+            no curve looks different. A sheet of photographs keeps all.
+        figure: The figure.
 
     Returns:
-        A PNG file with a palette.
+        A PNG file.
     """
     from PIL.Image import Dither, Quantize
     from PIL.Image import open as read
 
     with BytesIO() as full, BytesIO() as small:
         figure.savefig(full, format="png")
+        if not tag.endswith(_IN_FEW_COLOURS):
+            return full.getvalue()
         picture = read(full).convert("RGB")
         few = picture.quantize(_PALETTE, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
         few.save(small, format="png", optimize=True)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 import textwrap
 from collections.abc import Iterable, Mapping, Sequence
 from itertools import pairwise
@@ -15,6 +14,7 @@ from torch import Tensor
 from jepa_monitor.insights import Insight, Look, Panel
 from jepa_monitor.insights._drawing import HIGH, LOW, for_display, is_drawable
 from jepa_monitor.insights.score import extremes
+from jepa_monitor.monitor.panels import shown_panels
 from jepa_monitor.monitor.verdict import Verdict
 
 if TYPE_CHECKING:
@@ -26,7 +26,6 @@ __all__ = ["plot_overview"]
 
 _COLUMNS = 4
 _MOST = 19  # panels of curves
-_FIRST = ("advice", "quality", "collapse", "outliers")  # pages of panels; the others follow
 _SHOWN = 4  # images of each end
 _LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
 _MARKERS = "os^D"
@@ -56,7 +55,10 @@ def plot_overview(
     """
     from matplotlib.figure import Figure
 
-    panels = _panels(insights, looks)[:_MOST]
+    known = dict.fromkeys(tag for look in looks for tag in look)
+    panels = shown_panels((panel for insight in insights for panel in insight.panels), known)[
+        :_MOST
+    ]
     pictures = is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0]) > 0
     cells = len(panels) + 1
     rows = -(-(cells + pictures) // _COLUMNS)
@@ -95,22 +97,6 @@ def _sick(looks: Looks) -> list[tuple[float, float]]:
         for (start, state), (end, following) in pairwise(known)
         if min(state, following) > 0
     ]
-
-
-def _panels(insights: Iterable[Insight], looks: Looks) -> list[tuple[Panel, list[str]]]:
-    """Find the tags of each panel, and leave out panels without any."""
-    known = dict.fromkeys(tag for look in looks for tag in look)
-    found = []
-    for panel in (panel for insight in insights for panel in insight.panels):
-        if panel.band:
-            tags = [tag for tag in panel.tags if tag in known]
-            tags = tags if len(tags) == len(panel.tags) else []
-        else:
-            tags = list(dict.fromkeys(t for p in panel.tags for t in known if re.match(p, t)))
-        if tags:
-            found.append((panel, tags[: 3 if panel.band else len(_LINES)]))
-    rank = {page: n for n, page in enumerate(_FIRST)}
-    return sorted(found, key=lambda each: rank.get(each[0].page, len(rank)))
 
 
 def _values(looks: Looks, tag: str) -> tuple[list[float], list[float]]:

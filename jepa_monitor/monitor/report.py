@@ -137,7 +137,7 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show verdict and overview in a notebook."""
-        picture = base64.b64encode(as_png(self.overview())).decode()
+        picture = base64.b64encode(as_png("monitor/overview", self.overview())).decode()
         words = html.escape(str(self.verdict))
         return f'<img alt="{words}" src="data:image/png;base64,{picture}"><p>{self.method}</p>'
 

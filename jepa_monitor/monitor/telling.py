@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
+import hashlib
 import re
-from collections.abc import MutableMapping
+from collections.abc import Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
+from jepa_monitor.monitor.origin import find_origin
 from jepa_monitor.monitor.verdict import Verdict
 
 if TYPE_CHECKING:
     from jepa_monitor.monitor.monitor import DensityMonitor
 
-__all__ = ["is_news", "remember_spectrum", "settings_table"]
+__all__ = ["is_news", "read_settings", "remember_spectrum", "settings_of", "settings_table"]
 
 _FAN = 12  # spectra in one picture
 
@@ -60,23 +62,59 @@ def remember_spectrum(
     return drawn
 
 
-def settings_table(monitor: DensityMonitor) -> str:
-    """Say what the numbers of a monitor depend on.
+def settings_of(monitor: DensityMonitor) -> dict[str, str]:
+    """Say what the numbers of a monitor depend on, and what it takes to have them again.
 
     Args:
         monitor: It.
 
     Returns:
-        A table in Markdown.
+        Words by name.
     """
     reference, ood = monitor.reference, monitor.ood
-    rows = {
+    return {
         "probe": f"{len(monitor.images)} images",
+        "images": _digest(monitor.images),
         "reference": "none" if reference is None else f"{len(reference)} images",
         "out of distribution": ", ".join(ood) or "none",
-        "scored of each": monitor.max_probe_samples,
-        "options": monitor.options,
+        "scored of each": str(monitor.max_probe_samples),
+        "options": str(monitor.options),
+        **find_origin(),
     }
-    return "\n".join(
-        ["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in rows.items())]
-    )
+
+
+def _digest(images: Tensor) -> str:
+    """Tell sets of images apart: numbers of two runs are comparable only on the same."""
+    found = hashlib.blake2b(digest_size=8)
+    for image in images:
+        found.update(image.contiguous().cpu().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()
+
+
+def settings_table(settings: Mapping[str, str]) -> str:
+    """Write settings as TensorBoard shows them.
+
+    Args:
+        settings: Words by name.
+
+    Returns:
+        A table in Markdown.
+    """
+    cells = ({k: " ".join(str(v).split()).replace("|", "\\|") for k, v in settings.items()}).items()
+    return "\n".join(["| setting | value |", "|---|---|", *(f"| {k} | {v} |" for k, v in cells)])
+
+
+def read_settings(table: str) -> dict[str, str]:
+    """Read what :func:`settings_table` has written.
+
+    Args:
+        table: In Markdown.
+
+    Returns:
+        Words by name.
+    """
+    found = {}
+    for line in table.splitlines()[2:]:
+        name, _, value = line.removeprefix("| ").removesuffix(" |").partition(" | ")
+        found[name] = value.replace("\\|", "|")
+    return found

@@ -156,8 +156,11 @@ def test_wrong_values_of_the_other_commands(
     before = sorted(tmp_path.iterdir())
     wrong = {
         "report": [
-            (["gone.parquet"], "SCORES: there is no file 'gone.parquet'"),
-            (["s.txt"], "SCORES must end in one of .parquet"),
+            (["gone.parquet"], "RESULTS: there is no file 'gone.parquet'"),
+            ([], "RESULTS must be a table, the folder of a run, or two folders, got 0: nothing"),
+            ([scores, scores], "RESULTS must be a table, the folder of a run, or two folders, got 2"),
+            ([str(tmp_path)], "RESULTS: there are no event files in"),
+            (["s.txt"], "RESULTS must end in one of .parquet"),
             ([scores, "--thumbnails", "0"], "--thumbnails must be at least 1"),
             ([scores, "--images", "x"], "--images must be an integer"),
             ([scores, "--rank-by", "label"], "--rank-by must be one of jepa_score"),

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import os
 import pathlib
+import re
 import shutil
 
 import lightning.pytorch as pl
@@ -148,6 +149,12 @@ def replayed(place: pathlib.Path, run: str, out: pathlib.Path, **changes: object
         [str(place / run)], str(place / "images.npz"), out, model="test_replay:body",
         settings=dataclasses.replace(QUICK, **changes),
     )  # fmt: skip
+
+
+def content(page: pathlib.Path) -> dict:  # type: ignore[type-arg]
+    found = re.search(r'type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    return json.loads(found[1])  # type: ignore[no-any-return]
 
 
 def events(folder: pathlib.Path) -> EventAccumulator:
@@ -355,18 +362,34 @@ def test_the_command(
     pair = ["--compare", str(tmp_path / "healthy"), str(tmp_path / "broken"), "--page", str(page)]
     assert main(["replay", *pair]) == 0
     assert "collapse/normalized_std" in capsys.readouterr().out
-    text = page.read_text()
-    assert "<script" not in text
-    assert "Healthy since step 0" in text
-    assert "Complete collapse, which began at step 12" in text
-    assert "jepa_score/mean, change since the first look" in text
-    assert ">jepa_score/mean<" not in text  # a level, which two runs do not share
-    row = text.partition("<td>collapse/normalized_std</td>")[2].partition("</tr>")[0]
+    both = content(page)
+    assert [run["headline"] for run in both["runs"]] == [
+        "Healthy since step 0", "Complete collapse, which began at step 12"
+    ]  # fmt: skip
+    rows = {tag: values for tag, *values in both["numbers"]["rows"]}
+    assert "jepa_score/mean, change since the first look" in rows
+    assert "jepa_score/mean" not in rows  # a level, which two runs do not share
+    expected = []
     for run in ("healthy", "broken"):
         found = read_replay(tmp_path / run)
         kept = next(look for look in found.looks if look["step"] == found.closing.keep.step)
-        for look in (kept, found.looks[-1]):
-            assert f">{look['collapse/normalized_std']:.4g}<" in row
+        expected += [look["collapse/normalized_std"] for look in (kept, found.looks[-1])]
+    assert rows["collapse/normalized_std"] == pytest.approx(expected, rel=1e-5)
+
+    # The report of the event files is the same page, of one run and of two.
+    for run in ("healthy", "broken"):
+        own = (tmp_path / run / "run.html").read_text()
+        assert main(["report", str(tmp_path / run), "--out", str(tmp_path / "again.html")]) == 0
+        assert (tmp_path / "again.html").read_text() == own
+        (told,) = content(tmp_path / "again.html")["runs"]
+        closing = read_replay(tmp_path / run).closing
+        assert (told["headline"], told["cause"]) == (closing.headline, closing.cause)
+        assert (told["keep"]["step"], told["keep"]["sure"]) == (
+            closing.keep.step,
+            closing.keep.sure,
+        )
+    assert main(["report", str(tmp_path / "healthy"), str(tmp_path / "broken")]) == 0
+    assert (tmp_path / "healthy" / "runs.html").read_text() == page.read_text()
 
 
 @pytest.mark.parametrize(

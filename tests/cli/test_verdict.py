@@ -85,7 +85,7 @@ def test_a_rank_by_the_void_law_falls_back_too(tmp_path: pathlib.Path) -> None:
     assert info_of(read_table(out))["rank_by"] == "knn"
     expected = rankdata(table["knn"].to_numpy()) / len(table)
     assert table["quantile"].to_numpy() == pytest.approx(expected)
-    assert '"rank_by": "knn"' in report(str(out)).read_text()
+    assert '"rank_by":"knn"' in report(str(out)).read_text()
     for function, words in ((report, {}), (curate, {"out": str(tmp_path / "k.txt")})):
         with pytest.raises(ValueError, match="no image has 'log_density': 44 images do not"):
             function(str(out), rank_by="log_density", **words)  # type: ignore[operator]
@@ -183,7 +183,7 @@ def test_a_detector_of_ones_own_ranks_and_tells_outliers(
     assert min(scores, key=lambda path: scores[path]) == "a/white.png"
     odd = dict(zip(table["path"].to_pylist(), table["outlier"].to_pylist(), strict=True))
     assert odd["a/white.png"]
-    assert '"rank_by": "brightness"' in report(out).read_text()
+    assert '"rank_by":"brightness"' in report(out).read_text()
     assert main([*words, "--overwrite", "--rank-by", "brightnes"]) == 2
     assert "--rank-by must be one of jepa_score" in capsys.readouterr().err
     words[-1] = "test_verdict:Failing"
