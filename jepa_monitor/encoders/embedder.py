@@ -6,7 +6,7 @@ import copy
 import math
 import warnings
 import weakref
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any, TypeVar
 
@@ -111,6 +111,42 @@ class Embedder:
     def parameter_bytes(self) -> int:
         """The memory that the encoder's parameters and buffers take as they are stored."""
         return sum(t.nbytes for t in (*self._parameters(), *self._buffers()))
+
+    @property
+    def trainable(self) -> list[Tensor]:
+        """The parameters that require gradients, each once.
+
+        Raises:
+            ValueError: If they are spread over processes.
+        """
+        if self._gathered:
+            raise ValueError(
+                "`encoder` has parameters that are spread over processes: no gradient of a score "
+                "can be taken to them."
+            )
+        return [tensor for tensor in self._parameters() if tensor.requires_grad]
+
+    def substitutes(self, parameters: Sequence[Tensor]) -> list[Tensor]:
+        """Give what the modules hold in the place of their parameters; only inside :meth:`run`.
+
+        Args:
+            parameters: Of :attr:`trainable`.
+
+        Returns:
+            As many tensors, in the type to compute in.
+        """
+        return [self._converted[id(tensor)] for tensor in parameters]
+
+    def with_own_buffers(self) -> Embedder:
+        """Give the same encoder with its buffers as they are now, whatever becomes of them.
+
+        Returns:
+            A new embedder.
+        """
+        other = copy.copy(self)
+        other._forget()
+        other._agreed = tuple(tensor.detach().clone() for tensor in self._buffers())
+        return other
 
     def _parameters(self) -> list[Tensor]:
         """The whole parameters, each once, as the user's modules have them or as gathered."""

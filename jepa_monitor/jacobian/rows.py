@@ -9,7 +9,13 @@ from torch import Tensor
 
 from jepa_monitor.encoders.embedder import Embedder
 
-__all__ = ["check_samples_apart", "embed_with_graph", "jacobian_rows", "row_passes"]
+__all__ = [
+    "check_samples_apart",
+    "embed_with_graph",
+    "jacobian_rows",
+    "row_passes",
+    "selector",
+]
 
 
 def embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor]:
@@ -57,6 +63,24 @@ def check_samples_apart(embedder: Embedder, images: Tensor) -> None:
         )
 
 
+def selector(embeddings: Tensor, cotangents: Tensor | None, k: int) -> Tensor:
+    """Give the cotangent of which a backward pass is the k-th row of all images.
+
+    Args:
+        embeddings: (B, K).
+        cotangents: Combinations of rows, (R, K); ``None`` for the K rows by themselves.
+        k: Which row.
+
+    Returns:
+        (B, K).
+    """
+    if cotangents is not None:
+        return cotangents[k].expand_as(embeddings)
+    chosen = torch.zeros_like(embeddings)
+    chosen[:, k] = 1
+    return chosen
+
+
 def row_passes(
     leaf: Tensor, embeddings: Tensor, cotangents: Tensor | None, indices: Iterable[int]
 ) -> Iterator[Tensor]:
@@ -76,13 +100,9 @@ def row_passes(
         The rows, (B, D), one by one.
     """
     for k in indices:
-        if cotangents is None:
-            selector = torch.zeros_like(embeddings)
-            selector[:, k] = 1
-        else:
-            selector = cotangents[k].expand_as(embeddings)
+        chosen = selector(embeddings, cotangents, k)
         (gradient,) = torch.autograd.grad(
-            embeddings, leaf, selector, retain_graph=True, materialize_grads=True
+            embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
         )
         yield gradient.flatten(1)
 

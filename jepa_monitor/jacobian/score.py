@@ -17,6 +17,7 @@ from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.threads import faster_threads, using_threads
 from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.differentiable import differentiable_score
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.fibre import Fibre, InputLaw, fibre_terms, input_law
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
@@ -254,6 +255,7 @@ def jepa_score(
     *,
     reference: Any = None,
     pool: Pool = "auto",
+    differentiable: bool = False,
     **options: Unpack[ScoreArguments],
 ) -> Tensor:
     r"""JEPA-SCORE: the log-density that an encoder has learned, up to a constant.
@@ -274,6 +276,8 @@ def jepa_score(
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
+        differentiable: Have gradients flow to the images and to the parameters of the encoder that
+            require them; the encoder runs in eval mode all the same. See ``docs/gradients.md``.
         **options: See :class:`~jepa_monitor.ScoreOptions`.
 
     Returns:
@@ -294,8 +298,10 @@ def jepa_score(
         tensor([0.4055], dtype=torch.float64)
     """
     how = ScoreOptions(**options)
-    embedder, images, law = prepared(encoder, images, how, reference, pool)
-    found = spectra(embedder, images, how, law)
+    embedder, checked, law = prepared(encoder, images, how, reference, pool)
+    if differentiable:
+        return differentiable_score(embedder, images, how, law)
+    found = spectra(embedder, checked, how, law)
     return log_volume(found.singular_values, how.eps)
 
 
