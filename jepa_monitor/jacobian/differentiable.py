@@ -79,9 +79,11 @@ class _Score(torch.autograd.Function):
         embedder, options, reference = ctx.call
         images, *parameters = ctx.saved_tensors
         wanted = [t for t, asked in zip(parameters, ctx.needs_input_grad[4:], strict=True) if asked]
-        of_images, *found = _gradients(
+        of_images, found = _gradients(
             embedder, images.detach(), weights, options, reference, wanted
         )
+        if ctx.needs_input_grad[3] and bool(weights.any()) and not bool(of_images.any()):
+            _tell_of_steps()
         rest = iter(found)
         return (
             *(None, None, None),
@@ -152,7 +154,7 @@ def _gradients(
     options: ScoreOptions,
     reference: Gaussian | None,
     parameters: list[Tensor],
-) -> list[Tensor | None]:
+) -> tuple[Tensor, list[Tensor | None]]:
     """Differentiate the weighted sum of the scores.
 
     Args:
@@ -170,7 +172,7 @@ def _gradients(
     budget = options.max_memory or default_budget(images.device)
     blurred = 0
 
-    def work() -> list[Tensor | None]:
+    def work() -> tuple[Tensor, list[Tensor | None]]:
         one = images[:1].to(embedder.dtype)
         width, graph = measure(embedder, one)
         basis = sketch_matrix(options, width, one[0].numel(), reference)
@@ -219,11 +221,10 @@ def _gradients(
 
         for _ in adaptive_chunks(len(images), chunk, take):
             pass
-        in_types = (
+        return of_images, [
             None if total is None else total.to(parameter.dtype)
             for total, parameter in zip(totals, parameters, strict=True)
-        )
-        return [of_images, *in_types]
+        ]
 
     # Fused attention has no second derivative.
     with sdpa_kernel(SDPBackend.MATH):
@@ -240,5 +241,15 @@ def _tell_of_rounding(dtype: torch.dtype) -> None:
         f"the gradient of jepa_score has parts along singular values that are nearly rounding error in "
         f"{str(dtype).removeprefix('torch.')}, which may be off, or are left out if they are smaller "
         "still: use precision='float64'.",
+        stacklevel=2,
+    )
+
+
+@functools.cache
+def _tell_of_steps() -> None:
+    """Warn once."""
+    warnings.warn(
+        "the gradient of jepa_score to the images is 0 everywhere: `encoder` is piecewise linear "
+        "(ReLU, max-pooling), and its score a step function of the image.",
         stacklevel=2,
     )

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
 from jepa_monitor.functional.gaussian import Gaussian
+from jepa_monitor.jacobian.differentiable import _tell_of_steps
 
 
 def reference_score(encoder: nn.Module, images: Tensor) -> Tensor:
@@ -277,3 +278,15 @@ def test_steps_uphill_raise_the_score_of_an_image_and_of_an_encoder() -> None:
         (-jepa_score(encoder, images, differentiable=True).mean()).backward()
         optimiser.step()
     assert float(jepa_score(encoder, images).mean()) > float(before.mean()) + 0.1
+
+
+def test_a_piecewise_linear_encoder_has_no_gradient_to_images_and_says_so() -> None:
+    _tell_of_steps.cache_clear()
+    encoder = nn.Sequential(nn.Linear(12, 24), nn.ReLU(), nn.Linear(24, 5))
+    images = torch.randn(3, 12, requires_grad=True)
+    score = jepa_score(encoder, images, differentiable=True)
+    with pytest.warns(UserWarning, match="piecewise linear"):
+        found = gradients_of(score, images, encoder[0].weight)
+    assert not found[0].any()
+    expected = gradients_of(reference_score(encoder, images), encoder[0].weight)
+    torch.testing.assert_close(found[1], expected[0], rtol=1e-3, atol=1e-5)
