@@ -36,6 +36,7 @@ TINY: dict[str, list[str]] = {
     "grokking": ["--seeds=1", "--steps=6", "--looks=2"],
     "counting": ["--seeds", "0", "--steps=6", "--looks=2"],
     "known_density": ["--seeds=1", "--jobs=1", "--cases=1"],
+    "gradients": ["--encoders=resnet18_32", "--images=1", "--rows=2", "--repeats=1", "--directions=1"],
     "noise_floor": [],
     "contrast": ["--steps=2", "--images=12"],
     "normality": ["--looks=0.01"],
