@@ -1,4 +1,4 @@
-"""Small self-supervised runs, healthy and broken on purpose, for `collapse_zoo.py`.
+"""Small self-supervised runs, healthy and broken on purpose, for `collapse_zoo.py` and `collapse_long.py`.
 
 Each method is an `nn.Module` with an `encoder` that is watched, a `loss` of a batch of images and an
 `after_step`. A fault is a change of its options, of the optimiser or of the data, and of nothing
@@ -220,11 +220,27 @@ class Fault:
         options: Options of the method.
         lr: Learning rate of AdamW.
         one_image: Whether the loader repeats one image.
+        pace: Times that learning rate for the predictor. One that learns faster than the encoder is what
+            keeps a JEPA apart (arXiv 2102.06810).
+        spell: What some of the method's attributes are, for how many steps of every how many;
+            not of the first.
     """
 
     options: dict[str, Any] = field(default_factory=dict)
     lr: float = 1e-3
     one_image: bool = False
+    pace: float = 5.0
+    spell: tuple[dict[str, Any], int, int] = field(default_factory=lambda: ({}, 0, 1))
+
+    def cast(self, module: nn.Module, step: int) -> None:
+        """Change what the spell changes, before a step, and change it back when it is over."""
+        changed, length, every = self.spell
+        on = step >= every and step % every < length
+        for name, value in changed.items():
+            usual = f"usual_{name}"
+            if not hasattr(module, usual):
+                setattr(module, usual, getattr(module, name))
+            setattr(module, name, value if on else getattr(module, usual))
 
 
 METHODS: dict[str, Callable[..., nn.Module]] = {
@@ -255,38 +271,50 @@ RUNS: dict[tuple[str, str], Fault] = {
 }
 
 
+LONG: dict[tuple[str, str], Fault] = {
+    # Healthy in the end: with a slower predictor and a target that follows faster the embeddings close in
+    # on a point within a hundred steps, and recover in the next five hundred.
+    ("JEPA", "collapse phase"): Fault({"momentum": 0.95}, pace=2.0),
+    # Directions go in every spell, and come back after it.
+    ("VICReg", "spells"): Fault(spell=({"covariance": 0.0}, 100, 1000)),
+    ("LeJEPA", "spells"): Fault(spell=({"sigreg": 0.0}, 100, 1000)),
+}
+
+
 def train(
     method: str,
     fault: str,
     seed: int,
     look: Callable[[int, nn.Module, float, Tensor | None], None],
+    steps: int = STEPS,
 ) -> None:
     """Train one run.
 
     Args:
         method: Key of `METHODS`.
-        fault: Second part of a key of `RUNS`.
+        fault: Second part of a key of `RUNS` or `LONG`.
         seed: Of weights, batches and augmentations.
         look: Called before the first and after every step with the step, the method, the loss and the
             batch of the step.
+        steps: How many.
     """
-    settings = RUNS[method, fault]
+    settings = (RUNS | LONG)[method, fault]
     images = digits()[0]
     torch.manual_seed(seed)
     generator = torch.Generator().manual_seed(1000 + seed)
     module = METHODS[method](**settings.options)
     named = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    # A predictor that learns faster than the encoder is what keeps a JEPA apart (arXiv 2102.06810).
     groups = [
         {"params": [p for name, p in named if name.startswith("predictor") is fast], "pace": pace}
-        for fast, pace in ((False, 1.0), (True, 5.0))
+        for fast, pace in ((False, 1.0), (True, settings.pace))
     ]
     optimizer = torch.optim.AdamW([g for g in groups if g["params"]], weight_decay=0.04)
     only = int(torch.randint(len(images), (1,), generator=generator))
     look(0, module, math.nan, None)
-    for step in range(1, STEPS + 1):
+    for step in range(1, steps + 1):
         for group in optimizer.param_groups:
             group["lr"] = group["pace"] * settings.lr * min(1.0, step / 20)
+        settings.cast(module, step)
         chosen = torch.randint(len(images), (BATCH,), generator=generator)
         batch = images[torch.full_like(chosen, only) if settings.one_image else chosen]
         loss = module.loss(batch, generator)
@@ -297,4 +325,4 @@ def train(
         look(step, module, float(loss.detach()), batch)
 
 
-__all__ = ["METHODS", "RUNS", "STEPS", "digits", "train"]
+__all__ = ["LONG", "METHODS", "RUNS", "STEPS", "Fault", "digits", "train"]

@@ -1,9 +1,12 @@
-"""What is the checkpoint worth that `jepa_monitor.monitor.keep` says to keep?
+"""What does `jepa-monitor replay` say of runs that are over, and what is the checkpoint worth that it says to keep?
 
     python benchmarks/keep.py [--runs FILE]
 
 It trains nothing: the runs are those that `collapse_zoo.py` has stored, small encoders of digits, healthy
-and broken on purpose, looked at every 15 steps. For each rule, how much k-NN accuracy (embeddings in
+and broken on purpose, looked at every 15 steps. The verdict is that of `close_run`, as `replay` takes it, on
+looks that know nothing of training batches, as those of checkpoints do not. It is right of a healthy run
+where it calls the run healthy, and of one that ends collapsed (k-NN accuracy 10 points under the healthy
+median of its method) where it says collapse, at the end or at any time before. For each rule, how much k-NN accuracy (embeddings in
 bfloat16) the look that it chooses has less than the best look of the same run: mean and largest over runs,
 and how many are within 5 points, with a 95 % interval (Clopper-Pearson). The seeds are those that the
 tables of `collapse_zoo.py` are of. One thing was chosen on them: that a look after an alarm is not trusted.
@@ -19,9 +22,13 @@ import pathlib
 import statistics
 
 from _results import parser
-from collapse_zoo import RESULTS, Judge, Run, alarm_step, readings, table
+from _zoo_rules import PATIENCE, Judge, Run, alarm_step, measures_of, readings
+from _zoo_tables import table
+from collapse_zoo import RESULTS
 
 from jepa_monitor.functional._intervals import clopper_pearson_interval
+from jepa_monitor.monitor.alarm import CollapseAlarm
+from jepa_monitor.monitor.closing import Closing, close_run
 from jepa_monitor.monitor.keep import which_to_keep
 
 NEAR = 0.05
@@ -47,6 +54,44 @@ def chosen(run: Run) -> dict[str, int | None]:
 def lost(run: Run, place: int) -> float:
     accuracies = run["looks"]["half"]
     return max(accuracies) - accuracies[place]
+
+
+def closing_of(run: Run) -> Closing:
+    """The verdict of a replay: of encoders, without training batches."""
+    alarm, looks, cause = CollapseAlarm(PATIENCE), [], ""
+    for step, found in zip(run["looks"]["step"], measures_of(run), strict=True):
+        reading = alarm.update(int(step), found)
+        if reading.alarm and not (looks and looks[-1]["collapse/alarm"]):
+            cause = reading.reason
+        looks.append({"step": step, **reading.scalars})
+    return close_run(looks, cause)
+
+
+def verdicts(judge: Judge) -> str:
+    """How many verdicts of each kind there are, by what the runs are."""
+    collapsed = [run for run in judge.broken if judge.ends_collapsed(run)]
+    spared = [run for run in judge.broken if not judge.ends_collapsed(run)]
+    groups = {
+        "healthy": judge.healthy,
+        "end collapsed": [run for run in collapsed if run["fault"] != "one image"],
+        "end without use, on one image": [run for run in collapsed if run["fault"] == "one image"],
+        "broken, accuracy kept": spared,
+    }
+    lines = table(
+        "runs", "collapsed at the end", "too new to be an alarm", "collapsed, then healthy", "healthy",
+        "right", "95 % interval",
+    )  # fmt: skip
+    for name, group in groups.items():
+        found = [closing_of(run) for run in group]
+        recovered = sum(bool(one.healthy and one.cause) for one in found)
+        healthy = sum(one.healthy is True for one in found) - recovered
+        kinds = [sum(one.healthy is state for one in found) for state in (False, None)]
+        right = healthy if name == "healthy" else len(group) - healthy
+        low, high = clopper_pearson_interval(right, len(group))
+        known = [f"{right}/{len(group)}", f"{low:.2f} to {high:.2f}"]
+        cells = [f"{name} ({len(group)})", *map(str, [*kinds, recovered, healthy])]
+        lines.append("| " + " | ".join([*cells, *(known if group is not spared else "––")]) + " |")
+    return "\n".join(lines)
 
 
 def report(runs: list[Run]) -> str:
@@ -78,7 +123,8 @@ def main() -> None:
     asked = parser(__doc__)
     asked.add_argument("--runs", type=pathlib.Path, default=RESULTS, help="of collapse_zoo.py")
     options = asked.parse_args()
-    print(report(Judge(json.loads(options.runs.read_text())["runs"]).runs))
+    judge = Judge(json.loads(options.runs.read_text())["runs"])
+    print(verdicts(judge), report(judge.runs), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -179,9 +179,11 @@ class CollapseAlarm:
         spread = self._spread.update(measures.spread, again)
         share = self._share.update(measures.share, again)
         self._most_directions = max(self._most_directions, measures.directions)
-        # What the measures are at most, against what they once were at least.
+        # A collapse begins where what the measures are at most is less than what they once were at least.
+        # It ends where they themselves are more: doubt alone makes no encoder healthy.
         doubted = measures
-        if measures.directions and (spread, share) != (measures.spread, measures.share):
+        noisy = (spread, share) != (measures.spread, measures.share)
+        if measures.directions and noisy and not self._state:
             doubted = measures._replace(spread=spread, directions=measures.possible**share)
         state = collapse_state(doubted, self._state, self._share.level, self._spread.level)
         if self._step is None or state != self._state:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from collections import deque
@@ -10,11 +11,15 @@ from typing import Any
 __all__ = ["LEAST_LOOKS", "NoisyMeasure"]
 
 _RECENT = 100  # looks that the noise is estimated from
-LEAST_LOOKS = 20  # with fewer no noise is assumed; a single fall spoils six of their differences
+LEAST_LOOKS = 20  # with fewer no noise is assumed
 _LAGS = (
     1,
     10,
 )  # looks between those that are compared; the longer one at most a sixth of the looks
+_BREAK = (
+    5.0  # times the scale of second differences: 7 standard deviations of a step of AR(1) noise
+)
+_LEAST_BENDS = 6  # second differences that tell a scale
 _MOST_ALIKE = 0.95  # correlation of neighbouring looks that is believed at most
 _DOUBT = 4.0  # standard deviations
 # Ends of the logit scale. Above the higher one a measure is at its best, and where exactly means nothing.
@@ -30,12 +35,42 @@ def _share(logit: float) -> float:
     return 1 / (1 + math.exp(-logit))
 
 
-def _scale(values: list[float], lag: int) -> float:
-    """Give the spread of second differences, whatever a few of them are."""
-    triples = zip(values, values[lag:], values[2 * lag :], strict=False)
-    bends = [before - 2 * middle + after for before, middle, after in triples]
+def _scale(stretches: list[list[float]], lag: int) -> float | None:
+    """Give the spread of second differences, whatever a few of them are; ``None`` where they are too few."""
+    bends = [
+        before - 2 * middle + after
+        for values in stretches
+        for before, middle, after in zip(values, values[lag:], values[2 * lag :], strict=False)
+    ]
+    if len(bends) < _LEAST_BENDS:
+        return None
     middle = statistics.median(bends)
-    return 1.4826 * statistics.median(abs(bend - middle) for bend in bends)
+    return 1.4826 * statistics.median([abs(bend - middle) for bend in bends])
+
+
+def _stretches(values: list[float]) -> list[list[float]]:
+    """Part values where they step further than noise does, or else a collapse would be half of the bends."""
+    near = _scale([values], 1) or 0.0
+    breaks = [
+        n
+        for n, (before, after) in enumerate(itertools.pairwise(values), 1)
+        if abs(after - before) > _BREAK * near
+    ]
+    ends = itertools.pairwise([0, *breaks, len(values)])
+    return [values[start:end] for start, end in ends]
+
+
+def _scales(values: list[float]) -> tuple[int, float, float] | None:
+    """Give the longer lag, and the spread of second differences of the shorter and of the longer."""
+    stretches = _stretches(values)
+    near = _scale(stretches, _LAGS[0])
+    if near is None:
+        return None
+    for lag in range(min(_LAGS[1], len(values) // 6), 0, -1):
+        far = _scale(stretches, lag)
+        if far is not None:
+            return lag, near, far
+    return None
 
 
 def _noise(values: list[float]) -> float:
@@ -43,8 +78,10 @@ def _noise(values: list[float]) -> float:
     count = len(values)
     if count < LEAST_LOOKS:
         return 0.0
-    short, long = _LAGS[0], min(_LAGS[1], count // 6)
-    near, far = _scale(values, short), _scale(values, long)
+    scales = _scales(values)
+    if scales is None:
+        return 0.0
+    short, (long, near, far) = _LAGS[0], scales
 
     def variance(alike: float, lag: int) -> float:
         return 6 - 8 * alike**lag + 2 * alike ** (2 * lag)
@@ -66,7 +103,8 @@ class NoisyMeasure:
     with a correlation of φ from look to look. In second differences
     :math:`x_t - 2 x_{t-l} + x_{t-2l}` a steady rise or fall cancels; their variance is
     :math:`\sigma^2 (6 - 8 \varphi^l + 2 \varphi^{2l})`, and their median absolute deviation ignores a
-    sudden fall. A short and a long lag together tell φ and σ. As correlated looks tell less, σ is raised
+    few outliers. Between two looks that differ by more than noise does, the measure has moved, and nothing is
+    compared across them. A short and a long lag together tell φ and σ. As correlated looks tell less, σ is raised
     by :math:`\sqrt{(1 + \varphi) / ((1 - \varphi)\, n)}` of itself.
     """
 
@@ -83,8 +121,9 @@ class NoisyMeasure:
             again: Whether it takes the place of the last one.
 
         Returns:
-            What the measure is at most, four standard deviations above the value; the value itself
-            if no noise is known.
+            What the measure is at most: four standard deviations above the value, but no more than the
+            highest of the last 20 values, since a level is not above all that varies about it. The value
+            itself if no noise is known.
         """
         if again and self._recent:
             self._recent.pop()
@@ -92,7 +131,10 @@ class NoisyMeasure:
         self.noise = _noise(list(self._recent))
         self._highest = value if self._highest is None else max(self._highest, value)
         doubt = _DOUBT * self.noise
-        return _share(_logit(value) + doubt) if doubt else value
+        if not doubt:
+            return value
+        lately = itertools.islice(reversed(self._recent), LEAST_LOOKS)
+        return _share(min(_logit(value) + doubt, max(lately)))
 
     @property
     def looks(self) -> int:

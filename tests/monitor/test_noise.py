@@ -89,3 +89,40 @@ def test_a_measure_at_its_best_has_no_noise_and_its_fall_is_seen() -> None:
         alarm.update(50 * look, CollapseMeasures(0.05, 50.0, 60.0, 512, 0)) for look in (60, 61)
     ]
     assert [reading.alarm for reading in found] == [False, True]
+
+
+@pytest.mark.parametrize("healthy", [6, 10, 15, 30, 60])
+@pytest.mark.parametrize("to", [(-6.0, -3.0), (1.5, -2.5)], ids=["a point", "few directions"])
+def test_a_collapse_is_no_noise_wherever_it_parts_the_looks(
+    healthy: int, to: tuple[float, float]
+) -> None:
+    # Half of the looks before it and half after it: the second differences across it are most of all.
+    generator = np.random.default_rng(healthy)
+    alarm, noise = CollapseAlarm(patience_steps=1000), 0.02 * generator.normal(size=(120, 2))
+    for look, varied in enumerate(noise):
+        level = np.array(to if look >= healthy else (1.5, -0.2))
+        reading = alarm.update(50 * look, measures(*(level + varied)))
+        assert (reading.state > 0) == (look >= healthy)
+    assert reading.alarm
+
+
+def test_a_slow_fall_of_a_noisy_measure_is_told_after_twenty_looks_at_the_bottom() -> None:
+    generator = np.random.default_rng(0)
+    alarm = CollapseAlarm(patience_steps=1000)
+    for look in range(90):
+        fallen = min(1.0, max(0.0, (look - 10) / 10))
+        level = np.array([1.5, -0.2]) * (1 - fallen) + np.array([-3.5, -3.0]) * fallen
+        reading = alarm.update(50 * look, measures(*(level + 0.3 * generator.normal(size=2))))
+        if look >= 40:
+            assert reading.alarm
+            assert reading.state > 0
+
+
+def test_the_spread_and_rank_of_a_run_that_fell_at_its_eleventh_look() -> None:
+    # DINO on digits, ten times the learning rate for 20 steps: it keeps 2.3 to 2.8 of 9 directions.
+    alarm = CollapseAlarm(patience_steps=1000)
+    before = [26.7, 23.0, 19.9, 17.5, 15.5, 13.5, 12.2, 11.0, 10.1, 9.6, 9.2]
+    after = [2.5, 2.3, 2.3, 2.3, 2.4, 2.4, 2.4, 2.5, 2.5, 2.6, 2.6, 2.6, 2.6, 2.7, 2.7, 2.8]
+    for look, directions in enumerate([*before, *after]):
+        found = CollapseMeasures(0.6, directions, 106.0, 512, 0)
+        assert alarm.update(50 * look, found).state == (look >= len(before))
