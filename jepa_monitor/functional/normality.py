@@ -18,7 +18,7 @@ from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional._checks import as_matrix, require_number
 from jepa_monitor.functional._null_laws import average_sd, slice_mean, slice_tail, sum_tail
 from jepa_monitor.functional.gaussianity import epps_pulley, slice_directions
-from jepa_monitor.functional.sequential import normal_scores, sequential_tails
+from jepa_monitor.functional.sequential import NoLawError, normal_scores, sequential_tails
 
 _SLICES = 256
 _LEAST_ROWS = 32
@@ -174,7 +174,11 @@ def _radius(scores: Tensor) -> list[_Finding]:
     sizes = [size for size in _doublings(min(rank, count // 2 - _SPARE)) if size > 1]
     findings = []
     for size in sizes:
-        radii = normal_scores(*sequential_tails(scores[:, :size], size + _SPARE))
+        try:
+            tails = sequential_tails(scores[:, :size], size + _SPARE)
+        except NoLawError:  # the first rows lie in fewer directions; the other parts will tell
+            continue
+        radii = normal_scores(*tails)
         statistic = float(epps_pulley(radii[:, None]))
         p_value = len(sizes) * slice_tail(statistic, estimated=False)
         findings.append(_Finding(p_value, (statistic - slice_mean(False)) / len(radii)))

@@ -16,8 +16,15 @@ from jepa_monitor.functional._axes import principal_scores
 from jepa_monitor.functional._beta import beta_tails
 from jepa_monitor.functional._checks import as_matrix, require_same_width
 
+__all__ = ["LEAST_REFERENCE", "NoLawError", "PredictiveLevels", "predictive_pit"]
+
 LEAST_REFERENCE = 4  # embeddings
+_ROUNDING = 1e-13  # share of a column's variance that is no variance in float64
 _BLOCK = 64  # rows at least that are judged between two factorisations
+
+
+class NoLawError(ValueError):
+    """Rows vary in fewer directions than those that are to be judged by them."""
 
 
 class PredictiveLevels(NamedTuple):
@@ -60,7 +67,8 @@ def predictive_pit(embeddings: Tensor, reference: Tensor) -> PredictiveLevels:
         the levels are ½.
 
     Raises:
-        ValueError: If the widths differ.
+        ValueError: If the widths differ. As a :class:`NoLawError`, if the reference does not vary in a
+            direction in which the embeddings do: no normal law of it reaches them.
 
     Source:
         Rincon-Gallardo, Quesenberry & O'Reilly, Conditional probability integral transformations
@@ -100,6 +108,9 @@ def sequential_tails(z: Tensor, start: int) -> tuple[Tensor, Tensor]:
     Returns:
         Probabilities of a smaller and of a larger distance, each of shape (N − start,) and of full
         relative precision; the first is independent and uniform over the rows if all are normal.
+
+    Raises:
+        NoLawError: If the rows taken for granted have no variance in a direction of the others.
     """
     count, width = z.shape
     index = torch.arange(1, count, dtype=z.dtype, device=z.device)
@@ -107,11 +118,17 @@ def sequential_tails(z: Tensor, start: int) -> tuple[Tensor, Tensor]:
     # Each row's deviation from the mean of those before it, scaled to the rows' own covariance.
     steps = (z[1:] - means) * (index / (index + 1)).sqrt()[:, None]
     scatter = steps[: start - 1].T @ steps[: start - 1]
+    least = _ROUNDING * steps.square().sum(dim=0)
     block = max(_BLOCK, width // 4)
     ratios = []
     for begin in range(start - 1, count - 1, block):
         rows = steps[begin : begin + block]
-        factor = torch.linalg.cholesky(scatter)
+        factor, failed = torch.linalg.cholesky_ex(scatter)
+        if failed or bool((factor.diagonal().square() <= least).any()):
+            raise NoLawError(
+                f"The first {begin + 1} embeddings do not vary in all of the {width} directions that all "
+                f"{count} do: no normal law of them reaches the others."
+            )
         solved = torch.linalg.solve_triangular(factor, rows.T, upper=False)
         inner = solved.T @ solved
         inner.diagonal().add_(1.0)

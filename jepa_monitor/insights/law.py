@@ -16,7 +16,7 @@ from jepa_monitor.functional.calibration import (
 )
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley
 from jepa_monitor.functional.normality import normality
-from jepa_monitor.functional.sequential import LEAST_REFERENCE, predictive_pit
+from jepa_monitor.functional.sequential import LEAST_REFERENCE, NoLawError, predictive_pit
 from jepa_monitor.insights._drawing import HIGH, MUTED
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
@@ -114,18 +114,24 @@ class Law(Insight):
             scalars: Those of a look, by tag.
 
         Returns:
-            A sentence, or nothing.
+            A sentence or two, or nothing.
         """
-        verdict = scalars.get("density/precondition")
+        verdict, needed = (scalars.get(f"density/precondition{end}") for end in ("", "_needed"))
+        said = []
         if verdict == 1:
-            return "The embeddings are Gaussian enough for the score to be a density."
-        if verdict == 0:
-            return (
+            said.append("The embeddings are Gaussian enough for the score to be a density.")
+        elif verdict == 0:
+            said.append(
                 "The embeddings are not Gaussian, so the score is no density; its order may hold."
             )
-        if needed := scalars.get("density/precondition_needed"):
-            return f"Too few embeddings to tell whether they are Gaussian: {needed:.0f} can."
-        return ""
+        elif needed:
+            said.append(f"Too few embeddings to tell whether they are Gaussian: {needed:.0f} can.")
+        if needed and "density/calibration_error" not in scalars:
+            said.append(
+                "Whether held-out images follow the law of the reference cannot be told: the reference's "
+                "embeddings are too few, or do not vary in all directions that the probe's do."
+            )
+        return " ".join(said)
 
     def figures(self, look: Look) -> dict[str, Figure]:
         """Draw the reliability diagram.
@@ -137,7 +143,7 @@ class Law(Insight):
             ``density/reliability``, with a reference.
         """
         embeddings, reference = look.probe.finite_embeddings, _reference(look)
-        if reference is None or not len(embeddings) or len(reference) < LEAST_REFERENCE:
+        if reference is None or _levels(embeddings, reference) is None:
             return {}
         return {"density/reliability": plot_reliability(embeddings, reference)}
 
@@ -146,6 +152,17 @@ def _reference(look: Look) -> Tensor | None:
     if look.reference is None or look.reference.scored is None:
         return None
     return look.reference.scored.finite_embeddings
+
+
+def _levels(embeddings: Tensor, reference: Tensor) -> Tensor | None:
+    """Give the levels of the probe under the law of the reference, where there is one."""
+    if len(embeddings) < 2 or len(reference) < LEAST_REFERENCE:
+        return None
+    try:
+        levels, axes = predictive_pit(embeddings, reference)
+    except NoLawError:
+        return None
+    return levels if axes else None
 
 
 def law_scalars(embeddings: Tensor, reference: Tensor) -> dict[str, float]:
@@ -159,13 +176,12 @@ def law_scalars(embeddings: Tensor, reference: Tensor) -> dict[str, float]:
         ``density/*``: calibration of the law, Gaussianity, and whether it is good enough.
     """
     scalars: dict[str, float] = {}
-    if len(embeddings) > 1 and len(reference) >= LEAST_REFERENCE:
-        levels, axes = predictive_pit(embeddings, reference)
-        if axes:
-            test = kolmogorov_smirnov(levels)
-            scalars["density/calibration_error"] = calibration_error(levels).item()
-            scalars["density/ks"] = test.distance.item()
-            scalars["density/calibration_p"] = test.p_value.item()
+    levels = _levels(embeddings, reference)
+    if levels is not None:
+        test = kolmogorov_smirnov(levels)
+        scalars["density/calibration_error"] = calibration_error(levels).item()
+        scalars["density/ks"] = test.distance.item()
+        scalars["density/calibration_p"] = test.p_value.item()
     everything = torch.cat([embeddings, reference])
     if len(everything) > everything.shape[1]:
         sliced = sliced_epps_pulley(everything, _SLICES, seed=0, standardized="whitened")

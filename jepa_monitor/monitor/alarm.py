@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.monitor.cause import REPEATED_PAIRS, Cause, find_cause
+from jepa_monitor.monitor.evidence import Fallen
 from jepa_monitor.monitor.noise import LEAST_LOOKS, NoisyMeasure
 from jepa_monitor.monitor.returns import Returns
 from jepa_monitor.monitor.state import (
@@ -146,6 +147,7 @@ class CollapseAlarm:
         self._proven: str = ""  # why a collapse gets no patience
         self._from_start = True  # no look was healthy yet
         self._returns = Returns()
+        self._fallen = Fallen()
         self._repeats = 0  # looks in a row that found the training images to repeat
 
     def update(
@@ -218,6 +220,9 @@ class CollapseAlarm:
             from_start=self._from_start,
         )
         cause = find_cause({**_seen(measures), **known, **reading.scalars})
+        fallen = self._fallen.update(known, again)
+        if cause is not None and collapsed and fallen:
+            cause = cause._replace(evidence=f"{cause.evidence} {fallen}")
         return reading._replace(reason=_sentence(measures, cause, why), cause=cause)
 
     def state_dict(self) -> dict[str, Any]:
@@ -239,6 +244,7 @@ class CollapseAlarm:
             "proven": self._proven,
             "from_start": self._from_start,
             "returns": self._returns.state_dict(),
+            "fallen": self._fallen.state_dict(),
             "repeats": self._repeats,
         }
 
@@ -260,6 +266,8 @@ class CollapseAlarm:
         self._proven = state_dict["proven"]
         self._from_start = state_dict["from_start"]
         self._returns.load_state_dict(state_dict["returns"])
+        if "fallen" in state_dict:  # not in checkpoints of before
+            self._fallen.load_state_dict(state_dict["fallen"])
         self._repeats = state_dict["repeats"]
 
     def _enter(self, step: int) -> None:

@@ -142,11 +142,15 @@ class NoisyMeasure:
         return len(self._recent)
 
     @property
+    def highest(self) -> float:
+        """The highest value; 0 before the first."""
+        return self._highest or 0.0
+
+    @property
     def level(self) -> float:
         """What the measure once was at least: four standard deviations under its highest value."""
-        highest = self._highest or 0.0
         doubt = _DOUBT * self.noise
-        return _share(_logit(highest) - doubt) if doubt else highest
+        return _share(_logit(self.highest) - doubt) if doubt else self.highest
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.

@@ -91,6 +91,19 @@ def test_principal_scores_against_svd(n, k):
     np.testing.assert_allclose(overlap, np.eye(rank), atol=1e-6)
 
 
+@pytest.mark.parametrize("rounding", [0.0, 1e-9])
+def test_a_reference_without_a_direction_of_the_embeddings_has_no_law_for_them(rounding):
+    generator = torch.Generator().manual_seed(0)
+    known, others = (torch.randn(n, 5, generator=generator, dtype=torch.float64) for n in (60, 20))
+    known[:, 4] = known[:, 3] + rounding * known[:, 4]
+    with pytest.raises(
+        ValueError, match="first 60 embeddings do not vary in all of the 5 directions"
+    ):
+        predictive_pit(others, known)
+    known[:, 4] = known[:, 3] + 1e-3 * torch.randn(60, generator=generator, dtype=torch.float64)
+    assert predictive_pit(others, known).levels[0] > 0.999
+
+
 def test_errors():
     with pytest.raises(ValueError, match="`reference` must have at least 4 rows, got 3"):
         predictive_pit(normal(5, 2), normal(3, 2))

@@ -63,6 +63,26 @@ def test_a_probe_of_another_law_is_not_calibrated() -> None:
     assert found["density/calibration_error"] > 0.05
 
 
+def test_a_unit_that_fires_only_in_the_probe_is_told_and_fails_nothing() -> None:
+    probe, reference = normal(128, 8, 1), normal(200, 8, 2)
+    probe, reference = (
+        (z - torch.eye(8)[0] * 3).relu() for z in (probe + 1, reference.clamp(max=2))
+    )
+    assert (reference[:, 0] == 0).all()
+    assert (probe[:, 0] > 0).any()
+    monitor = DensityMonitor(
+        probe, reference=reference, max_probe_samples=4, max_embedding_samples=5000
+    )
+    found = monitor.evaluate(nn.Identity())
+    assert found.failed == {}
+    assert found.scalars["monitor/failed_insights"] == 0
+    absent = {f"density/{name}" for name in ("calibration_error", "ks", "calibration_p")}
+    assert absent.isdisjoint(found.scalars)
+    assert found.scalars["density/precondition"] == 0  # what is cut off at zero is not normal
+    assert "density/reliability" not in found.figures()
+    assert "follow the law of the reference cannot be told" in str(found.verdict)
+
+
 def test_no_size_of_the_reference_is_a_cliff() -> None:
     probe = normal(64, 16, 1)
     sizes = (3, 4, 5, 8, 20, 38, 63, 64, 65, 66, 70, 129, 400)
