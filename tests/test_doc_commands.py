@@ -62,6 +62,7 @@ TINY: dict[str, list[str]] = {
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.
 LEFT_OUT = {
     "alarm_noise": "simulates for minutes",
+    "collapse_long": "trains for an hour",
     "sketch_search": "trains for 20 minutes",
     "curation": "scores thousands of images",
     "detectors": "takes the weights of other packages",
