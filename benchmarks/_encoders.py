@@ -121,8 +121,17 @@ def mlp(*widths: int) -> nn.Sequential:
     return nn.Sequential(*layers)
 
 
-def augment(images: Tensor, generator: torch.Generator) -> Tensor:
-    """Crop 30 to 100 % of the area, mirror, change brightness, contrast and colours at random."""
+def augment(images: Tensor, generator: torch.Generator, colours: bool = True) -> Tensor:
+    """Crop 30 to 100 % of the area, mirror, change brightness, contrast and colours at random.
+
+    Args:
+        images: (N, C, H, W).
+        generator: What draws.
+        colours: Whether to change more than the place.
+
+    Returns:
+        (N, C, H, W).
+    """
 
     def uniform(low: float, high: float) -> Tensor:
         return low + (high - low) * torch.rand(len(images), 1, 1, 1, generator=generator)
@@ -138,6 +147,8 @@ def augment(images: Tensor, generator: torch.Generator) -> Tensor:
         torch.cat([row.view(-1, 1, 3) for row in transform], 1), list(images.shape), False
     )
     views = F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
+    if not colours:
+        return views
     grey = views.mean(1, keepdim=True)
     views = grey + (views - grey) * torch.where(uniform(0, 1) < 0.2, 0.0, uniform(0.6, 1.4))
     average = views.mean((1, 2, 3), keepdim=True)

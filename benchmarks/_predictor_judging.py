@@ -12,7 +12,11 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
-from scipy.stats import kendalltau, spearmanr
+import numpy as np
+from scipy.stats import spearmanr
+
+from jepa_monitor.monitor.advice import Advisor
+from jepa_monitor.monitor.keep import which_to_keep
 
 Run = dict[str, Any]
 Series = Sequence[float | None]
@@ -83,8 +87,9 @@ def tau(x: Series, y: Series) -> float | None:
     pairs = [(a, b) for a, b in zip(x, y, strict=True) if a is not None and b is not None]
     if len(pairs) < 8:
         return None
-    found = float(kendalltau(*zip(*pairs, strict=True)).statistic)
-    return found if math.isfinite(found) else None
+    first, second = (np.sign(v[:, None] - v) for v in np.array(pairs, dtype=float).T)
+    untied = math.sqrt(np.square(first).sum() * np.square(second).sum())
+    return float((first * second).sum() / untied) if untied else None
 
 
 def partial_tau(x: Series, y: Series, t: Series) -> float | None:
@@ -104,28 +109,25 @@ def chosen(values: Series) -> int | None:
 
 
 def interval(
-    runs: Sequence[Run], of_run: Callable[[Run], float | None], seed: int = 0
+    runs: Sequence[Run], of_run: Callable[[Run], float | None]
 ) -> tuple[float, float, float, int]:
-    """Mean over runs with its 95 % bootstrap interval: of each kind of run, seeds drawn with replacement.
+    """Mean over runs with its 95 % bootstrap interval: runs drawn with replacement, with all that is theirs.
 
     Returns:
         Mean, lower end, upper end, and how many runs have a value.
     """
-    kinds: dict[str, list[float]] = {}
-    for run in runs:
-        value = of_run(run)
-        if value is not None:
-            kinds.setdefault(run["run"], []).append(value)
-    values = [value for group in kinds.values() for value in group]
+    values = [value for run in runs if (value := of_run(run)) is not None]
     if not values:
         return math.nan, math.nan, math.nan, 0
-    draw = random.Random(seed)
-    means = sorted(
-        statistics.fmean(v for group in kinds.values() for v in draw.choices(group, k=len(group)))
-        for _ in range(RESAMPLED)
-    )
-    cut = round(0.025 * RESAMPLED)
-    return statistics.fmean(values), means[cut], means[-1 - cut], len(values)
+    drawn = np.random.default_rng(0).choice(values, (RESAMPLED, len(values)))
+    low, high = np.quantile(drawn.mean(1), (0.025, 0.975))
+    return statistics.fmean(values), float(low), float(high), len(values)
+
+
+def mean(runs: Sequence[Run], of_run: Callable[[Run], float | None]) -> float | None:
+    """Mean over the runs that have a value; ``None`` if none has."""
+    values = [value for run in runs if (value := of_run(run)) is not None]
+    return statistics.fmean(values) if values else None
 
 
 # -------------------------------------------------------------------------------------------- runs
@@ -156,7 +158,9 @@ def dse(run: Run) -> list[float | None]:
         return [None] * size
     spread = statistics.pstdev(a - b for a, b, _ in known)
     weight = spread / (statistics.pstdev(c for *_, c in known) or math.inf)
-    return [None if None in (a, b, c) else a - b + weight * c for a, b, c in zip(*terms, strict=True)]
+    return [
+        None if None in (a, b, c) else a - b + weight * c for a, b, c in zip(*terms, strict=True)
+    ]
 
 
 def late(values: Sequence[Any], run: Run) -> list[Any]:
@@ -173,7 +177,7 @@ def mean_over_targets(of_target: Callable[[str], float | None]) -> float | None:
 
 def within(run: Run, name: str, kind: str = "all") -> float | None:
     """τ of a predictor with the targets, mean over these: ``all``, ``late``, or ``partial`` given the step."""
-    x, steps = predictor(run, name), run["looks"]["step"]
+    x, steps = values_of(run, name), run["looks"]["step"]
 
     def of_target(each: str) -> float | None:
         y = target(run, each)
@@ -201,17 +205,24 @@ def ceiling(run: Run, kind: str = "all") -> float | None:
 def regret(run: Run, place: int, against: str = "oracle") -> dict[str, float]:
     """Points of accuracy by target that a checkpoint has less than the best one, or than the last.
 
-    The best one of a target is found on one half of its test set and all are compared on the other, and the
-    other way round: the highest of many noisy accuracies is too high.
+    ``oracle``: the highest accuracy, which noise makes a little too high. ``honest``: the best one found on one
+    half of the test set and compared on the other, and the other way round, which makes it a little too low.
+
+    Returns:
+        Points by target.
     """
     lost = {}
     for name in TARGETS:
-        gaps = []
-        for half in (0, 1):
-            finding, judging = target(run, name, half), target(run, name, 1 - half)
-            best = finding.index(max(finding)) if against == "oracle" else len(finding) - 1
-            gaps.append(judging[best] - judging[place])
-        lost[name] = 100 * statistics.fmean(gaps)
+        whole = target(run, name)
+        if against == "honest":
+            halves = [target(run, name, half) for half in (0, 1)]
+            gaps = [
+                judging[finding.index(max(finding))] - judging[place]
+                for finding, judging in (halves, halves[::-1])
+            ]
+            lost[name] = 100 * statistics.fmean(gaps)
+        else:
+            lost[name] = 100 * ((max(whole) if against == "oracle" else whole[-1]) - whole[place])
     return lost
 
 
@@ -222,6 +233,208 @@ def across(runs: Sequence[Run], name: str) -> tuple[float, int]:
         for run in runs
         if (value := predictor(run, name)[-1]) is not None
     ]
-    if len(pairs) < 4:
+    if len(pairs) < 4 or len({value for value, _ in pairs}) < 2:
         return math.nan, len(pairs)
     return float(spearmanr(*zip(*pairs, strict=True)).statistic), len(pairs)
+
+
+# ---------------------------------------------------------------------------------------- the rule
+def looks_of(run: Run) -> list[dict[str, float]]:
+    """The looks of a run as the monitor logs them; the accuracies are not among them."""
+    looks = run["looks"]
+    return [
+        {tag: values[n] for tag, values in looks.items() if values[n] is not None}
+        for n in range(len(looks["step"]))
+    ]
+
+
+def advised(run: Run) -> list[float | None]:
+    """`advice/quality` at each look, of what was known then."""
+    advisor = Advisor()
+    return [advisor.update(look["step"], look).get("advice/quality") for look in looks_of(run)]
+
+
+def noise(run: Run) -> list[float | None]:
+    """Numbers that know nothing."""
+    draw = random.Random(f"{run['run']} {run['seed']}")
+    return [draw.random() for _ in run["looks"]["step"]]
+
+
+def values_of(run: Run, name: str) -> list[float | None]:
+    """Values of a row of the tables, higher for what should be better."""
+    if name == ADVICE:
+        return advised(run)
+    return noise(run) if name == "random" else predictor(run, name)
+
+
+def place_of(run: Run, rule: str) -> int | None:
+    """Which checkpoint a rule keeps, as its place in the run."""
+    steps = run["looks"]["step"]
+    if rule == "which_to_keep":
+        kept = which_to_keep(looks_of(run)).step
+        return None if kept is None else steps.index(kept)
+    if rule == "last":
+        return len(steps) - 1
+    if rule == "first":
+        return 0
+    return chosen(values_of(run, rule))
+
+
+# ---------------------------------------------------------------------------------------- tables
+ADVICE = "advice/quality"
+CHOICES = (
+    ADVICE, "which_to_keep", "last", "first", "loss", "loss/held_out", "collapse/rankme",
+    "collapse/effective_rank", "views/retrieval", "views/overlap", "clusters/agreement",
+    "clusters/learnability", "tokens/dse_lambda", "tokens/rank_across", "jepa_score/mean",
+    "log_density/mean", "jacobian/level_free", "random",
+)  # fmt: skip
+
+
+def is_test(run: Run) -> bool:
+    """Whether the rule of the advice was chosen without this run."""
+    return bool(run["seed"] > 0)
+
+
+def is_faulty(run: Run) -> bool:
+    """Whether something was broken on purpose."""
+    return "-" in run["run"]
+
+
+def table(*heads: str) -> list[str]:
+    """Head of a Markdown table."""
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+
+
+def row(*cells: str) -> str:
+    """A line of one."""
+    return "| " + " | ".join(cells) + " |"
+
+
+def shown(value: float | None, digits: int = 2) -> str:
+    """A number, or a dash."""
+    return "–" if value is None or not math.isfinite(value) else f"{value:.{digits}f}"
+
+
+def with_interval(found: tuple[float, float, float, int], digits: int = 2) -> str:
+    """A mean and its interval."""
+    if not found[3]:
+        return "–"
+    return f"{shown(found[0], digits)} ({shown(found[1], digits)} to {shown(found[2], digits)})"
+
+
+def predictor_table(runs: Sequence[Run], names: Sequence[str]) -> list[str]:
+    """What each predictor says of the checkpoints of a run."""
+    heads = ("τ", *TARGETS, "healthy", "faulty", "given the step", "after 20 %", "across runs, ρ")
+    groups = [[run for run in runs if is_faulty(run) == faulty] for faulty in (False, True)]
+
+    def cells(
+        name: str, of_run: Callable[[Run, str], float | None], of_target: Callable[[Run, str], Any]
+    ) -> str:
+        whole = {run["run"] + str(run["seed"]): of_run(run, "all") for run in runs}
+
+        def known(run: Run) -> float | None:
+            return whole[run["run"] + str(run["seed"])]
+
+        found = interval(runs, known)
+        return row(
+            name,
+            with_interval(found),
+            *(shown(mean(runs, lambda run, t=each: of_target(run, t))) for each in TARGETS),
+            *(shown(mean(group, known)) for group in groups),
+            with_interval(interval(runs, lambda run: of_run(run, "partial"))),
+            with_interval(interval(runs, lambda run: of_run(run, "late"))),
+            shown(across(runs, name)[0] if name in SIGNS else None),
+            str(found[3]),
+        )
+
+    def worth(name: str) -> float:
+        found = mean(runs, lambda run: within(run, name))
+        return -2.0 if found is None else found
+
+    lines = table("predictor", *heads, "runs")
+    lines += [
+        cells(
+            name,
+            lambda run, kind, n=name: within(run, n, kind),
+            lambda run, each, n=name: tau(values_of(run, n), target(run, each)),
+        )
+        for name in sorted(names, key=worth, reverse=True)
+    ]
+    lines.append(
+        cells(
+            "*half of the labels*",
+            ceiling,
+            lambda run, each: tau(target(run, each, 0), target(run, each, 1)),
+        )
+    )
+    return lines
+
+
+def choice_table(runs: Sequence[Run], rules: Sequence[str]) -> list[str]:
+    """What a checkpoint is worth that a rule keeps, in points of accuracy, mean over the targets."""
+    lines = table(
+        "keeps the checkpoint of", "below the best", "worst run", "healthy", "faulty",
+        "below the best, halves", "below the last", "most below the last", "runs",
+    )  # fmt: skip
+
+    def lost(rule: str, against: str) -> Callable[[Run], float | None]:
+        def of_run(run: Run) -> float | None:
+            place = place_of(run, rule)
+            return None if place is None else statistics.fmean(regret(run, place, against).values())
+
+        return of_run
+
+    def most(of_run: Callable[[Run], float | None]) -> float:
+        return max(value for run in runs if (value := of_run(run)) is not None)
+
+    groups = [[run for run in runs if is_faulty(run) == faulty] for faulty in (False, True)]
+    for rule in rules:
+        best, last = lost(rule, "oracle"), lost(rule, "last")
+        found = interval(runs, best)
+        if found[3]:
+            lines.append(
+                row(
+                    rule,
+                    with_interval(found),
+                    shown(most(best)),
+                    *(shown(mean(group, best)) for group in groups),
+                    shown(mean(runs, lost(rule, "honest"))),
+                    with_interval(interval(runs, last)),
+                    shown(most(last)),
+                    str(found[3]),
+                )
+            )
+    return lines
+
+
+def report(runs: Sequence[Run]) -> str:
+    """All tables."""
+    every = ((*SIGNS, ADVICE, "random"), CHOICES)
+    short = ((ADVICE, "step", "loss", "collapse/rankme", "views/retrieval"), CHOICES[:6])
+    tested = [run for run in runs if is_test(run)]
+    parts = []
+    for title, group, (names, rules) in (
+        ("All runs", list(runs), every),
+        ("Runs that the rule was not chosen on", tested, short),
+    ):
+        if group:
+            parts += [f"**{title}: {len(group)}**", "", *predictor_table(group, names), ""]
+            parts += [*choice_table(group, rules), ""]
+    lines = table("run", "seed", *(f"{t}: first, best, last" for t in TARGETS), "state at the end",
+                  "advice at", "best at")  # fmt: skip
+    for run in runs:
+        steps, kept = run["looks"]["step"], place_of(run, ADVICE)
+        curves = [target(run, each) for each in TARGETS]
+        average = [statistics.fmean(each) for each in zip(*curves, strict=True)]
+        states = [value for value in run["looks"]["collapse/state"] if value is not None]
+        lines.append(
+            row(
+                run["run"],
+                str(run["seed"]),
+                *(f"{c[0]:.3f}, {max(c):.3f}, {c[-1]:.3f}" for c in curves),
+                f"{states[-1]:.0f}",
+                "–" if kept is None else f"{steps[kept]:.0f}",
+                f"{steps[average.index(max(average))]:.0f}",
+            )
+        )
+    return "\n".join([*parts, *lines])

@@ -114,6 +114,12 @@ class Validated(Tiny):
         self.log("val/loss", self.encoder(batch[0]).square().mean())
 
 
+def smooth_images(count: int = 32, seed: int = 1) -> Tensor:
+    """Images of which two crops have something in common, unlike those of noise."""
+    coarse = torch.rand(count, 3, 2, 2, generator=torch.Generator().manual_seed(seed))
+    return nn.functional.interpolate(coarse, size=8, mode="bilinear")
+
+
 def images(count: int = 32, seed: int = 1) -> Tensor:
     return torch.rand(count, 3, 8, 8, generator=torch.Generator().manual_seed(seed))
 

@@ -75,16 +75,21 @@ def rows(text: str) -> set[str]:
 
 
 @pytest.mark.parametrize(
-    ("script", "document"),
-    [("known_density", "docs/theory.md"), ("collapse_zoo", "docs/collapse.md")],
+    ("script", "flag", "document"),
+    [
+        ("known_density", "--show", "docs/theory.md"),
+        ("collapse_zoo", "--show", "docs/collapse.md"),
+        ("predictors", "--judge", "docs/advice.md"),
+    ],
 )
 def test_the_documents_show_what_the_command_prints(
     script: str,
+    flag: str,
     document: str,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    call(monkeypatch, script, "--show")
+    call(monkeypatch, script, flag)
     printed = rows(capsys.readouterr().out)
     shown = rows((ROOT / document).read_text())
     assert len(printed) > 20

@@ -65,6 +65,7 @@ LEFT_OUT = {
     "collapse_long": "trains for an hour",
     "sketch_search": "trains for 20 minutes",
     "curation": "scores thousands of images",
+    "predictors": "trains for minutes, and takes Fashion-MNIST",
     "detectors": "takes the weights of other packages",
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",

@@ -178,6 +178,12 @@ class Consistency(Insight):
         ),
     )
     panels = (
+        # The run's own, from `monitor/advice.py`, made of the retrieval.
+        Panel(
+            "advice",
+            "advice: quality of the looks, and the best so far",
+            ("advice/(quality|best)$",),
+        ),
         Panel(
             "views",
             "views that find each other (0: chance)",

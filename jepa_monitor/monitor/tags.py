@@ -10,7 +10,7 @@ import sys
 from jepa_monitor.insights import Row
 from jepa_monitor.insights.table import all_insights, render_table
 
-__all__ = ["ALARM_ROWS", "DATA_ROWS", "MONITOR_ROWS", "all_rows"]
+__all__ = ["ADVICE_ROWS", "ALARM_ROWS", "DATA_ROWS", "MONITOR_ROWS", "all_rows"]
 
 ALARM_ROWS = (
     Row(
@@ -61,6 +61,27 @@ ALARM_ROWS = (
         "0",
         "initial weights, the last layer, pooling, the normalisation of the probe",
         "free",
+    ),
+)
+ADVICE_ROWS = (
+    Row(
+        ("advice/quality",),
+        "which looks of a run are the better ones, without labels: `views/retrieval` averaged over the looks "
+        "so far, with weights that fall by a third from each look to the one before",
+        "0 … 1",
+        "rising",
+        "views of an image that find each other; no accuracy is promised",
+        "free",
+        "[docs/advice.md](advice.md)",
+    ),
+    Row(
+        ("advice/best", "advice/step"),
+        "the highest `advice/quality` so far, and the step of that look: what to keep, as far as is known",
+        "0 … 1; ≥ 0",
+        "`advice/step` is this step",
+        "",
+        "free",
+        "[docs/advice.md](advice.md)",
     ),
 )
 DATA_ROWS = (
@@ -141,7 +162,7 @@ def all_rows() -> list[Row]:
         The rows, in the order of the table.
     """
     rows = [row for insight in all_insights() for row in insight.rows]
-    return [*rows, *ALARM_ROWS, *DATA_ROWS, *MONITOR_ROWS]
+    return [*rows, *ALARM_ROWS, *ADVICE_ROWS, *DATA_ROWS, *MONITOR_ROWS]
 
 
 if __name__ == "__main__":

@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping
 from typing import NamedTuple
 
 from jepa_monitor.insights import Insight
+from jepa_monitor.monitor.advice import advice_sentence
 from jepa_monitor.monitor.alarm import CollapseState
 from jepa_monitor.monitor.cause import Cause, find_cause
 
@@ -57,6 +58,8 @@ def judge(
         waits = state and scalars.get("collapse/alarm") == 0
         waiting = ["No alarm yet: an early collapse may pass."] if waits else []
         sentences = [cause.evidence, *waiting, cause.first, *sentences]
+    if advice := advice_sentence(scalars):
+        sentences.append(advice)
     if cost := _cost(scalars):
         sentences.append(cost)
     if state is None:

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.monitor.advice import Advisor
 from jepa_monitor.monitor.alarm import (
     MIN_SAMPLES,
     AlarmReading,
@@ -119,6 +120,7 @@ class Watch:
         failures: How many looks, or their logging, have failed.
         skipped: How many looks were put off since they would have taken too much time.
         alarm: The alarm, with its memory.
+        advisor: What compares the looks, with its memory.
         last_step: The step of the last look; −1 before the first one.
         memory: Whatever else the run is to remember when it is resumed: plain numbers and tensors.
     """
@@ -144,6 +146,7 @@ class Watch:
         self.tags = prefix + own_tags
         self.processes = processes or Processes(False)
         self.alarm = CollapseAlarm(patience_steps or default_patience(float("inf")))
+        self.advisor = Advisor()
         self.history: list[dict[str, float]] = []
         self.failures = 0
         self.skipped = 0
@@ -254,7 +257,8 @@ class Watch:
             What was found. Of a look that failed, the scalars of the monitor itself.
         """
         self.last_step, self._put_off, self._asked = step, False, max(step, self._asked)
-        began, found, reading = _seconds(), None, None
+        began, advised = _seconds(), dict[str, float]()
+        found, reading = None, None
         seen = self._seen()
         try:
             found = evaluate()
@@ -262,6 +266,7 @@ class Watch:
                 found = found._replace(scalars={**found.scalars, **seen})
             if len(found.embeddings) >= MIN_SAMPLES:
                 reading = self.alarm.update(step, found.embeddings, found.scalars)
+            advised = self.advisor.update(step, found.scalars)
         except Exception as error:  # whatever it is, it must not end the training
             if self.strict:
                 raise
@@ -272,6 +277,7 @@ class Watch:
         self._spent += self._cost
         scalars = {} if found is None else dict(found.scalars)
         scalars |= {} if reading is None else reading.scalars
+        scalars |= advised
         self._check_polarity(step, scalars)
         scalars = {self.prefix + tag: value for tag, value in scalars.items()}
         scalars[f"{self.tags}overhead"] = min(1.0, self._spent / max(now - self._started, 1e-9))
@@ -332,6 +338,7 @@ class Watch:
             "told": self._told,
             "inverted": self._inverted,
             "alarm": self.alarm.state_dict(),
+            "advice": self.advisor.state_dict(),
         }
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -351,6 +358,7 @@ class Watch:
         self._told = state_dict["told"]
         self._inverted = state_dict["inverted"]
         self.alarm.load_state_dict(state_dict["alarm"])
+        self.advisor.load_state_dict(state_dict["advice"])
 
     def _seen(self) -> dict[str, float]:
         """Say how varied the training images since the last look were: where they were least so."""
