@@ -1,7 +1,7 @@
 """What a predictor of `predictors.py` is worth: in go runs with predictors and targets, out come tables.
 
-The signs were written down before any target was seen, and stay: a predictor that turns out to point the
-other way has a negative τ in the table.
+The signs were written down before any predictor was held against a target, and stay: one that turns out to
+point the other way has a negative τ in the table.
 """
 
 from __future__ import annotations
@@ -317,8 +317,8 @@ def shown(value: float | None, digits: int = 2) -> str:
 
 def with_interval(found: tuple[float, float, float, int], digits: int = 2) -> str:
     """A mean and its interval."""
-    if not found[3]:
-        return "–"
+    if found[3] < 3:
+        return shown(found[0], digits)
     return f"{shown(found[0], digits)} ({shown(found[1], digits)} to {shown(found[2], digits)})"
 
 

@@ -10,7 +10,7 @@ map, k-NN of a single patch token, and k-NN of Fashion-MNIST. Needs JEPA_MONITOR
 `dataset-fashion-mnist`).
 
 The second compares the predictors, and the checkpoints that they choose, with the accuracies; without files
-those that are committed. The signs were fixed in `_predictor_judging.py` before any accuracy was seen. The rule
+those that are committed. The signs were fixed in `_predictor_judging.py` before any predictor was held against an accuracy. The rule
 of `advice/quality` was chosen on seed 0, so that the other seeds are its test.
 """
 
