@@ -154,7 +154,8 @@ def _picture(
     scalars, step = told[-1], int(told[-1]["step"])
     heard = [insight for insight in insights if insight.name not in kept.failed]
     verdict = judge(scalars, heard, step)
-    verdict = verdict._replace(headline=in_unit(verdict.headline, unit))
+    told_in_unit = tuple(in_unit(sentence, unit) for sentence in verdict.sentences)
+    verdict = verdict._replace(headline=in_unit(verdict.headline, unit), sentences=told_in_unit)
     if is_news(watch.memory, verdict):
         log_text([events], "monitor/verdict", str(verdict), step)
     pictures = kept.pictures()
