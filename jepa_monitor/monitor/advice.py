@@ -20,9 +20,7 @@ from typing import Any
 
 __all__ = ["Advisor", "advice_sentence"]
 
-WEIGHT = (
-    1 / 3
-)  # of the look at hand; the runs of docs/advice.md with seed 0 chose it
+WEIGHT = 1 / 3  # of the look at hand; the runs of docs/advice.md with seed 0 chose it
 _SAME = 1e-9  # a rounding, not a loss
 
 
