@@ -12,6 +12,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
+from jepa_monitor.cli.advice import AdviceSettings, advise
 from jepa_monitor.cli.comparison import compare
 from jepa_monitor.cli.curation import curate
 from jepa_monitor.cli.options import Option, Parser, options_of
@@ -73,6 +74,12 @@ examples:
   jepa-monitor curate scores.parquet drop.jsonl --low 0.05 --by-class --drop
   jepa-monitor curate scores.parquet to_look_at --high 0.01        # a folder of links
   jepa-monitor curate scores.parquet keep.csv --budget 1000 --by-class
+"""
+
+_ADVISE = """
+examples:
+  jepa-monitor advise mae --data photos/
+  jepa-monitor advise mae --data images.npz:train --sizes 2,4,8 --masks .5,.75,.9 --picture mae.png
 """
 
 
@@ -267,10 +274,21 @@ def _run_curate(given: dict[str, Any]) -> int:
     return DONE
 
 
+def _run_advise(given: dict[str, Any]) -> int:
+    from jepa_monitor.cli.closing import advice_table
+    from jepa_monitor.cli.console import printed
+
+    words = {name: given[name] for name in ("data", "out", "picture") if name in given}
+    found = advise(given["what"], **words, settings=_record(AdviceSettings, given))
+    printed(advice_table(found.facts, found.table))
+    return DONE
+
+
 COMMANDS = {
     "score": Command(score, _run_score, _SCORE, (ModelSettings, ScoreOptions, Settings)),
     "report": Command(report, _run_report, _REPORT),
     "compare": Command(compare, _run_compare, _COMPARE),
     "curate": Command(curate, _run_curate, _CURATE),
     "replay": Command(replay, _run_replay, _REPLAY, (ModelSettings, ScoreOptions, ReplaySettings)),
+    "advise": Command(advise, _run_advise, _ADVISE, (AdviceSettings,)),
 }

@@ -15,7 +15,7 @@ from rich.text import Text
 from jepa_monitor.cli.tables import NEXT_BEST, info_of
 from jepa_monitor.functional._intervals import clopper_pearson_interval
 
-__all__ = ["about", "closing_table", "comparison_table", "facts"]
+__all__ = ["about", "advice_table", "closing_table", "comparison_table", "facts"]
 
 _LEAST = 10
 _FALSE = 0.1  # of a list of outliers, on average
@@ -198,3 +198,37 @@ def comparison_table(facts: list[tuple[str, str]], table: pa.Table) -> Renderabl
         numbers = (f"{row['first']:.3f}", f"{row['second']:.3f}")
         most.add_row(Text(repr(row["path"])[1:-1]), *numbers, Text(row["label"] or ""))
     return Group(summary, most)
+
+
+def advice_table(facts: list[tuple[str, str]], table: pa.Table) -> RenderableType:
+    """Lay out what images foretell of masked autoencoders.
+
+    Args:
+        facts: Pairs of a name and what to say.
+        table: A row for each patch size and mask.
+
+    Returns:
+        What rich can print.
+    """
+    summary = Table(show_header=False)
+    for name, value in facts:
+        summary.add_row(Text(name), Text(value))
+    columns = {
+        "patch": "patch",
+        "hidden": "mask",
+        "length": "influence_length",
+        "decay": "decay_length",
+        "own patch": "in_patch",
+        "explained": "explained",
+        "rank": "rank",
+        "length*": "hidden_influence_length",
+        "explained*": "hidden_explained",
+    }
+    found = Table(*columns, caption="* of the map whose loss counts hidden patches alone")
+    for row in table.to_pylist():
+        shown = (row[name] for name in columns.values())
+        cells = (
+            "-" if x is None else f"{x:g}" if n < 2 else f"{x:.2f}" for n, x in enumerate(shown)
+        )
+        found.add_row(*cells)
+    return Group(summary, found)
