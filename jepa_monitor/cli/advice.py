@@ -108,7 +108,7 @@ def advise(
 ) -> Advice:
     """Say what images themselves foretell of a method, before anything is trained.
 
-    ``mae``: over what distance a masked autoencoder must look, by patch size and mask, in closed form for
+    With mae: over what distance a masked autoencoder must look, by patch size and mask, in closed form for
     a linear one (arXiv 2508.15404). It foretells a scale, not an accuracy.
 
     Args:
