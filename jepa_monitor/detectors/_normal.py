@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
 __all__ = ["LEAST_EXAMPLES", "NormalFeatures"]
 
 LEAST_EXAMPLES = 16
+_FOLDS = 4
 
 
 class NormalFeatures(Detector):
@@ -80,6 +82,31 @@ class NormalFeatures(Detector):
         self._scale = torch.where(self._scale > 0, self._scale, 1.0)
         self._law = Gaussian.fit((finite - self._centre) / self._scale, "ledoit_wolf")
         return self
+
+    def of_examples(self, reference: Reference) -> Tensor:
+        """Score each example by the law of the folds that it is not in.
+
+        Args:
+            reference: Reference images with examples.
+
+        Returns:
+            (n,), float64; NaN for features that are not finite, and throughout if fewer than 32
+            are.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        if reference.examples is None:
+            raise ValueError("`reference` must have scored images, got none.")
+        features = self.features(reference.examples)
+        scores = features.new_full((len(features),), torch.nan)
+        if int(torch.isfinite(features).all(1).sum()) < 2 * LEAST_EXAMPLES:
+            return scores
+        fold = torch.arange(len(features)) % _FOLDS
+        for k in range(_FOLDS):
+            held = fold == k
+            scores[held] = copy.copy(self).learn(features[~held]).judge(features[held])
+        return scores
 
     def score(self, data: ScoredSet) -> Tensor:
         """Measure the distances.

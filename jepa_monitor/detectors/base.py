@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -18,7 +19,8 @@ __all__ = ["Detector"]
 class Detector(ABC):
     """Scores images by how usual they are, given reference images.
 
-    A subclass gives ``name`` and :meth:`score`, and :meth:`fit` if it learns from the reference.
+    A subclass gives ``name`` and :meth:`score`, :meth:`fit` if it learns from the reference, and
+    :meth:`of_examples` if it learns from examples.
 
     Attributes:
         name: Stands in tags (``outliers/<name>``) and columns: letters, digits and underscores.
@@ -58,3 +60,19 @@ class Detector(ABC):
         Returns:
             (B,), float64, higher for more usual; NaN where it cannot be told.
         """
+
+    def of_examples(self, reference: Reference) -> Tensor:
+        """Score the examples as new images are scored: none by what was learned from itself.
+
+        Args:
+            reference: Reference images with examples.
+
+        Returns:
+            (n,), float64; NaN where it cannot be told.
+
+        Raises:
+            ValueError: If there are no examples.
+        """
+        if reference.examples is None:
+            raise ValueError("`reference` must have scored images, got none.")
+        return copy.copy(self).fit(reference).score(reference.examples)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
-from jepa_monitor.detectors._normal import LEAST_EXAMPLES, NormalFeatures
+from jepa_monitor.detectors._normal import LEAST_EXAMPLES
 from jepa_monitor.detectors.bands import Bands
 from jepa_monitor.detectors.base import Detector
 from jepa_monitor.detectors.inputs import Reference, ScoredSet
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Combined"]
 
-_FOLDS = 4
 _TAIL = 0.15  # of the examples, whose excesses say how p goes on below them
 _LEAST_TAIL = 5
 
@@ -68,25 +67,16 @@ class Combined(Detector):
         Raises:
             ValueError: If there are no examples, or no part has anything to say of them.
         """
-        examples = reference.examples
-        if examples is None:
+        if reference.examples is None:
             raise ValueError("`reference` must have scored images, got none.")
         self._fitted: list[tuple[Detector, Tensor]] = []
         for part in self.parts:
             if len(reference.embeddings) < part.least_reference:
                 continue
-            fitted = copy.copy(part)
-            if isinstance(fitted, NormalFeatures):
-                features = fitted.features(examples)
-                if int(torch.isfinite(features).all(1).sum()) < self.least_examples:
-                    continue
-                usual = _held_out(fitted, features)
-            else:
-                usual = fitted.fit(reference).score(examples)
-            fitted.fit(reference)
+            usual = part.of_examples(reference)
             usual = usual[torch.isfinite(usual)]
             if len(usual) >= LEAST_EXAMPLES:
-                self._fitted.append((fitted, usual))
+                self._fitted.append((copy.copy(part).fit(reference), usual))
         if not self._fitted:
             raise ValueError(
                 f"`reference` must have examples that {', '.join(p.name for p in self.parts)} can "
@@ -122,13 +112,3 @@ def _log_p(scores: Tensor, usual: Tensor) -> Tensor:
         return logs  # tied scores have no tail
     beyond = math.log(tail / (size + 1)) - (threshold - scores) / excess
     return torch.where(scores < threshold, beyond, logs)
-
-
-def _held_out(part: NormalFeatures, features: Tensor) -> Tensor:
-    """Score each example by the law of the folds that it is not in."""
-    fold = torch.arange(len(features)) % _FOLDS
-    scores = features.new_full((len(features),), torch.nan)
-    for k in range(_FOLDS):
-        held = fold == k
-        scores[held] = copy.copy(part).learn(features[~held]).judge(features[held])
-    return scores

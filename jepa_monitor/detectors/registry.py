@@ -25,6 +25,7 @@ from jepa_monitor.detectors.mahalanobis import Mahalanobis
 from jepa_monitor.detectors.mahalanobis_normalized import NormalizedMahalanobis
 from jepa_monitor.detectors.mahalanobis_radial import RadialMahalanobis
 from jepa_monitor.detectors.spectrum_shape import SpectrumShape
+from jepa_monitor.detectors.white_energy import WhiteEnergy
 
 __all__ = [
     "DETECTORS",
@@ -43,6 +44,7 @@ _BY_NAME = (
     SpectrumShape(),
     Contrast(),
     Bands(),
+    WhiteEnergy(),
     TwoSidedJepaScore(),
 )
 DETECTORS: Mapping[str, Detector] = MappingProxyType(
