@@ -1,6 +1,6 @@
 """Does a term of the density tell images that were blurred, noised or cut up? Which one?
 
-    python benchmarks/missing_term.py lejepa-conv vicreg-conv lejepa vicreg    # a table of docs/theory.md
+    python benchmarks/missing_term.py lejepa-conv vicreg-conv lejepa    # a table of docs/theory.md
 
 Encoders are named as in benchmarks/contrast.py, and trained here in the same way. 96 held-out images of
 CIFAR-10 are compared with 48 others in two severities of each corruption; the law of embeddings, that of

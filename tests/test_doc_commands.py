@@ -66,6 +66,7 @@ LEFT_OUT = {
     "sketch_search": "trains for 20 minutes",
     "curation": "scores thousands of images",
     "predictors": "trains for minutes, and takes Fashion-MNIST",
+    "missing_term": "scores hundreds of images by all rows",
     "detectors": "takes the weights of other packages",
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",
