@@ -196,7 +196,7 @@ def test_the_table_and_the_page_say_why(tmp_path: pathlib.Path) -> None:
     assert said["quality"] == "1 dark, 1 low information"
     page = report(str(out)).read_text()
     assert "the same pixels as a/04.png" in page
-    assert '"neighbour": [' in page
+    assert '"neighbour":[' in page
 
 
 def test_of_tensors_nothing_is_said() -> None:
