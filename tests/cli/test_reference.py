@@ -405,15 +405,15 @@ def test_a_table_of_an_earlier_version_says_what_it_lacks(tmp_path: pathlib.Path
     info = info_of(table)
     for name in ("missing", "reference_scored", "agreement"):
         del info[name]
-    info |= {"rank_by": "jepa_score", "outlier_by": "log_density"}
+    info |= {"rank_by":"jepa_score", "outlier_by": "log_density"}
     info["identity"] |= {"format": 3}
-    info["identity"]["settings"] |= {"rank_by": "jepa_score", "outlier_by": "log_density"}
+    info["identity"]["settings"] |= {"rank_by":"jepa_score", "outlier_by": "log_density"}
     del info["identity"]["settings"]["reference_scored"]
     old = with_info(table.drop_columns(["combined", "p_value", "q_value"]), info)
     out = tmp_path / "old.parquet"
     write_table(old, out)
     page = report(str(out)).read_text()
-    assert '"rank_by": "jepa_score"' in page
+    assert '"rank_by":"jepa_score"' in page
     assert "jepa_score: the table is of an earlier version and has no combined" in page
     assert curate(str(out), str(tmp_path / "keep.txt"), low=0.5) == 10
     least = np.argsort(column(old, "jepa_score"))[:10]
@@ -434,7 +434,7 @@ def test_a_table_without_its_run_is_ranked_by_the_best_that_it_has(tmp_path: pat
         columns[name] = generator.normal(size=20)
         write_table(pa.table(columns), tmp_path / "s.jsonl")
         page = report(str(tmp_path / "s.jsonl")).read_text()
-        assert f'"rank_by": {json.dumps(name)}' in page
+        assert f'"rank_by":{json.dumps(name)}' in page
         assert read_table(tmp_path / "s.jsonl").column_names == list(columns)
 
 
