@@ -102,9 +102,11 @@ def on_config(config: Any) -> Any:
     docs = sorted(path.name for path in (ROOT / "docs").glob("*.md"))
     recipes = sorted(path.name for path in (ROOT / "docs" / "recipes").glob("*.md"))
     recipes.remove("README.md")
+    where = sorted(path.name for path in (ROOT / "docs" / "where").glob("*.md"))
     config.nav = [
         {"Start": "index.md"},
         {"Guides": docs},
+        {"In your project": [f"where/{name}" for name in where]},
         {"Recipes": ["recipes/README.md", *(f"recipes/{name}" for name in recipes)]},
         {"API": [{title: f"api/{room.rpartition('.')[2]}.md"} for room, title in ROOMS.items()]},
         {"Project": ["benchmarks.md", "contributing.md", "changes.md"]},

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from helpers import images
 from PIL import Image
+from torch.utils.tensorboard import SummaryWriter
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
@@ -146,6 +147,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
         executable(programs / name, "#!/bin/sh\n")
     for name in ("benchmarks", "recipes"):
         (folder / name).symlink_to(ROOT / name)
+    for name in ("lightning_logs/version_0", "runs/a", "runs/b"):
+        with SummaryWriter(str(folder / name)) as writer:
+            for step in (0, 10):
+                writer.add_scalar("monitor/images", 8, step)
+                writer.add_scalar("collapse/state", 0, step)
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 256, (96, 32, 32, 3), dtype=np.uint8)
     labels = np.arange(96) % 10

@@ -77,7 +77,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
 def test_every_panel_shows_something() -> None:
     rows = [tag for row in all_rows() for tag in row.tags]
     tags = [tag.replace("<name>", "svhn") for tag in rows]
-    tags = [tag.replace("<detector>", name) for tag in tags for name in ("knn", "combined")]
+    tags = [tag.replace("<detector>", name) for tag in tags for name in ("knn", "combined", "log_density")]
     shown = [
         pattern
         for charts in dashboard(all_insights(), "").values()
@@ -104,3 +104,22 @@ def test_links_to_files_lead_somewhere(document: pathlib.Path) -> None:
     for target in re.findall(r"\]\(([^)#\s]+)", document.read_text()):
         if not target.startswith(("http://", "https://")):
             assert (document.parent / target).exists(), target
+
+
+def test_the_first_screen_has_question_line_and_picture_and_pages_stay_short() -> None:
+    lines = (ROOT / "README.md").read_text().splitlines()
+    assert len(lines) <= 150
+    first = "\n".join(lines[:25])
+    assert first.index("?**") < first.index("JepaScoreCallback()") < first.index("](docs/images/")
+    pages = sorted((ROOT / "docs/where").glob("*.md"))
+    assert len(pages) >= 8
+    for page in pages:
+        text = page.read_text()
+        assert len(text.splitlines()) <= 20, page
+        assert re.search(r"\bran\b", text, re.IGNORECASE), page  # what was tried, and what was not
+        assert (
+            "not run" in text.lower()
+            or "not been run" in text
+            or "what did not" in text
+            or "Nothing ran" in text
+        ), page

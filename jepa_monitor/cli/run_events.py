@@ -14,6 +14,7 @@ from tensorboard.plugins.custom_scalar.layout_pb2 import Layout
 
 from jepa_monitor.cli.events import EVENTS
 from jepa_monitor.insights import Panel
+from jepa_monitor.insights.dashboard import dashboard
 from jepa_monitor.insights.table import all_insights, tag_pattern
 from jepa_monitor.monitor.run_page import RunRecord, keep_ends, merge_looks
 from jepa_monitor.monitor.tags import all_rows
@@ -132,7 +133,8 @@ class _Found:
 
     def _panels(self, prefix: str) -> list[Panel]:
         """Read the charts of insights that are not the package's: their healthy bands are not known."""
-        ours = {(p.page, p.title) for insight in all_insights() for p in insight.panels}
+        layout = dashboard(all_insights())
+        ours = {(page, title) for page, charts in layout.items() for title in charts}
         found = []
         for page in self.layout.category:
             for chart in page.chart:

@@ -26,6 +26,7 @@ __all__ = ["plot_overview"]
 
 _COLUMNS = 4
 _MOST = 19  # panels of curves
+_HEAD, _WORDS = 1.3, 5  # inches of the verdict, and lines of its sentences
 _SHOWN = 4  # images of each end
 _LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
 _MARKERS = "os^D"
@@ -62,18 +63,18 @@ def plot_overview(
     pictures = is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0]) > 0
     cells = len(panels) + 1
     rows = -(-(cells + pictures) // _COLUMNS)
-    figure = Figure(figsize=(8, 1.15 + 1.45 * rows), facecolor="white", dpi=100)
+    figure = Figure(figsize=(8, _HEAD + 1.45 * rows), facecolor="white", dpi=100)
     height = figure.get_figheight()
     color = LOW if verdict.alarming else HIGH
     sign = "▲" if verdict.alarming else "●"
     figure.text(0.012, 1 - 0.08 / height, f"{sign} {verdict.headline}", size=15, weight="bold",
                 color=color, va="top")  # fmt: skip
-    words = textwrap.wrap(" ".join(verdict.sentences), 128)
-    if len(words) > 4:
-        words = [*words[:3], f"{words[3]} …"]
-    figure.text(0.013, 1 - 0.4 / height, "\n".join(words), size=8, va="top", linespacing=1.25)
+    words = textwrap.wrap(" ".join(verdict.sentences), 140)
+    if len(words) > _WORDS:
+        words = [*words[: _WORDS - 1], f"{words[_WORDS - 1]} …"]
+    figure.text(0.013, 1 - 0.4 / height, "\n".join(words), size=7.3, va="top", linespacing=1.25)
     grid = figure.add_gridspec(
-        rows, _COLUMNS, left=0.045, right=0.985, bottom=0.28 / height, top=1 - 1.2 / height,
+        rows, _COLUMNS, left=0.045, right=0.985, bottom=0.28 / height, top=1 - (_HEAD + 0.05) / height,
         hspace=0.62, wspace=0.26,
     )  # fmt: skip
     places = [figure.add_subplot(grid[n // _COLUMNS, n % _COLUMNS]) for n in range(cells)]

@@ -6,11 +6,11 @@ import re
 from collections.abc import Iterable
 
 from jepa_monitor.insights import Panel
+from jepa_monitor.insights.dashboard import FIRST_PAGES
 
 __all__ = ["MOST_LINES", "shown_panels"]
 
 MOST_LINES = 4  # in a chart: more cannot be told apart
-_FIRST = ("advice", "quality", "collapse", "outliers")  # pages; the others follow as they come
 
 
 def shown_panels(panels: Iterable[Panel], tags: Iterable[str]) -> list[tuple[Panel, list[str]]]:
@@ -33,5 +33,5 @@ def shown_panels(panels: Iterable[Panel], tags: Iterable[str]) -> list[tuple[Pan
             shown = list(dict.fromkeys(t for p in panel.tags for t in known if re.match(p, t)))
         if shown:
             found.append((panel, shown[: 3 if panel.band else MOST_LINES]))
-    pages = list(dict.fromkeys((*_FIRST, *(panel.page for panel, _ in found))))
+    pages = list(dict.fromkeys((*FIRST_PAGES, *(panel.page for panel, _ in found))))
     return sorted(found, key=lambda each: pages.index(each[0].page))

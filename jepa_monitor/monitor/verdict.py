@@ -12,6 +12,7 @@ from jepa_monitor.monitor.cause import Cause, find_cause
 
 __all__ = ["STATES", "CollapseState", "Verdict", "judge"]
 
+_FIRST = ("advice", "outliers")  # names of insights that people ask for first
 STATES = {
     CollapseState.HEALTHY: "Healthy",
     CollapseState.DIMENSIONAL: "Dimensional collapse",
@@ -52,7 +53,8 @@ def judge(
         The verdict. It says nothing of what was not measured.
     """
     state = scalars.get("collapse/state")
-    sentences = [sentence for insight in insights if (sentence := insight.says(scalars))]
+    heard = sorted(insights, key=lambda insight: insight.name not in _FIRST)
+    sentences = [sentence for insight in heard if (sentence := insight.says(scalars))]
     cause = find_cause(scalars)
     if cause is not None:
         waits = state and scalars.get("collapse/alarm") == 0

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback
 from jepa_monitor.insights import Gatherer, Insight, Look, Panel, Part
+from jepa_monitor.insights.dashboard import dashboard
 from jepa_monitor.metrics import RankMe
 
 CLOCK = "monitor/seconds"
@@ -275,3 +276,26 @@ def test_a_look_is_frozen_and_plain() -> None:
     with pytest.raises(AttributeError):
         look.probe = None  # type: ignore[misc]
     assert json.dumps(sorted(look.sets)) == '["probe"]'
+
+
+class Charted(Insight):
+    name = "charted"
+    panels = (
+        Panel("own", "a choice", ("own/(a|b)_relative", "own/c$"), healthy=("own/c", None)),
+        Panel("collapse", "open", ("own/d[0-9]+$",)),
+        Panel("own", "band", ("own/m", "own/l", "own/h"), band=True),
+    )
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        return {}
+
+
+def test_a_chart_of_tensorboard_has_one_line_beside_the_end_of_what_is_healthy() -> None:
+    layout = dashboard([Charted()], "run/")
+    assert list(layout) == ["run/collapse", "run/own"]  # what matters most comes first
+    assert layout["run/collapse"] == {"open": ["Multiline", ["run/own/d[0-9]+$"]]}
+    assert layout["run/own"] == {
+        "a: a choice": ["Multiline", ["run/own/a_relative", "run/own/c$"]],
+        "b: a choice": ["Multiline", ["run/own/b_relative", "run/own/c$"]],
+        "band": ["Margin", ["run/own/m", "run/own/l", "run/own/h"]],
+    }
