@@ -77,7 +77,11 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
 def test_every_panel_shows_something() -> None:
     rows = [tag for row in all_rows() for tag in row.tags]
     tags = [tag.replace("<name>", "svhn") for tag in rows]
-    tags = [tag.replace("<detector>", name) for tag in tags for name in ("knn", "combined", "log_density")]
+    tags = [
+        tag.replace("<detector>", name)
+        for tag in tags
+        for name in ("knn", "combined", "log_density")
+    ]
     shown = [
         pattern
         for charts in dashboard(all_insights(), "").values()

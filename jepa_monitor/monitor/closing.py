@@ -89,7 +89,7 @@ def close_run(
         if began is None:  # what rings is no collapse
             found = find_cause(last)
             name, began = found.name if found else "an alarm", int(alarm["step"])
-            headline = f"{STATES[state]}, but {name}, which was told at {unit} {began}"
+            headline = f"Not collapsed, but {name}, which was told at {unit} {began}"
             return Closing(False, headline, began, cause, keep, None)
         name = STATES[state] if state else "Collapse, healthy again at the last look"
         return Closing(False, f"{name}, which began at {unit} {began}", began, cause, keep, None)

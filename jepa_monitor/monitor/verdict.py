@@ -66,13 +66,15 @@ def judge(
         sentences.append(cost)
     if state is None:
         return Verdict("Too few images to tell a collapse", tuple(sentences), False, cause)
+    if not state and cause is not None and cause.red:  # a loader that repeats one image, say
+        return Verdict(f"Not collapsed, but {cause.name}", tuple(sentences), True, cause)
     headline = STATES[CollapseState(int(state))]
     lasted = scalars.get("collapse/steps_in_state")
     if step is not None and lasted is not None:
         headline += f" since step {step - lasted:.0f}"
     if cause is not None and not headline.casefold().startswith(cause.name):
         headline += f": {cause.name}"
-    alarming = bool(state or scalars.get("collapse/alarm") or (cause is not None and cause.red))
+    alarming = bool(state or scalars.get("collapse/alarm"))
     return Verdict(headline, tuple(sentences), alarming, cause)
 
 

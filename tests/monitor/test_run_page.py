@@ -203,7 +203,10 @@ def test_an_alarm_without_a_collapse_is_one_and_epochs_are_called_epochs() -> No
         look["collapse/alarm"] = 1.0
     closing = close_run(looks, unit="epoch")
     assert closing.healthy is False
-    assert closing.headline == "Healthy, but the training images repeat, which was told at epoch 20"
+    assert (
+        closing.headline
+        == "Not collapsed, but the training images repeat, which was told at epoch 20"
+    )
     assert close_run(looks, cause="because").cause == "because"
     assert close_run([{"step": 0.0}]).headline == "Whether it is healthy cannot be told"
 

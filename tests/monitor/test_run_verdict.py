@@ -42,6 +42,8 @@ def said(**changes: float) -> str:
         ({"collapse__state": 1.0}, ("^Dimensional collapse since step 200: perhaps an early phase, .*"
          "They have a spread of 0.9 of 1 and use 40.0 directions, 80% .* No alarm yet")),
         ({"collapse__state": 2.0, "collapse__alarm": 1.0}, "^Complete collapse since step 200. .* would"),
+        ({"data__duplicates": 1.0, "data__duplicates_low": 0.9},
+         "^Not collapsed, but the training images repeat\\. 100% of the pairs"),
         ({"density__precondition": 1.0}, "Gaussian enough for the score to be a density"),
         ({"density__precondition": 0.0}, "not Gaussian, so the score is no density"),
         ({"density__precondition_needed": 400.0}, "Too few embeddings .*: 400 can"),
