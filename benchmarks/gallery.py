@@ -1,8 +1,8 @@
 """What the overview of a run looks like: healthy ones, and each failure of the collapse benchmark.
 
-Trains runs of benchmarks/_zoo.py (600 steps of an MLP on handwritten digits, some 20 CPU seconds each with the
+Trains runs of benchmarks/_zoo.py (600 steps of an MLP on handwritten digits, about a CPU minute each with the
 looks), watches them as a plain loop does, with training images, labels and a second set of images at hand, and
-writes the last `monitor/overview` of each.
+writes the last `monitor/overview` of each, and with `--pages` the page of each run too.
 
     python benchmarks/gallery.py --out docs/images            # those of docs/gallery.md, by name
     python benchmarks/gallery.py --draw 10 --seed 0 --out trial   # drawn at random, without names
@@ -28,20 +28,20 @@ from torch import Tensor, nn
 from jepa_monitor import DensityMonitor
 from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.monitor.overview import plot_overview
-from jepa_monitor.monitor.telling import remember_spectrum
+from jepa_monitor.monitor.run_page import RunRecord, keep_ends, run_page
+from jepa_monitor.monitor.telling import remember_spectrum, settings_of
 
 EVERY = 60
-SHOWN = {
-    "healthy": ("VICReg", "healthy"),
-    "dimensional": ("VICReg", "no covariance term"),
-    "complete": ("VICReg", "no variance term"),
-    "start": ("JEPA", "learning rate × 100"),
-    "repeats": ("LeJEPA", "one image"),
+SHOWN = {  # four of the trial's ten, with their seeds
+    "healthy": ("VICReg", "healthy", 27),
+    "dimensional": ("JEPA", "EMA momentum 0", 28),
+    "complete": ("LeJEPA", "SIGReg weight 0", 30),
+    "repeats": ("LeJEPA", "one image", 22),
 }
 
 
-def overview(method: str, fault: str, seed: int) -> bytes:
-    """Train and watch a run, and draw its last overview."""
+def watched(method: str, fault: str, seed: int) -> tuple[bytes, str]:
+    """Train and watch a run; give its last overview and its page."""
     known, _, held_out, labels = digits()
     monitor = DensityMonitor(
         held_out, reference=known, ood={"inverted": -held_out[:64]}, max_probe_samples=32,
@@ -49,6 +49,7 @@ def overview(method: str, fault: str, seed: int) -> bytes:
     )  # fmt: skip
     watch = monitor.watch(every_n_steps=EVERY, max_overhead=None, patience_steps=STEPS // 10)
     last: list[bytes] = []
+    pictures: dict[str, dict[int, bytes]] = {}
 
     def look(step: int, module: nn.Module, _: float, batch: Tensor | None) -> None:
         if batch is not None:
@@ -58,6 +59,8 @@ def overview(method: str, fault: str, seed: int) -> bytes:
             return
         report = found.evaluation.report
         remember_spectrum(watch.memory, step, report.probe.singular_values, monitor.options.eps)
+        for tag, drawn in report.figures().items() if step in (0, STEPS) else ():
+            keep_ends(pictures.setdefault(tag, {}), step, as_png(tag, drawn))
         if step == STEPS:
             report.scalars.update(watch.history[-1])
             figure = plot_overview(
@@ -70,7 +73,9 @@ def overview(method: str, fault: str, seed: int) -> bytes:
             last.append(as_png("monitor/overview", figure))
 
     train(method, fault, seed, look)
-    return last[0]
+    name = f"{method}, {fault}"
+    settings = settings_of(monitor)
+    return last[0], run_page([RunRecord(name, ".", watch.history, settings, pictures)])
 
 
 def main() -> None:
@@ -80,20 +85,25 @@ def main() -> None:
         "--draw", type=int, help="how many runs to draw (default: those of the documents)"
     )
     made.add_argument("--seed", type=int, default=0, help="of the draw (default: %(default)s)")
+    made.add_argument("--pages", type=pathlib.Path, help="folder for pages (default: none)")
     made.add_argument(
         "--only", nargs="+", choices=sorted(SHOWN), help="some of the documents' pictures"
     )
     given = made.parse_args()
     torch.set_num_threads(given.threads)
-    given.out.mkdir(parents=True, exist_ok=True)
+    for folder in filter(None, (given.out, given.pages)):
+        folder.mkdir(parents=True, exist_ok=True)
     if given.draw is None:
         for name in given.only or SHOWN:
-            (given.out / f"gallery_{name}.png").write_bytes(overview(*SHOWN[name], seed=20))
+            picture, page = watched(*SHOWN[name])
+            (given.out / f"gallery_{name}.png").write_bytes(picture)
+            if given.pages:
+                (given.pages / f"{name}.html").write_text(page)
         return
     drawn = random.Random(given.seed).choices(sorted(RUNS), k=given.draw)
     key = {}
     for n, (method, fault) in enumerate(drawn, 1):
-        (given.out / f"{n:02d}.png").write_bytes(overview(method, fault, seed=20 + n))
+        (given.out / f"{n:02d}.png").write_bytes(watched(method, fault, seed=20 + n)[0])
         key[f"{n:02d}"] = {"method": method, "fault": fault, "seed": 20 + n}
         (given.out / "key.json").write_text(json.dumps(key, indent=1) + "\n")
 

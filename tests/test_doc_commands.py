@@ -69,6 +69,7 @@ LEFT_OUT = {
     "predictors": "trains for minutes, and takes Fashion-MNIST",
     "missing_term": "scores hundreds of images by all rows",
     "detectors": "takes the weights of other packages",
+    "gallery": "trains for minutes",
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",
     "mnist": "downloads",
@@ -143,11 +144,11 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     (programs / "entry.py").write_text(command)
     (folder / "small.py").write_text(SMALL)
-    for name in ("pip", "pytest", "ruff", "mypy"):
+    for name in ("pip", "pytest", "ruff", "mypy", "chromium"):
         executable(programs / name, "#!/bin/sh\n")
     for name in ("benchmarks", "recipes"):
         (folder / name).symlink_to(ROOT / name)
-    for name in ("lightning_logs/version_0", "runs/a", "runs/b"):
+    for name in ("lightning_logs/version_0", "runs/ijepa/version_0", "runs/a", "runs/b"):
         with SummaryWriter(str(folder / name)) as writer:
             for step in (0, 10):
                 writer.add_scalar("monitor/images", 8, step)

@@ -135,6 +135,7 @@ class _Found:
         """Read the charts of insights that are not the package's: their healthy bands are not known."""
         layout = dashboard(all_insights())
         ours = {(page, title) for page, charts in layout.items() for title in charts}
+        ours |= {(panel.page, panel.title) for found in all_insights() for panel in found.panels}
         found = []
         for page in self.layout.category:
             for chart in page.chart:
