@@ -213,7 +213,10 @@ class JepaScoreCallback(PacedCallback):
             self._told_of = {"encoder": self.watched, **settings_of(self.monitor)}
             watching = [c for c in trainer.callbacks if isinstance(c, JepaScoreCallback)]  # type: ignore[attr-defined]
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
-            log_dashboard(trainer.loggers, self.prefix, settings_table(self._told_of), watched)
+            known = [tag for look in without_prefix(self.history[-1:], self.prefix) for tag in look]
+            log_dashboard(
+                trainer.loggers, self.prefix, settings_table(self._told_of), watched, known
+            )
         self._undrawn = None
         if found is None or found.report is None:
             return

@@ -189,7 +189,11 @@ def log_pictures(
 
 
 def log_dashboard(
-    loggers: Iterable[Any], prefix: str, settings: str, watched: Mapping[str, Iterable[Insight]]
+    loggers: Iterable[Any],
+    prefix: str,
+    settings: str,
+    watched: Mapping[str, Iterable[Insight]],
+    known: Iterable[str] = (),
 ) -> None:
     """Write, once, how to arrange the curves and what they depend on.
 
@@ -200,14 +204,16 @@ def log_dashboard(
         watched: The insights of all callbacks of the run by the prefix of their tags, in the same
             order in each callback: TensorBoard shows only one arrangement a run, so each of them
             writes that of all.
+        known: Tags of the first look, without prefix.
     """
+    tags = list(known)
 
     def write(logger: Any) -> None:
         writer = _writer(logger)
         if _takes(writer, "add_custom_scalars", "layout"):
             layout: dict[str, Any] = {}
             for each, insights in watched.items():
-                layout |= dashboard(insights, _named(logger, each))
+                layout |= dashboard(insights, _named(logger, each), tags)
             writer.add_custom_scalars(layout)
         if _takes(writer, "add_text", "tag", "text_string"):
             writer.add_text(_named(logger, f"{prefix}monitor/settings"), settings)

@@ -100,7 +100,8 @@ def retell(
         file.unlink()
     events = DatedEvents(scratch)
     settings = {**settings_of(monitor), "counted in": course.unit, **facts}
-    log_dashboard([events], "", settings_table(settings), {"": insights})
+    known = next((kept.scalars for kept in looks.values()), {})
+    log_dashboard([events], "", settings_table(settings), {"": insights}, known)
     watch = _Retold(patience)
     told: list[dict[str, float]] = []
     cause = ""

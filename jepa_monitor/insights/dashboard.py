@@ -18,18 +18,25 @@ FIRST_PAGES = ("advice", "quality", "collapse", "outliers")  # the others follow
 _CHOICE = re.compile(r"([^()|]*)\(([\w|]+)\)([^()|]*)")
 
 
-def dashboard(insights: Iterable[Insight], prefix: str = "") -> dict[str, dict[str, list[Any]]]:
+def dashboard(
+    insights: Iterable[Insight], prefix: str = "", known: Iterable[str] = ()
+) -> dict[str, dict[str, list[Any]]]:
     """Gather the panels of insights, page by page, those that matter most first.
 
     Args:
         insights: Whose panels.
         prefix: Of all tags and pages.
+        known: Tags of the first look, without prefix. Pages of which none is there may fill later, and
+            come last.
 
     Returns:
         What ``SummaryWriter.add_custom_scalars`` takes.
     """
     panels = [panel for insight in insights for panel in insight.panels]
+    tags = list(known)
+    filled = {p.page for p in panels if any(re.match(tag, t) for tag in p.tags for t in tags)}
     pages = list(dict.fromkeys((*FIRST_PAGES, *(panel.page for panel in panels))))
+    pages.sort(key=lambda page: bool(filled) and page not in filled)
     layout: dict[str, dict[str, list[Any]]] = {}
     for panel in sorted(panels, key=lambda panel: pages.index(panel.page)):
         charts = layout.setdefault(f"{prefix}{panel.page}", {})

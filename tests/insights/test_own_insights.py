@@ -299,3 +299,6 @@ def test_a_chart_of_tensorboard_has_one_line_beside_the_end_of_what_is_healthy()
         "b: a choice": ["Multiline", ["run/own/b_relative", "run/own/c$"]],
         "band": ["Margin", ["run/own/m", "run/own/l", "run/own/h"]],
     }
+    # A page that is empty at the first look stands behind those that are not.
+    assert list(dashboard([Charted()], "run/", ["own/m"])) == ["run/own", "run/collapse"]
+    assert list(dashboard([Charted()], "run/", ["own/m", "own/d1"])) == ["run/collapse", "run/own"]
