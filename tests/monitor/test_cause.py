@@ -203,7 +203,7 @@ def test_the_verdict_has_the_cause() -> None:
     scalars = {"collapse/state": 0.0, "data/duplicates": 1.0, "data/duplicates_low": 1.0}
     verdict = judge(scalars, default_insights(8), step=10)
     assert verdict.alarming
-    assert verdict.headline == "Healthy: the training images repeat"
+    assert verdict.headline == "Not collapsed, but the training images repeat"
     assert verdict.cause is not None
     assert verdict.sentences[:2] == (verdict.cause.evidence, verdict.cause.first)
     assert judge({"collapse/state": 0.0}, [], step=10).cause is None
