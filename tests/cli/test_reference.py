@@ -405,9 +405,9 @@ def test_a_table_of_an_earlier_version_says_what_it_lacks(tmp_path: pathlib.Path
     info = info_of(table)
     for name in ("missing", "reference_scored", "agreement"):
         del info[name]
-    info |= {"rank_by":"jepa_score", "outlier_by": "log_density"}
+    info |= {"rank_by": "jepa_score", "outlier_by": "log_density"}
     info["identity"] |= {"format": 3}
-    info["identity"]["settings"] |= {"rank_by":"jepa_score", "outlier_by": "log_density"}
+    info["identity"]["settings"] |= {"rank_by": "jepa_score", "outlier_by": "log_density"}
     del info["identity"]["settings"]["reference_scored"]
     old = with_info(table.drop_columns(["combined", "p_value", "q_value"]), info)
     out = tmp_path / "old.parquet"
