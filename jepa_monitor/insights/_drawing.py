@@ -5,6 +5,7 @@ from __future__ import annotations
 from io import BytesIO
 from typing import TYPE_CHECKING
 
+import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
@@ -56,14 +57,15 @@ def as_png(tag: str, figure: Figure) -> bytes:
     Returns:
         A PNG file.
     """
-    from PIL.Image import Dither, Quantize
-    from PIL.Image import open as read
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from PIL.Image import Dither, Quantize, fromarray
 
-    with BytesIO() as full, BytesIO() as small:
-        figure.savefig(full, format="png")
-        if not tag.endswith(_IN_FEW_COLOURS):
-            return full.getvalue()
-        picture = read(full).convert("RGB")
-        few = picture.quantize(_PALETTE, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
-        few.save(small, format="png", optimize=True)
-        return small.getvalue()
+    canvas = FigureCanvasAgg(figure)
+    canvas.draw()  # once: savefig lays everything out twice
+    picture = fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
+    small = tag.endswith(_IN_FEW_COLOURS)
+    if small:
+        picture = picture.quantize(_PALETTE, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
+    with BytesIO() as file:
+        picture.save(file, format="png", optimize=small)
+        return file.getvalue()

@@ -30,8 +30,8 @@ def run(states: str, alarms: str) -> list[dict[str, float]]:
         ("00011", "00000", None, 30, "Dimensional collapse since step 30, too new to be an alarm"),
         ("022000", "001100", True, 30, "Healthy since step 30; it had collapsed at step 10 and recovered"),
         ("02220", "00111", False, 10, "Collapse, healthy again at the last look, which began at step 10"),
-        ("00000", "00111", False, 20, "Healthy, but an alarm, which was told at step 20"),
-        ("00000", "01011", False, 30, "Healthy, but an alarm, which was told at step 30"),
+        ("00000", "00111", False, 20, "Not collapsed, but an alarm, which was told at step 20"),
+        ("00000", "01011", False, 30, "Not collapsed, but an alarm, which was told at step 30"),
     ],
 )  # fmt: skip
 def test_courses(states: str, alarms: str, healthy: bool | None, since: int, headline: str) -> None:
