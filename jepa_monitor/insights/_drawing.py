@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from io import BytesIO
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from torch import Tensor
@@ -60,7 +60,7 @@ def as_png(tag: str, figure: Figure) -> bytes:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from PIL.Image import Dither, Quantize, fromarray
 
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)  # untyped
     canvas.draw()  # once: savefig lays everything out twice
     picture = fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     small = tag.endswith(_IN_FEW_COLOURS)
