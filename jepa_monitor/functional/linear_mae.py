@@ -146,7 +146,7 @@ def linear_mae(second_moment: Tensor, patches: Tensor, mask: float, rank: int) -
         >>> x = torch.randn(64, 16, generator=torch.Generator().manual_seed(0)).cumsum(1)
         >>> found = linear_mae(x.T @ x, patch_grid(4, 2), mask=0.5, rank=3)
         >>> found.encoder.shape, round(float(found.explained), 2)
-        (torch.Size([16, 3]), 0.59)
+        (torch.Size([16, 3]), 0.69)
     """
     moment = _checked(second_moment, patches, mask)
     check_positive_int(rank, "rank")
