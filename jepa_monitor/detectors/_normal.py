@@ -55,9 +55,7 @@ class NormalFeatures(Detector):
         Raises:
             ValueError: If fewer than 16 examples have features.
         """
-        if reference.examples is None:
-            raise ValueError("`reference` must have scored images, got none.")
-        return self.learn(self.features(reference.examples))
+        return self.learn(self.features(reference.require_examples()))
 
     def learn(self, features: Tensor) -> Self:
         """Learn the law of features.
@@ -83,22 +81,20 @@ class NormalFeatures(Detector):
         self._law = Gaussian.fit((finite - self._centre) / self._scale, "ledoit_wolf")
         return self
 
-    def of_examples(self, reference: Reference) -> Tensor:
-        """Score each example by the law of the folds that it is not in.
+    def fit_and_judge(self, reference: Reference) -> Tensor:
+        """Fit, and score each example by the law of the folds that it is not in.
 
         Args:
             reference: Reference images with examples.
 
         Returns:
-            (n,), float64; NaN for features that are not finite, and throughout if fewer than 32
-            are.
+            (n,), float64; NaN for features that are not finite, and throughout, without a fit, if
+            fewer than 32 are.
 
         Raises:
             ValueError: If there are no examples.
         """
-        if reference.examples is None:
-            raise ValueError("`reference` must have scored images, got none.")
-        features = self.features(reference.examples)
+        features = self.features(reference.require_examples())
         scores = features.new_full((len(features),), torch.nan)
         if int(torch.isfinite(features).all(1).sum()) < 2 * LEAST_EXAMPLES:
             return scores
@@ -106,6 +102,7 @@ class NormalFeatures(Detector):
         for k in range(_FOLDS):
             held = fold == k
             scores[held] = copy.copy(self).learn(features[~held]).judge(features[held])
+        self.learn(features)
         return scores
 
     def score(self, data: ScoredSet) -> Tensor:

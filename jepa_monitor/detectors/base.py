@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING, ClassVar
 
@@ -20,7 +19,7 @@ class Detector(ABC):
     """Scores images by how usual they are, given reference images.
 
     A subclass gives ``name`` and :meth:`score`, :meth:`fit` if it learns from the reference, and
-    :meth:`of_examples` if it learns from examples.
+    :meth:`fit_and_judge` if it learns from examples.
 
     Attributes:
         name: Stands in tags (``outliers/<name>``) and columns: letters, digits and underscores.
@@ -61,18 +60,17 @@ class Detector(ABC):
             (B,), float64, higher for more usual; NaN where it cannot be told.
         """
 
-    def of_examples(self, reference: Reference) -> Tensor:
-        """Score the examples as new images are scored: none by what was learned from itself.
+    def fit_and_judge(self, reference: Reference) -> Tensor:
+        """Fit, and score the examples as new images are scored: none by what was learned from itself.
 
         Args:
             reference: Reference images with examples.
 
         Returns:
-            (n,), float64; NaN where it cannot be told.
+            (n,), float64; NaN where it cannot be told: throughout if it could not be fitted.
 
         Raises:
             ValueError: If there are no examples.
         """
-        if reference.examples is None:
-            raise ValueError("`reference` must have scored images, got none.")
-        return copy.copy(self).fit(reference).score(reference.examples)
+        examples = reference.require_examples()
+        return self.fit(reference).score(examples)

@@ -67,16 +67,16 @@ class Combined(Detector):
         Raises:
             ValueError: If there are no examples, or no part has anything to say of them.
         """
-        if reference.examples is None:
-            raise ValueError("`reference` must have scored images, got none.")
+        reference.require_examples()
         self._fitted: list[tuple[Detector, Tensor]] = []
         for part in self.parts:
             if len(reference.embeddings) < part.least_reference:
                 continue
-            usual = part.of_examples(reference)
+            fitted = copy.copy(part)
+            usual = fitted.fit_and_judge(reference)
             usual = usual[torch.isfinite(usual)]
             if len(usual) >= LEAST_EXAMPLES:
-                self._fitted.append((copy.copy(part).fit(reference), usual))
+                self._fitted.append((fitted, usual))
         if not self._fitted:
             raise ValueError(
                 f"`reference` must have examples that {', '.join(p.name for p in self.parts)} can "

@@ -45,11 +45,11 @@ class ScoredSet:
         """The embeddings of the scored images, (B, K), float64, finite or not."""
         return self.embeddings[: len(self.scores)].double()
 
-    def take(self, which: Tensor) -> ScoredSet:
+    def take(self, which: Tensor | slice) -> ScoredSet:
         """Keep some of the scored images, and nothing of the others.
 
         Args:
-            which: Their indices, (b,), int64.
+            which: Their indices, (b,), int64, or a slice, of which nothing is copied.
 
         Returns:
             The smaller set.
@@ -90,7 +90,20 @@ class Reference:
         """
         if self.scored is None:
             return None
-        return self.scored.take(torch.arange(len(self.scored.scores) // 2))
+        return self.scored.take(slice(len(self.scored.scores) // 2))
+
+    def require_examples(self) -> ScoredSet:
+        """Give the examples to a detector that cannot do without.
+
+        Returns:
+            :attr:`examples`.
+
+        Raises:
+            ValueError: If no image of the reference is scored.
+        """
+        if (examples := self.examples) is None:
+            raise ValueError("`reference` must have scored images, got none.")
+        return examples
 
     @property
     def swapped(self) -> Reference:

@@ -168,12 +168,12 @@ def score_reference(detector: Detector, reference: Reference) -> Tensor:
     Raises:
         ValueError: If no image of the reference is scored.
     """
-    if reference.scored is None or reference.examples is None:
-        raise ValueError("`reference` must have scored images, got none.")
+    examples = reference.require_examples()
+    assert reference.scored is not None
     values = score_with(detector, reference.scored)
     if not detector.least_examples:
         return values
-    unseen = torch.arange(len(values)) >= len(reference.examples.scores)
+    unseen = torch.arange(len(values)) >= len(examples.scores)
     return torch.where(unseen, values, torch.nan)  # not in place: the scores may be the set's own
 
 

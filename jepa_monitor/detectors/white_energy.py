@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -49,10 +48,7 @@ class WhiteEnergy(Detector):
         Raises:
             ValueError: If there are no examples, or they are no images that differ.
         """
-        examples = reference.examples
-        if examples is None:
-            raise ValueError("`reference` must have scored images, got none.")
-        images = examples.images
+        images = reference.require_examples().images
         if not _are_images(images):
             raise ValueError(
                 f"`reference` must hold images (B, C, H, W) of {_LEAST_SIDE} pixels and more, got "
@@ -68,23 +64,23 @@ class WhiteEnergy(Detector):
         self._examples = energies
         return self
 
-    def of_examples(self, reference: Reference) -> Tensor:
-        """Score each example by the law of the folds that it is not in.
+    def fit_and_judge(self, reference: Reference) -> Tensor:
+        """Fit, and score each example by the law of the folds that it is not in.
 
         Args:
             reference: Reference images with at least 32 examples.
 
         Returns:
-            (n,), float64; NaN throughout for inputs that are no images.
+            (n,), float64; NaN throughout, without a fit, for inputs that are no images.
 
         Raises:
             ValueError: If there are no examples, or they do not differ.
         """
-        examples = reference.examples
-        if examples is not None and not _are_images(examples.images):
-            return torch.full((len(examples.images),), torch.nan, dtype=torch.float64)
-        fitted = copy.copy(self).fit(reference)
-        return fitted._distance(fitted._examples)
+        images = reference.require_examples().images
+        if not _are_images(images):
+            return torch.full((len(images),), torch.nan, dtype=torch.float64)
+        self.fit(reference)
+        return self._distance(self._examples)
 
     def score(self, data: ScoredSet) -> Tensor:
         """Measure the distances.
