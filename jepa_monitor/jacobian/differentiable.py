@@ -14,11 +14,10 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.jacobian.engine import measure, plan, spectra
+from jepa_monitor.jacobian.engine import frame, spectra
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.rows import embed_with_graph, jacobian_rows, selector
-from jepa_monitor.jacobian.sketch import sketch_matrix
 from jepa_monitor.jacobian.spectrum import left_vectors, log_volume, noise_floor, uncertain
 
 __all__ = ["differentiable_score"]
@@ -174,16 +173,14 @@ def _gradients(
 
     def work() -> tuple[Tensor, list[Tensor | None]]:
         one = images[:1].to(embedder.dtype)
-        width, graph = measure(embedder, one)
-        basis = sketch_matrix(options, width, one[0].numel(), reference)
-        cotangents = None if basis is None else basis.to(images.device, embedder.dtype)
-        count = width if basis is None else len(basis)
+        _, cotangents, count, chunk, _, graph = frame(
+            embedder, one, options, reference, budget, _GRAPHS
+        )
         held = embedder.substitutes(parameters)
         for tensor in held:
             tensor.requires_grad_()
         totals: list[Tensor | None] = [None for _ in held]
         of_images = torch.zeros_like(images)
-        chunk, _ = plan(one, _GRAPHS * graph, count, budget)
         together = max(1, budget // max(1, chunk * _GRAPHS * graph))
 
         def take(part: slice) -> None:

@@ -30,7 +30,7 @@ from jepa_monitor.jacobian.spectrum import (
     uncertain,
 )
 
-__all__ = ["Spectra", "blockwise", "measure", "plan", "spectra"]
+__all__ = ["Frame", "Spectra", "blockwise", "frame", "measure", "plan", "spectra"]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
@@ -110,6 +110,60 @@ def plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
     fixed = _GRAPH_COPIES * graph + 3 * image.nbytes + 3 * 8 * rank**2
     images = budget // (fixed + rows * image.nbytes)
     return max(1, images), min(rows, max(1, (budget - fixed) // image.nbytes))
+
+
+class Frame(NamedTuple):
+    """How the rows of images are computed within a budget of memory.
+
+    Args:
+        basis: The combinations of rows to compute, (R, K), float64; ``None`` for all as they are.
+        cotangents: The same in the type that the encoder runs in.
+        rows: R.
+        chunk: Images at a time.
+        block: Rows of a single image at a time; fewer than R if they do not all fit.
+        graph: Bytes of the graph of an image.
+    """
+
+    basis: Tensor | None
+    cotangents: Tensor | None
+    rows: int
+    chunk: int
+    block: int
+    graph: int
+
+
+def frame(
+    embedder: Embedder,
+    image: Tensor,
+    options: ScoreOptions,
+    reference: Gaussian | None,
+    budget: int,
+    graphs: int = 1,
+) -> Frame:
+    """Look at one image, and choose which rows to compute, how many of them and of images at a time.
+
+    Args:
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
+        image: (1, ...), of its dtype.
+        options: How to score.
+        reference: Law of the embeddings, for a whitened sketch.
+        budget: Bytes to use at most.
+        graphs: How many graphs of a forward pass are held at a time.
+
+    Returns:
+        The frame.
+
+    Raises:
+        ValueError: As :func:`~jepa_monitor.jacobian.sketch.sketch_matrix`.
+    """
+    width, graph = measure(embedder, image)
+    basis = sketch_matrix(options, width, image[0].numel(), reference)
+    cotangents = None
+    if basis is not None:
+        basis = basis.to(image.device)
+        cotangents = basis.to(image.dtype)
+    count = width if basis is None else len(basis)
+    return Frame(basis, cotangents, count, *plan(image, graphs * graph, count, budget), graph)
 
 
 def blockwise(
@@ -228,16 +282,10 @@ def spectra(
         if len(images) > 1:
             check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
-        width, graph = measure(embedder, one)
-        basis = sketch_matrix(options, width, one[0].numel(), reference)
-        cotangents = None
-        if basis is not None:
-            basis = basis.to(device)
-            cotangents = basis.to(embedder.dtype)
+        basis, cotangents, count, chunk, block, _ = frame(
+            embedder, one, options, reference, budget if on_rows is None else budget // 2
+        )
         done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
-
-        count = width if basis is None else len(basis)
-        chunk, block = plan(one, graph, count, budget if on_rows is None else budget // 2)
         if on_rows is not None and block < count:
             raise MemoryError(
                 f"{count} rows of {one.nbytes} bytes each do not fit twice into {budget} bytes: "

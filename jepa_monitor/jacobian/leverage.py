@@ -10,7 +10,7 @@ from torch import Tensor
 from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.jacobian.engine import blockwise, measure, plan
+from jepa_monitor.jacobian.engine import blockwise, frame
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
 from jepa_monitor.jacobian.rows import (
@@ -20,7 +20,6 @@ from jepa_monitor.jacobian.rows import (
     row_passes,
 )
 from jepa_monitor.jacobian.score import prepared
-from jepa_monitor.jacobian.sketch import sketch_matrix
 from jepa_monitor.jacobian.spectrum import (
     Spectrum,
     column_blocks,
@@ -116,11 +115,7 @@ def leverages(
         if len(images) > 1:
             check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
-        width, graph = measure(embedder, one)
-        basis = sketch_matrix(options, width, one[0].numel(), reference)
-        cotangents = None if basis is None else basis.to(images.device, embedder.dtype)
-        count = width if basis is None else len(basis)
-        chunk, block = plan(one, graph, count, budget)
+        _, cotangents, count, chunk, block, _ = frame(embedder, one, options, reference, budget)
         done: list[tuple[Tensor, Tensor]] = []
 
         def take(part: slice) -> None:
