@@ -11,7 +11,6 @@ import torch
 from jepa_monitor.callbacks.averaging import averaged_encoder, follow_averaging
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
-    first_of,
     is_fitting,
 )
 from jepa_monitor.callbacks.logging import current_step, log_scalars, log_text
@@ -159,19 +158,13 @@ class EncoderCallback(ReadingCallback):
                 f"{type(self).__name__} at step {trainer.global_step}: {reading.reason}{ending}"
             )
 
-    def on_train_batch_start(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, batch: Any, batch_idx: int
-    ) -> None:
-        """Let a batch pass, and keep in mind whether its images differ.
+    def see_training(self, batch: Any) -> None:
+        """Keep in mind whether the images of a training batch differ.
 
         Args:
-            trainer: The Trainer.
-            pl_module: Its module.
-            batch: As the training step gets it.
-            batch_idx: Its number.
+            batch: Of the first loader, if there are several.
         """
-        super().on_train_batch_start(trainer, pl_module, batch, batch_idx)
-        self._story.see(first_of(batch, trainer.train_dataloader))
+        self._story.see(batch)
 
     def setup(self, trainer: pl.Trainer, pl_module: pl.LightningModule, stage: str) -> None:
         """Begin a new story, and refuse to write under the tags of another callback.

@@ -25,6 +25,7 @@ __all__ = [
     "log_pictures",
     "log_scalars",
     "log_text",
+    "png_summary",
     "takes_pictures",
 ]
 
@@ -85,17 +86,32 @@ def _image(png: bytes) -> Image:
         return read(file).convert("RGB")
 
 
-def _add_png(writer: Any, tag: str, png: bytes, step: int) -> None:
-    """Write a picture to TensorBoard as it is: its own methods take pixels and compress them again."""
+def png_summary(tag: str, png: bytes) -> Any:
+    """Pack a picture as TensorBoard stores it, without taking it apart.
+
+    Args:
+        tag: Its tag.
+        png: A PNG file.
+
+    Returns:
+        TensorBoard's ``Summary``.
+    """
+    from PIL.Image import open as read
     from tensorboard.compat.proto.summary_pb2 import Summary
 
+    with BytesIO(png) as file:
+        width, height = read(file).size  # its head says it
+    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
+    return Summary(value=[Summary.Value(tag=tag, image=image)])
+
+
+def _add_png(writer: Any, tag: str, png: bytes, step: int) -> None:
+    """Write a picture to TensorBoard as it is: its own methods take pixels and compress them again."""
     events: Any = getattr(writer, "file_writer", None)
     if not _takes(events, "add_summary", "summary", "global_step"):  # somebody's own SummaryWriter
         writer.add_image(tag, np.asarray(_image(png)), step, dataformats="HWC")
         return
-    width, height = _image(png).size
-    image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-    events.add_summary(Summary(value=[Summary.Value(tag=tag, image=image)]), step)
+    events.add_summary(png_summary(tag, png), step)
 
 
 def _picture_writer(logger: Any) -> Callable[[str, bytes, int], Any] | None:

@@ -101,9 +101,17 @@ class ReadingCallback(pl.Callback):
             batch: As the training step gets it.
             batch_idx: Its number.
         """
+        batch = first_of(batch, trainer.train_dataloader)
         if self._passing:
-            batch = first_of(batch, trainer.train_dataloader)
             self._see("train", batch, first=batch_idx == 0, last=trainer.is_last_batch)
+        self.see_training(batch)
+
+    def see_training(self, batch: Any) -> None:
+        """Take note of a training batch that passes; here of none.
+
+        Args:
+            batch: Of the first loader, if there are several.
+        """
 
     def on_validation_batch_start(
         self,

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
-from PIL import Image
-from tensorboard.compat.proto.summary_pb2 import Summary
 from torch.utils.tensorboard import SummaryWriter
+
+from jepa_monitor.callbacks.logging import png_summary
 
 __all__ = ["EVENTS", "DatedEvents", "move_events"]
 
@@ -64,10 +63,7 @@ class DatedEvents:
             png: A PNG file.
             global_step: The x-coordinate.
         """
-        with Image.open(BytesIO(png)) as picture:
-            width, height = picture.size
-        image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=png)
-        summary = Summary(value=[Summary.Value(tag=tag, image=image)])
+        summary = png_summary(tag, png)
         self._writer.file_writer.add_summary(summary, global_step, walltime=self.time)
 
     def add_text(self, tag: str, text_string: str, global_step: int | None = None) -> None:
