@@ -72,7 +72,8 @@ def compared_rows(runs: Sequence[tuple[Looks, int | None]]) -> list[Row]:
         (second, _at(second, also)),
         (second, second[-1]),
     ]
-    common = [tag for tag in _tags(first) if tag in set(_tags(second))]
+    others = set(_tags(second))
+    common = [tag for tag in _tags(first) if tag in others]
     return [(tag, [value_of(looks, look, tag) for looks, look in places]) for tag in common]
 
 

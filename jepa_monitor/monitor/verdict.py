@@ -12,7 +12,7 @@ from jepa_monitor.monitor.cause import Cause, find_cause
 
 __all__ = ["STATES", "CollapseState", "Verdict", "judge"]
 
-_FIRST = ("advice", "outliers")  # names of insights that people ask for first
+_FIRST = "outliers"  # name of the insight that people ask for first
 STATES = {
     CollapseState.HEALTHY: "Healthy",
     CollapseState.DIMENSIONAL: "Dimensional collapse",
@@ -53,7 +53,7 @@ def judge(
         The verdict. It says nothing of what was not measured.
     """
     state = scalars.get("collapse/state")
-    heard = sorted(insights, key=lambda insight: insight.name not in _FIRST)
+    heard = sorted(insights, key=lambda insight: insight.name != _FIRST)
     sentences = [sentence for insight in heard if (sentence := insight.says(scalars))]
     cause = find_cause(scalars)
     if cause is not None:
