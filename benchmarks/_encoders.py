@@ -23,7 +23,7 @@ METHODS = ("lejepa", "vicreg", "ema")
 
 
 class Images(NamedTuple):
-    """Normalised images (N, 3, 32, 32), float32, with their labels."""
+    """Images (N, 3, 32, 32), float32, with their labels."""
 
     train: Tensor
     train_labels: Tensor
@@ -53,7 +53,7 @@ def normalise(pixels: Tensor) -> Tensor:
 
 
 def load_images(folder: Path) -> Images:
-    """Read the subset of CIFAR-10."""
+    """Read the subset of CIFAR-10, normalised."""
     with np.load(folder / "cifar10_subset.npz") as arrays:
         found = {name: torch.from_numpy(arrays[name]) for name in arrays.files if name != "classes"}
     train, test = (
@@ -61,6 +61,13 @@ def load_images(folder: Path) -> Images:
         for split in ("train", "test")
     )
     return Images(train, found["train_labels"], test, found["test_labels"])
+
+
+def load_pixels(folder: Path) -> Images:
+    """Read the subset of CIFAR-10 as pixels from 0 to 1."""
+    found = load_images(folder)
+    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
+    return found._replace(train=found.train * std + mean, test=found.test * std + mean)
 
 
 def fashion_mnist(folder: Path, count: int) -> Tensor:

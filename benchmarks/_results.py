@@ -5,6 +5,9 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import statistics
+import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -38,6 +41,34 @@ def processor(device: str = "cpu") -> str:
 def circumstances(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on beside its seed."""
     return {"device": processor(device), "torch": torch.__version__, "threads": threads}
+
+
+def in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:
+    """Do some works by turns, so that what else the machine does disturbs all of them alike.
+
+    Returns:
+        For each, the median of the processor's seconds, of all threads.
+    """
+    times: list[list[float]] = [[] for _ in works]
+    for _ in range(repeats):
+        for seconds, work in zip(times, works, strict=True):
+            start = time.process_time()
+            work()
+            seconds.append(time.process_time() - start)
+    return [statistics.median(seconds) for seconds in times]
+
+
+def table(*heads: str) -> list[str]:
+    """Head of a Markdown table."""
+    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
+
+
+def store_runs(out: Path, settings: dict[str, Any], runs: list[Any]) -> None:
+    """Write runs as JSON, one a line, with the processor's seconds of all."""
+    seconds = round(sum(run["cpu_seconds"] for run in runs))
+    rows = ",\n".join(json.dumps(run) for run in runs)
+    head = json.dumps(settings | {"cpu_seconds": seconds})
+    out.write_text(f'{{"settings": {head},\n"runs": [\n{rows}\n]}}\n')
 
 
 def kept(out: Path | None, results: dict[str, Any]) -> dict[str, Any]:

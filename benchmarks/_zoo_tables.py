@@ -7,6 +7,7 @@ import pathlib
 import statistics
 from typing import Any
 
+from _results import table
 from _zoo import RUNS, STEPS
 from _zoo_rules import (
     EVERY,
@@ -19,11 +20,6 @@ from _zoo_rules import (
     readings,
     state_step,
 )
-
-
-def table(*heads: str) -> list[str]:
-    """Head of a Markdown table."""
-    return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
 
 def span(values: list[Any]) -> str:

@@ -28,7 +28,7 @@ from typing import Any
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from _results import circumstances, parser
+from _results import circumstances, parser, store_runs
 from _zoo import METHODS, digits, train
 from torch import Tensor, nn
 
@@ -142,16 +142,9 @@ def main() -> None:
         runs.append(watch(*job))
         print(*job, flush=True)
         if options.out:
-            keep(runs, options.out, options.threads)
+            about = circumstances(threads=options.threads) | {"every": EVERY}
+            store_runs(options.out, about, runs)
     print(report(runs))
-
-
-def keep(runs: list[Run], path: pathlib.Path, threads: int) -> None:
-    settings = circumstances(threads=threads) | {
-        "every": EVERY, "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
-    }  # fmt: skip
-    rows = ",\n".join(json.dumps(run) for run in runs)
-    path.write_text(f'{{"settings": {json.dumps(settings)},\n"runs": [\n{rows}\n]}}\n')
 
 
 if __name__ == "__main__":

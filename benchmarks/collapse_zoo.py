@@ -34,7 +34,7 @@ import time
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import torch
-from _results import circumstances, parser
+from _results import circumstances, parser, store_runs
 from _zoo import RUNS, STEPS, digits, train
 from _zoo_rules import EVERY, PATIENCE, REPORTED, TUNING, Run, final
 from _zoo_tables import draw, report
@@ -153,19 +153,11 @@ def main() -> None:
                     flush=True,
                 )
                 if options.out:
-                    store(runs, options.out)
+                    about = {"steps": STEPS, "every": EVERY, "patience": PATIENCE}
+                    store_runs(options.out, circumstances(threads=1) | about, runs)
     print(report(runs))
     if options.pictures:
         draw(runs, options.pictures)
-
-
-def store(runs: list[Run], path: pathlib.Path) -> None:
-    settings = circumstances(threads=1) | {
-        "steps": STEPS, "every": EVERY, "patience": PATIENCE,
-        "cpu_seconds": round(sum(run["cpu_seconds"] for run in runs)),
-    }  # fmt: skip
-    rows = ",\n".join(json.dumps(run) for run in runs)
-    path.write_text(f'{{"settings": {json.dumps(settings)},\n"runs": [\n{rows}\n]}}\n')
 
 
 if __name__ == "__main__":

@@ -21,7 +21,7 @@ import time
 from typing import Any
 
 import torch
-from _encoders import MEAN, METHODS, STD, data_folder, load_images, train
+from _encoders import MEAN, METHODS, STD, data_folder, load_pixels, normalise, train
 from _results import circumstances, kept, parser, store
 from detectors import SIDE, Pixels, make_encoder
 from torch import Tensor, nn
@@ -38,8 +38,7 @@ def build(name: str, steps: int, seed: int, pixels: Tensor) -> nn.Module:
     method, _, stem = name.partition("-")
     if method not in METHODS:
         return make_encoder(name, steps, seed, pixels)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    (last,) = train(method, (pixels - mean) / std, (steps,), seed=seed, stem=stem or "patch")
+    (last,) = train(method, normalise(pixels), (steps,), seed=seed, stem=stem or "patch")
     return Pixels(last.encoder, SIDE, MEAN, STD)
 
 
@@ -119,19 +118,17 @@ def main() -> None:
     options.add_argument("--embedded", type=int, default=4096, help="images to whiten a sketch by")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    data = load_images(data_folder())
-    train_pixels, test_pixels = (part * std + mean for part in (data.train, data.test))
+    pixels = load_pixels(data_folder())
     if not args.encoders:
-        white_energy(test_pixels[:200], train_pixels[:1024])
+        white_energy(pixels.test[:200], pixels.train[:1024])
         return
     results = kept(args.out, circumstances(args.threads))
     results.setdefault("encoders", {})
     for name in args.encoders:
         started = time.process_time()
-        encoder = build(name, args.steps, args.seed, train_pixels).eval()
-        reference = train_pixels[-args.embedded :]
-        found = measure(encoder, test_pixels[: args.images], reference, args.rows)
+        encoder = build(name, args.steps, args.seed, pixels.train).eval()
+        reference = pixels.train[-args.embedded :]
+        found = measure(encoder, pixels.test[: args.images], reference, args.rows)
         found |= {"encoder": name, "seed": args.seed, "steps": args.steps}
         results["encoders"][f"{name}, seed {args.seed}"] = found
         assert math.isfinite(found["kappa"])

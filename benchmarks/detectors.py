@@ -31,7 +31,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from _encoders import MEAN, STD, data_folder, load_images, train
+from _encoders import MEAN, STD, data_folder, load_pixels, normalise, train
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -101,8 +101,7 @@ class Pixels(nn.Module):
 def make_encoder(name: str, steps: int, seed: int, images: Tensor) -> nn.Module:
     """Train or load an encoder of pixels."""
     if name in TRAINED:
-        mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-        (last,) = train(name, (images - mean) / std, (steps,), seed=seed)
+        (last,) = train(name, normalise(images), (steps,), seed=seed)
         return Pixels(last.encoder, SIDE, MEAN, STD)
     from efficientnet_lite_pytorch import EfficientNet
 
@@ -169,9 +168,8 @@ def measure(args: Any) -> None:
                 found = {name: torch.from_numpy(arrays[name]).double() for name in arrays.files}
             torch.save({"encoder": path.stem, "spectra": found}, args.out / f"{path.stem}.pt")
         return
-    data = load_images(folder)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    pixels, test = (images * std + mean for images in (data.train, data.test))
+    data = load_pixels(folder)
+    pixels, test = data.train, data.test
     known, known_test = data.train_labels < KNOWN, data.test_labels < KNOWN
     encoder = make_encoder(args.encoder, args.steps, args.seed, pixels).to(device)
     order = torch.randperm(int(known.sum()), generator=torch.Generator().manual_seed(1))
@@ -316,9 +314,8 @@ def judge(looks: list[Path]) -> None:
 
 def crop() -> None:
     """Print how many usual images are called outliers if the reference is augmented."""
-    data = load_images(data_folder())
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    pixels, probe = data.train * std + mean, data.test[:500] * std + mean
+    data = load_pixels(data_folder())
+    pixels, probe = data.train, data.test[:500]
     rules: dict[str, Detector] = {each.name: each for each in (Contrast(), Bands(), WhiteEnergy())}
     print("| reference | " + " | ".join(rules) + " |\n" + "|---" * (len(rules) + 1) + "|")
     for name, augment in AUGMENTATIONS.items():

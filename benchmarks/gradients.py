@@ -14,16 +14,13 @@ gradient is 0, as that of piecewise linear networks to images is.
 from __future__ import annotations
 
 import math
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
 import torch
-from _results import parser
+from _results import in_turns, parser
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
@@ -48,13 +45,6 @@ def load(name: str, count: int) -> tuple[nn.Module, Tensor]:
                 0.02 * torch.randn_like(parameter)
             )
     return encoder, torch.randn(count, 3, side, side)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time of all threads."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def gradients(encoder: nn.Module, images: Tensor, options: dict[str, Any]) -> list[Tensor]:
@@ -120,15 +110,11 @@ def main() -> None:
     print("|---" * (len(shown) + 5) + "|")
     for name in args.encoders:
         encoder, images = load(name, args.images)
-        works = {
-            "score": partial(jepa_score, encoder, images, **how),
-            "gradient": partial(gradients, encoder, images, how),
-        }
-        times: dict[str, list[float]] = {each: [] for each in works}
-        for _ in range(args.repeats):
-            for each, work in works.items():
-                times[each].append(seconds(work) / len(images))
-        score, gradient = (statistics.median(times[each]) for each in works)
+        works = [
+            partial(jepa_score, encoder, images, **how),
+            partial(gradients, encoder, images, how),
+        ]
+        score, gradient = (time / len(images) for time in in_turns(works, args.repeats))
         wrong = errors(encoder, images[:2], how, args.directions)
         cells = [f"{score:.3g}", f"{gradient:.3g}", f"{gradient / score:.1f}"]
         cells += [f"{x:.0e}" if math.isfinite(x := wrong[each]) else "none" for each in shown]

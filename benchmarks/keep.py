@@ -21,9 +21,8 @@ import json
 import pathlib
 import statistics
 
-from _results import parser
+from _results import parser, table
 from _zoo_rules import PATIENCE, Judge, Run, alarm_step, measures_of, readings
-from _zoo_tables import table
 from collapse_zoo import RESULTS
 
 from jepa_monitor.functional._intervals import clopper_pearson_interval

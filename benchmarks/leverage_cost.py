@@ -14,17 +14,14 @@ relative error of the three is shown. `efficientnet-lite0` needs the PyPI packag
 
 from __future__ import annotations
 
-import argparse
 import math
-import statistics
-import time
 import warnings
-from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import timm
 import torch
+from _results import in_turns, parser
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score, leverage_map
@@ -44,19 +41,11 @@ def load(name: str, count: int) -> tuple[nn.Module, Tensor]:
         model, options, side = TIMM[name]
         images = torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1))
         return timm.create_model(model, num_classes=0, **options).eval(), images
-    from _encoders import MEAN, STD, data_folder, load_images
+    from _encoders import data_folder, load_pixels
     from detectors import make_encoder
 
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    images = load_images(data_folder()).test[:count] * std + mean
+    images = load_pixels(data_folder()).test[:count]
     return make_encoder(name, 0, 0, images), images.clamp(0, 1)
-
-
-def seconds(work: Callable[[], object]) -> float:
-    """Processor time of all threads."""
-    start = time.process_time()
-    work()
-    return time.process_time() - start
 
 
 def difference(encoder: nn.Module, image: Tensor, pixel: int, options: dict[str, Any]) -> float:
@@ -89,15 +78,12 @@ def worst_error(encoder: nn.Module, image: Tensor, options: dict[str, Any]) -> f
 
 def main() -> None:
     """Run the benchmark."""
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    parser.add_argument("--encoders", nargs="+", default=["vit_ti8_32", "vit_ti16_224"])
-    parser.add_argument("--images", type=int, default=4, help="to time")
-    parser.add_argument("--rows", type=int, help="of a plain sketch; default: all")
-    parser.add_argument("--repeats", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=1)
-    args = parser.parse_args()
+    asked = parser(__doc__, out=False)
+    asked.add_argument("--encoders", nargs="+", default=["vit_ti8_32", "vit_ti16_224"])
+    asked.add_argument("--images", type=int, default=4, help="to time")
+    asked.add_argument("--rows", type=int, help="of a plain sketch; default: all")
+    asked.add_argument("--repeats", type=int, default=3)
+    args = asked.parse_args()
     torch.set_num_threads(args.threads)
     warnings.filterwarnings("ignore", message=".*not whitened.*")
     options = {"method": "sketch", "rows": args.rows} if args.rows else {}
@@ -107,15 +93,11 @@ def main() -> None:
     print("|---|---|---|---|---|---|")
     for name in args.encoders:
         encoder, images = load(name, args.images)
-        works = {
-            "score": partial(jepa_score, encoder, images, **options),
-            "map": partial(leverage_map, encoder, images, **options),
-        }
-        times: dict[str, list[float]] = {each: [] for each in works}
-        for _ in range(args.repeats):
-            for each, work in works.items():
-                times[each].append(seconds(work) / len(images))
-        score, map_ = (statistics.median(times[each]) for each in works)
+        works = [
+            partial(jepa_score, encoder, images, **options),
+            partial(leverage_map, encoder, images, **options),
+        ]
+        score, map_ = (time / len(images) for time in in_turns(works, args.repeats))
         error = worst_error(encoder, images[:1], options)
         with torch.no_grad():
             rows = args.rows or encoder(images[:1]).flatten(1).shape[1]

@@ -25,7 +25,7 @@ import time
 from typing import Any
 
 import torch
-from _encoders import MEAN, STD, data_folder, load_images
+from _encoders import data_folder, load_pixels
 from _results import circumstances, kept, parser, store
 from contrast import SLOPE, build
 from torch import Tensor, nn
@@ -144,11 +144,9 @@ def main() -> None:
     options.add_argument("--embedded", type=int, default=4096, help="images to fit laws to")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    mean, std = (torch.tensor(values).view(3, 1, 1) for values in (MEAN, STD))
-    data = load_images(data_folder())
-    train_pixels, test_pixels = (part * std + mean for part in (data.train, data.test))
-    sets = {"usual": test_pixels[:USUAL]} | {
-        f"{kind} {severity}": corrupt(test_pixels[USUAL : USUAL + WORSE], severity)
+    pixels = load_pixels(data_folder())
+    sets = {"usual": pixels.test[:USUAL]} | {
+        f"{kind} {severity}": corrupt(pixels.test[USUAL : USUAL + WORSE], severity)
         for kind, corrupt in CORRUPTIONS.items()
         for severity in SEVERITIES
     }
@@ -156,8 +154,8 @@ def main() -> None:
     results.setdefault("encoders", {})
     for name in args.encoders:
         started = time.process_time()
-        encoder = build(name, args.steps, args.seed, train_pixels).eval()
-        found = statistics_of(encoder, sets, train_pixels[-args.embedded :])
+        encoder = build(name, args.steps, args.seed, pixels.train).eval()
+        found = statistics_of(encoder, sets, pixels.train[-args.embedded :])
         results["encoders"][f"{name}, seed {args.seed}"] = {
             "encoder": name,
             "seed": args.seed,

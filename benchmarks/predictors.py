@@ -25,8 +25,9 @@ from pathlib import Path
 import numpy as np
 import torch
 from _encoders import data_folder, load_images, normalise
-from _predictor_judging import Run, report
+from _predictor_judging import Run
 from _predictor_runs import RUNS, checkpoints, steps_of
+from _predictor_tables import report
 from _results import circumstances
 from torch import Tensor, nn
 from torch.nn import functional as F
