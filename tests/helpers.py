@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import copy
+import datetime
+import os
 import pathlib
 import random
+import socket
 from collections.abc import Callable
 from typing import Any
 
@@ -14,7 +17,7 @@ import torch
 from scipy.stats import multivariate_normal
 from scipy.stats._multivariate import multivariate_normal_frozen
 from sklearn.covariance import ShrunkCovariance
-from torch import Tensor, nn
+from torch import Tensor, distributed, multiprocessing, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 
@@ -141,3 +144,33 @@ def trainer(tmp_path: pathlib.Path, callbacks: list[pl.Callback], **kwargs: obje
         "default_root_dir": tmp_path,
     }
     return pl.Trainer(callbacks=callbacks, **(settings | kwargs))  # type: ignore[arg-type]
+
+
+def in_two_processes(work: Callable[[int, pathlib.Path], Any], folder: pathlib.Path) -> list[Any]:
+    """What a function of a file returns in each of two processes that belong together.
+
+    Args:
+        work: Gets its process's rank, and the folder.
+        folder: Where both may write.
+
+    Returns:
+        By rank.
+    """
+    with socket.socket() as free:
+        free.bind(("localhost", 0))
+        port = free.getsockname()[1]
+    multiprocessing.spawn(_joined, (work, port, folder), nprocs=2)
+    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+
+
+def _joined(
+    rank: int, work: Callable[[int, pathlib.Path], Any], port: int, folder: pathlib.Path
+) -> None:
+    torch.set_num_threads(1)
+    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
+    os.environ.update(settings, NODE_RANK="0", LOCAL_RANK=str(rank), RANK=str(rank))
+    # Processes that wait for each other in vain are an error, not a test that never ends.
+    patience = datetime.timedelta(seconds=120)
+    distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=patience)
+    torch.save(work(rank, folder), folder / f"{rank}.pt")
+    distributed.destroy_process_group()

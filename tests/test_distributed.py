@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import copy
-import datetime
-import os
 import pathlib
-import socket
 import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -14,9 +11,9 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Validated, images, loader, mlp, trainer
+from helpers import Validated, images, in_two_processes, loader, mlp, trainer
 from lightning.pytorch.loggers import CSVLogger
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import IterableDataset
@@ -357,29 +354,14 @@ SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
 }
 
 
-def _process(rank: int, port: int, folder: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ.update(settings, NODE_RANK="0", LOCAL_RANK=str(rank), RANK=str(rank))
-    # Processes that wait for each other in vain are an error, not a test that never ends.
-    patience = datetime.timedelta(seconds=120)
-    distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=patience)
-    found = {}
-    for name, scenario in SCENARIOS.items():
-        found[name] = scenario(folder / name / str(rank))
-    torch.save(found, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+def every_scenario(rank: int, folder: pathlib.Path) -> dict[str, Any]:
+    return {name: scenario(folder / name / str(rank)) for name, scenario in SCENARIOS.items()}
 
 
 @pytest.fixture(scope="module")
 def processes(tmp_path_factory: pytest.TempPathFactory) -> list[dict[str, Any]]:
     """What each of two processes found in every scenario."""
-    folder = tmp_path_factory.mktemp("processes")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_process, (port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return in_two_processes(every_scenario, tmp_path_factory.mktemp("processes"))
 
 
 @pytest.mark.parametrize("scenario", ["exact", "sketch", "float32", "random"])

@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import pathlib
-import socket
 from typing import Any
 
 import pytest
 import timm
 import torch
-from helpers import images, off_the_start
-from torch import distributed, multiprocessing, nn
+from helpers import images, in_two_processes, off_the_start
+from torch import nn
 
 from jepa_monitor import DensityMonitor, ScoreOptions
 
@@ -38,23 +35,13 @@ def two_looks(shared: bool) -> dict[str, float]:
     return {tag: value for tag, value in report.scalars.items() if tag.startswith("tokens/")}
 
 
-def _process(rank: int, port: int, folder: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ.update(settings, NODE_RANK="0", LOCAL_RANK=str(rank), RANK=str(rank))
-    # Processes that wait for each other in vain are an error, not a test that never ends.
-    patience = datetime.timedelta(seconds=120)
-    distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=patience)
-    torch.save({shared: two_looks(shared) for shared in (True, False)}, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+def looks_both_ways(rank: int, folder: pathlib.Path) -> dict[bool, dict[str, float]]:
+    del rank, folder
+    return {shared: two_looks(shared) for shared in (True, False)}
 
 
 def test_two_processes_find_the_tokens_that_one_does(tmp_path: pathlib.Path) -> None:
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_process, (port, tmp_path), nprocs=2)
-    found: list[dict[bool, Any]] = [torch.load(tmp_path / f"{rank}.pt") for rank in (0, 1)]
+    found: list[dict[bool, Any]] = in_two_processes(looks_both_ways, tmp_path)
     (first, alone), second = (found[0][True], found[0][False]), found[1][True]
     assert first == second
     assert first == pytest.approx(alone, abs=1e-9)

@@ -2,10 +2,7 @@
 
 from __future__ import annotations
 
-import datetime
-import os
 import pathlib
-import socket
 import warnings
 from dataclasses import dataclass
 from typing import Any
@@ -13,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 import torchmetrics
-from helpers import images, mlp
-from torch import Tensor, distributed, multiprocessing
+from helpers import images, in_two_processes, mlp
+from torch import Tensor, distributed
 
 from jepa_monitor import DensityMonitor
 from jepa_monitor.insights import Gatherer, Insight, Look, Part
@@ -62,12 +59,8 @@ class Double(Insight):
         return {f"{self.name}/sum": look[self.needs[0]].sum().item()}
 
 
-def _process(rank: int, port: int, folder: pathlib.Path) -> None:
-    torch.set_num_threads(1)
-    settings = {"MASTER_ADDR": "localhost", "MASTER_PORT": str(port), "WORLD_SIZE": "2"}
-    os.environ.update(settings, LOCAL_RANK=str(rank), RANK=str(rank))
-    patience = datetime.timedelta(seconds=60)
-    distributed.init_process_group("gloo", rank=rank, world_size=2, timeout=patience)
+def look_together(rank: int, folder: pathlib.Path) -> tuple[Any, ...]:
+    del rank, folder
     torch.manual_seed(0)
     encoder = mlp(192)
     asked = [Rank(), Fails(0), Fails(1), Double(True), Double(False), torchmetrics.SumMetric()]
@@ -79,19 +72,12 @@ def _process(rank: int, port: int, folder: pathlib.Path) -> None:
         warnings.simplefilter("always")
         report = monitor.evaluate(encoder)
     ours = [str(one.message) for one in told if "DensityMonitor goes without" in str(one.message)]
-    found = (report.scalars, report.failed, ours, encoder(images(21)).double().sum().item())
-    torch.save(found, folder / f"{rank}.pt")
-    distributed.destroy_process_group()
+    return report.scalars, report.failed, ours, encoder(images(21)).double().sum().item()
 
 
 @pytest.fixture(scope="module")
 def found(tmp_path_factory: pytest.TempPathFactory) -> list[Any]:
-    folder = tmp_path_factory.mktemp("together")
-    with socket.socket() as free:
-        free.bind(("localhost", 0))
-        port = free.getsockname()[1]
-    multiprocessing.spawn(_process, (port, folder), nprocs=2)
-    return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
+    return in_two_processes(look_together, tmp_path_factory.mktemp("together"))
 
 
 def test_both_have_the_first_ones_numbers(found: list[Any]) -> None:
