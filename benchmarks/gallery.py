@@ -27,9 +27,8 @@ from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor
 from jepa_monitor.insights._drawing import as_png
-from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.run_page import RunRecord, keep_ends, run_page
-from jepa_monitor.monitor.telling import remember_spectrum, settings_of
+from jepa_monitor.monitor.telling import settings_of
 
 EVERY = 60
 SHOWN = {  # four of the trial's ten, with their seeds
@@ -58,19 +57,10 @@ def watched(method: str, fault: str, seed: int) -> tuple[bytes, str]:
         if not found or found.evaluation is None:
             return
         report = found.evaluation.report
-        remember_spectrum(watch.memory, step, report.probe.singular_values, monitor.options.eps)
         for tag, drawn in report.figures().items() if step in (0, STEPS) else ():
             keep_ends(pictures.setdefault(tag, {}), step, as_png(tag, drawn))
         if step == STEPS:
-            report.scalars.update(watch.history[-1])
-            figure = plot_overview(
-                report.look,
-                report.insights,
-                report.judge(step),
-                watch.history,
-                watch.memory.get("spectra"),
-            )
-            last.append(as_png("monitor/overview", figure))
+            last.append(as_png("monitor/overview", watch.overview()))
 
     train(method, fault, seed, look)
     name = f"{method}, {fault}"

@@ -270,8 +270,7 @@ class EncoderCallback(ReadingCallback):
             self.react(trainer, pl_module, look.began)
 
     def _tell_alarm(self, trainer: pl.Trainer, reading: AlarmReading, x: int | None) -> None:
-        """Keep why an alarm began, and write it where there is room for words."""
-        self._story.memory["cause"] = reading.reason
+        """Write why an alarm began where there is room for words."""
         if not trainer.is_global_zero:
             return
         try:

@@ -41,7 +41,8 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     at the end. Values go where the Trainer's own go, through ``Trainer.log``. What goes wrong in a look
     is one warning and a count, ``monitor/failures``; images that cannot be read are an error before
     training. Each checkpoint of the Trainer gets a small file with the story of the run, with which a
-    resumed run goes on. With several processes, all of them share the work.
+    resumed run goes on. At the end ``run.html``, the page of the run, lies in ``output_dir``. With several
+    processes, all of them share the work.
 
     Args:
         trainer: The Trainer, which knows the data and the loggers.
@@ -142,7 +143,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         self._look(state, control)
 
     def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Look at the final weights.
+        """Look at the final weights, and write the page of the run.
 
         Args:
             args: The Trainer's arguments.
@@ -151,6 +152,9 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
             **_: What else it has.
         """
         self._look(state, control, last=True)
+        if self.history:
+            assert self.watch is not None
+            self.watch.write_page(args.output_dir)
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Put the story of the run into the checkpoint.

@@ -10,20 +10,25 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from jepa_monitor._settings import divide, takes
 from jepa_monitor.callbacks.discovery import EncoderSpec, is_fitting
-from jepa_monitor.callbacks.logging import log_dashboard, log_pictures, log_text, takes_pictures
+from jepa_monitor.callbacks.logging import (
+    log_dashboard,
+    log_folder,
+    log_pictures,
+    log_text,
+    takes_pictures,
+)
 from jepa_monitor.callbacks.paced import PacedCallback
-from jepa_monitor.callbacks.run_page import log_folder, without_prefix, write_record
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.callbacks.twins import find_online
 from jepa_monitor.insights._drawing import as_png
-from jepa_monitor.insights.spectrum import plot_spectra
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
+from jepa_monitor.monitor.page_file import figures_of, without_prefix, write_page
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.run_page import keep_ends
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
-from jepa_monitor.monitor.telling import is_news, remember_spectrum, settings_of, settings_table
+from jepa_monitor.monitor.telling import is_news, settings_of, settings_table
 from jepa_monitor.monitor.watch import Evaluation
 
 if TYPE_CHECKING:
@@ -215,7 +220,7 @@ class JepaScoreCallback(PacedCallback):
             watched = {callback.prefix: callback.settings.all_insights for callback in watching}
             known = [tag for look in without_prefix(self.history[-1:], self.prefix) for tag in look]
             log_dashboard(
-                trainer.loggers, self.prefix, settings_table(self._told_of), watched, known
+                trainer.loggers, self.prefix, settings_table(self._told_of), watched, known, x
             )
         self._undrawn = None
         if found is None or found.report is None:
@@ -226,25 +231,15 @@ class JepaScoreCallback(PacedCallback):
         if is_news(self._story.memory, verdict):
             log_text(trainer.loggers, f"{self.prefix}monitor/verdict", str(verdict), x)
             rank_zero_info(f"{type(self).__name__} at step {trainer.global_step}: {verdict}")
-        eps, values = self.settings.score_options.eps, report.probe.singular_values
-        remember_spectrum(self._story.memory, trainer.global_step, values, eps)
         if not takes_pictures(trainer.loggers):
             self._undrawn = report
             return
-        figures = self._figures(report)
-        spectra = self._story.memory.get("spectra")
+        figures = figures_of(report, self._story.memory)
         figures["monitor/overview"] = plot_overview(
-            report.look, report.insights, verdict, looks, spectra
+            report.look, report.insights, verdict, looks, self._story.memory.get("spectra")
         )
         pictures = self._keep(figures)
         log_pictures(trainer.loggers, report.histograms, pictures, x, self.prefix)
-
-    def _figures(self, report: Report) -> dict[str, Figure]:
-        """Draw a report, and the mean spectra of up to a dozen evaluations."""
-        spectra = self._story.memory.get("spectra")
-        eps = self.settings.score_options.eps
-        fan = {"jacobian/spectra": plot_spectra(spectra, eps)} if spectra else {}
-        return report.figures() | fan
 
     def _keep(self, figures: dict[str, Figure]) -> dict[str, bytes]:
         """Draw figures, and keep the first and the last of each for the page."""
@@ -254,31 +249,26 @@ class JepaScoreCallback(PacedCallback):
         return pictures
 
     def _close(self, trainer: pl.Trainer) -> None:
-        """Say what there is to say of the whole run, and write its page; whatever happens, it ends well."""
-        folder = log_folder(trainer.loggers)
-        if not trainer.is_global_zero or folder is None or not self._fitted.history:
+        """Say what there is to say of the whole run, and write its page."""
+        if not trainer.is_global_zero or not self._fitted.history:
             return
-        try:
-            if self._undrawn is not None:
-                self._keep(self._figures(self._undrawn))
-            stories = [self._fitted, *(partner._fitted for partner in self._partners)]
-            causes = [c for s in stories if (c := s.memory.get("cause")) is not None]
-            place = write_record(
-                folder,
-                self.name,
-                [story.history for story in reversed(stories)],
-                settings=self._told_of,
-                pictures=self._pictures,
-                insights=self.settings.all_insights,
-                cause=causes[0] if causes else None,
-            )
-        except Exception as error:  # noqa: BLE001 - the run is over and sound, whatever a page lacks
-            self._fitted.say(
-                f"{type(self).__name__} could not write the page of the run: "
-                f"{type(error).__name__}: {error}"
-            )
-        else:
+        folder = log_folder(trainer.loggers)
+        if folder is None:
+            return
+        stories = [self._fitted, *(partner._fitted for partner in self._partners)]
+        place = write_page(stories, folder, self.name, self._rest_of_page)
+        if place is not None:
             rank_zero_info(f"{type(self).__name__}: what there is to see of this run: {place}")
+
+    def _rest_of_page(self) -> dict[str, Any]:
+        """Give settings, insights and pictures; those that no logger took are drawn now."""
+        if self._undrawn is not None:
+            self._keep(figures_of(self._undrawn, self._fitted.memory))
+        return {
+            "settings": self._told_of,
+            "insights": self.settings.all_insights,
+            "pictures": self._pictures,
+        }
 
     def _build(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> DensityMonitor:
         settings = self.settings

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
 from importlib import import_module
 from io import BytesIO
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -22,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "current_step",
     "log_dashboard",
+    "log_folder",
     "log_pictures",
     "log_scalars",
     "log_text",
@@ -45,6 +47,25 @@ def current_step(trainer: pl.Trainer) -> int:
         Number of optimizer steps taken before this batch.
     """
     return int(getattr(trainer.fit_loop.epoch_loop, "_batches_that_stepped", trainer.global_step))
+
+
+def log_folder(loggers: Iterable[Any]) -> Path | None:
+    """Find the folder that belongs to this run alone.
+
+    Args:
+        loggers: Lightning's loggers.
+
+    Returns:
+        ``log_dir`` of the first that has one on this machine, as TensorBoard's and CSV's do; ``None`` if
+        none has.
+    """
+    for logger in loggers:
+        folder = getattr(logger, "log_dir", None)
+        if any(kind.__module__.startswith("swanlab.") for kind in type(logger).__mro__):
+            folder = getattr(_writer(logger), "dir", None)  # its `log_dir` is that of all runs
+        if isinstance(folder, (str, Path)) and "://" not in str(folder):
+            return Path(folder)
+    return None
 
 
 def _add_histogram(writer: Any, tag: str, values: Tensor, step: int) -> None:
@@ -114,6 +135,11 @@ def _add_png(writer: Any, tag: str, png: bytes, step: int) -> None:
     events.add_summary(png_summary(tag, png), step)
 
 
+def _is_of(thing: Any, package: str) -> bool:
+    """Say whether a thing is of a package, which is imported then."""
+    return type(thing).__module__.partition(".")[0] == package
+
+
 def _picture_writer(logger: Any) -> Callable[[str, bytes, int], Any] | None:
     """Find out how a logger takes a picture under a tag and a step; ``None`` if it takes none."""
     writer = _writer(logger)
@@ -128,12 +154,45 @@ def _picture_writer(logger: Any) -> Callable[[str, bytes, int], Any] | None:
         return lambda tag, png, step: logger.log_image(tag, [_image(png)], step=step)
     if _takes(writer, "log_image", "run_id", "image", "artifact_file"):  # MLflow
         return lambda tag, png, step: writer.log_image(
-            logger.run_id, _image(png), f"{tag}/{step:08d}.png"
+            logger.run_id, _image(png), f"{_named(logger, tag)}/{step:08d}.png"
         )
-    if type(writer).__module__ == "trackio.run":
+    if _is_of(writer, "trackio"):
         picture = import_module("trackio").Image
         return lambda tag, png, step: writer.log({tag: picture(_image(png))}, step=step)
+    if _is_of(writer, "aim"):
+        kind = import_module("aim").Image
+        return lambda tag, png, step: writer.track(kind(_image(png)), name=tag, step=step)
     return None
+
+
+def _text_writer(logger: Any) -> Callable[[str, str, int], Any] | None:
+    """Find out how a logger takes words under a tag and a step; ``None`` if it takes none."""
+    writer = _writer(logger)
+    if _takes(writer, "add_text", "tag", "text_string", "global_step"):  # TensorBoard
+        return lambda tag, text, step: writer.add_text(_named(logger, tag), text, step)
+    if _takes(logger, "log_text", "key", "texts", "step"):  # SwanLab
+        return lambda tag, text, step: logger.log_text(tag, [text], step=step)
+    if _takes(logger, "log_text", "key", "columns", "data", "step"):  # Weights & Biases: a table
+        return lambda tag, text, step: logger.log_text(
+            tag, columns=["step", tag.rpartition("/")[2]], data=[[step, text]], step=step
+        )
+    if _takes(writer, "log_text", "run_id", "text", "artifact_file"):  # MLflow
+        return lambda tag, text, step: writer.log_text(
+            logger.run_id, text, f"{_named(logger, tag)}/{step:08d}.md"
+        )
+    if _is_of(writer, "trackio"):
+        words = import_module("trackio").Markdown
+        return lambda tag, text, step: writer.log({tag: words(text)}, step=step)
+    if _is_of(writer, "aim"):
+        kind = import_module("aim").Text
+        return lambda tag, text, step: writer.track(kind(text), name=tag, step=step)
+    return None
+
+
+def _write_text(logger: Any, tag: str, text: str, step: int) -> None:
+    write = _text_writer(logger)
+    if write is not None:
+        write(tag, text, step)
 
 
 def _takes_histograms(logger: Any) -> bool:
@@ -179,8 +238,8 @@ def log_pictures(
 ) -> None:
     """Write histograms and pictures to the loggers that take them.
 
-    TensorBoard gets both; Weights & Biases, SwanLab, stable-pretraining's registry, MLflow and
-    Trackio the pictures. A logger is known by the arguments that its methods take, so that one which
+    TensorBoard gets both; Weights & Biases, SwanLab, stable-pretraining's registry, MLflow, Trackio
+    and Aim the pictures. A logger is known by the arguments that its methods take, so that one which
     follows the interface of these gets pictures too, and any other is left alone. One that fails
     does not keep the others from theirs; its error is raised at the end.
 
@@ -210,6 +269,7 @@ def log_dashboard(
     settings: str,
     watched: Mapping[str, Iterable[Insight]],
     known: Iterable[str] = (),
+    step: int = 0,
 ) -> None:
     """Write, once, how to arrange the curves and what they depend on.
 
@@ -221,6 +281,7 @@ def log_dashboard(
             order in each callback: TensorBoard shows only one arrangement a run, so each of them
             writes that of all.
         known: Tags of the first look, without prefix.
+        step: The x-coordinate of the settings.
     """
     tags = list(known)
 
@@ -231,8 +292,7 @@ def log_dashboard(
             for each, insights in watched.items():
                 layout |= dashboard(insights, _named(logger, each), tags)
             writer.add_custom_scalars(layout)
-        if _takes(writer, "add_text", "tag", "text_string"):
-            writer.add_text(_named(logger, f"{prefix}monitor/settings"), settings)
+        _write_text(logger, f"{prefix}monitor/settings", settings, step)
 
     _for_each(loggers, write)
 
@@ -246,10 +306,4 @@ def log_text(loggers: Iterable[Any], tag: str, text: str, step: int) -> None:
         text: Markdown.
         step: The x-coordinate.
     """
-
-    def write(logger: Any) -> None:
-        writer = _writer(logger)
-        if _takes(writer, "add_text", "tag", "text_string", "global_step"):
-            writer.add_text(_named(logger, tag), text, step)
-
-    _for_each(loggers, write)
+    _for_each(loggers, lambda logger: _write_text(logger, tag, text, step))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import base64
+import html
 from io import BytesIO
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +13,7 @@ from torch import Tensor
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "as_png", "for_display", "is_drawable"]
+__all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "as_html", "as_png", "for_display", "is_drawable"]
 
 # Okabe and Ito's colours, which are apart for all eyes.
 LOW, HIGH, MUTED = "#D55E00", "#0072B2", "#777777"
@@ -69,3 +71,18 @@ def as_png(tag: str, figure: Figure) -> bytes:
     with BytesIO() as file:
         picture.save(file, format="png", optimize=small)
         return file.getvalue()
+
+
+def as_html(tag: str, figure: Figure, words: str) -> str:
+    """Draw a figure for a notebook.
+
+    Args:
+        tag: Its tag.
+        figure: The figure.
+        words: For those who cannot see it.
+
+    Returns:
+        An image element that holds the picture.
+    """
+    picture = base64.b64encode(as_png(tag, figure)).decode()
+    return f'<img alt="{html.escape(words)}" src="data:image/png;base64,{picture}">'

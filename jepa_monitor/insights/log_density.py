@@ -90,10 +90,12 @@ def plot_score_and_distance(look: Look) -> Figure:
     colors |= {"reference": MUTED, "probe": HIGH}
     figure = Figure(figsize=(4.6, 3.9), layout="constrained")
     axes = figure.subplots()
+    farthest = 0.0
     for (name, data), marker in zip(sets.items(), "o^vsDPX*" * 3, strict=False):
         embeddings = data.scored_embeddings
         finite = torch.isfinite(data.scores) & torch.isfinite(embeddings).all(1)
         distance = law.mahalanobis_squared(embeddings[finite]) / law.width
+        farthest = max([farthest, *distance.tolist()])
         axes.scatter(
             distance.numpy(),
             data.scores[finite].numpy(),
@@ -104,10 +106,11 @@ def plot_score_and_distance(look: Look) -> Figure:
             linewidths=0,
             label=name,
         )
-    axes.set_xscale("log")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-    axes.xaxis.set_minor_formatter(NullFormatter())
+    if farthest > 0:  # all embeddings may be one point
+        axes.set_xscale("log")
+        axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.xaxis.set_minor_formatter(NullFormatter())
     axes.set(xlabel="squared Mahalanobis distance / K", ylabel="JEPA-SCORE (nats)")
     axes.legend(frameon=False, fontsize=9)
     axes.spines[["top", "right"]].set_visible(False)

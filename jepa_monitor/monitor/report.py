@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -14,7 +12,7 @@ from torch import Tensor
 from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import Insight, Look
-from jepa_monitor.insights._drawing import as_png
+from jepa_monitor.insights._drawing import as_html
 from jepa_monitor.insights.score import extremes
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, collapse_state
 from jepa_monitor.monitor.verdict import Verdict, judge
@@ -137,9 +135,8 @@ class Report:
 
     def _repr_html_(self) -> str:
         """Show verdict and overview in a notebook."""
-        picture = base64.b64encode(as_png("monitor/overview", self.overview())).decode()
-        words = html.escape(str(self.verdict))
-        return f'<img alt="{words}" src="data:image/png;base64,{picture}"><p>{self.method}</p>'
+        picture = as_html("monitor/overview", self.overview(), str(self.verdict))
+        return f"{picture}<p>{self.method}</p>"
 
     def _heard(self) -> list[Insight]:
         return [insight for insight in self.insights if insight.name not in self.failed]

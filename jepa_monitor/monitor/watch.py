@@ -1,7 +1,6 @@
 """Watch a run: in go steps and looks at its encoder, out come scalars, warnings and a decision.
 
-What a callback and a plain training loop share: when it is time to look, what to do when a look fails,
-what to say, and whether an alarm has begun.
+What a callback and a plain loop share: when to look, what to do when a look fails, when an alarm begins.
 """
 
 from __future__ import annotations
@@ -380,6 +379,8 @@ class Watch:
         ringing = [found for found in self.processes.gather(lambda: mine) if found is not None]
         begins = bool(ringing) and not self._told
         self._told = bool(ringing) or (self._told and failed)
+        if begins:
+            self.memory["cause"] = ringing[0].reason  # for the page of the run
         return ringing[0] if begins else None
 
     def _check_polarity(self, step: int, scalars: dict[str, float]) -> None:

@@ -45,10 +45,24 @@ class LikeWandb(Numbers):
             self.pictures.setdefault(key, []).append((step, np.asarray(image)))
 
 
+class LikeSwanLab(LikeWandb):
+    """Follows `SwanLabLogger.log_text`."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.words: dict[str, list[tuple[int | None, str]]] = {}
+
+    def log_text(self, key: str, texts: list[Any], step: int | None = None) -> None:
+        self.words.setdefault(key, []).extend((step, text) for text in texts)
+
+
 class OwnLogImage(Numbers):
-    """A method of that name which takes something else."""
+    """Methods of these names which take something else."""
 
     def log_image(self, name: str, image: torch.Tensor, epoch: int) -> None:
+        raise AssertionError("called with what it does not take")
+
+    def log_text(self, key: str, text: str) -> None:
         raise AssertionError("called with what it does not take")
 
 
@@ -115,6 +129,18 @@ def test_pictures_for_whoever_follows_weights_and_biases(tmp_path: pathlib.Path)
             assert image.ndim == 3
             assert image.std() > 1  # something is drawn
             assert image.min() < 250
+
+
+def test_words_are_those_of_tensorboard_at_the_same_steps(tmp_path: pathlib.Path) -> None:
+    ours, theirs = LikeSwanLab(), TensorBoardLogger(tmp_path)
+    fit(tmp_path, [ours, theirs], strict=True)
+    events = EventAccumulator(theirs.log_dir, {"tensors": 0}).Reload()
+    for tag in ("monitor/settings", "monitor/verdict"):
+        shown = events.Tensors(f"{tag}/text_summary")
+        read = [(e.step, e.tensor_proto.string_val[0].decode()) for e in shown]
+        assert ours.words[tag] == read
+        assert read[0][0] == 0
+    assert "| probe | 16 images |" in ours.words["monitor/settings"][0][1]
 
 
 @pytest.mark.parametrize("gone", [Gone, GonePictures])

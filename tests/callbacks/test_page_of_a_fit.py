@@ -144,7 +144,7 @@ def test_a_page_that_cannot_be_written_leaves_the_run_as_it_is(
     weights = []
     for broken in (False, True):
         if broken:
-            monkeypatch.setattr("jepa_monitor.callbacks.run_page.write_bytes", full)
+            monkeypatch.setattr("jepa_monitor.monitor.page_file.write_bytes", full)
         torch.manual_seed(0)
         module, callback = Validated(), watch(strict=True)
         run = trainer(tmp_path, [callback], logger=CSVLogger(tmp_path / str(broken)))

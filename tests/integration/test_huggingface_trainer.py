@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import re
 import warnings
 from typing import Any
 
@@ -16,6 +18,7 @@ transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
 from jepa_monitor.callbacks.huggingface import HuggingFaceCallback
+from jepa_monitor.cli import report
 
 SMALL = {
     "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32,
@@ -39,7 +42,7 @@ def trainer(folder: pathlib.Path, steps: int = 12, **settings: Any) -> Any:
     model = transformers.ViTForImageClassification(transformers.ViTConfig(**SMALL, num_labels=2))
     arguments = transformers.TrainingArguments(
         str(folder), max_steps=steps, per_device_train_batch_size=8, logging_steps=4, use_cpu=True,
-        report_to=[], disable_tqdm=True, learning_rate=1e-2, **({"save_strategy": "no"} | settings),
+        disable_tqdm=True, learning_rate=1e-2, **({"save_strategy": "no", "report_to": []} | settings),
     )  # fmt: skip
     return transformers.Trainer(
         model, arguments, train_dataset=Pictures(48, 2), eval_dataset=Pictures(16, 3)
@@ -92,6 +95,36 @@ def test_curves_are_logged_and_the_run_is_what_it_would_have_been(tmp_path: path
         run.model.state_dict().items(), plain.model.state_dict().values(), strict=True
     ):
         assert torch.equal(value, other), name
+
+
+def content(page: pathlib.Path) -> dict[str, Any]:
+    found = re.search(r'type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
+    assert found
+    (shown,) = json.loads(found[1])["runs"]
+    return shown  # type: ignore[no-any-return]
+
+
+def test_at_the_end_there_is_the_page_and_that_of_the_event_files_says_the_same(
+    tmp_path: pathlib.Path,
+) -> None:
+    pytest.importorskip("tensorboard")
+    run = trainer(tmp_path, report_to=["tensorboard"])
+    callback = watch(run)
+    run.train()
+    shown = content(tmp_path / "run.html")
+    assert [look["collapse/state"] for look in callback.history] == [0, 2, 2, 2]  # random labels
+    assert shown["headline"] == "Complete collapse since step 4, too new to be an alarm"
+    assert shown["series"]["jepa_score/mean"][0] == [0, 4, 8, 12]
+    for tag, value in callback.history[-1].items():
+        if tag != "step":
+            assert shown["series"][tag][1][-1] == pytest.approx(value, rel=1e-5), tag
+    assert dict(shown["settings"])["encoder"] == "ViTModel"
+    assert {picture["tag"] for picture in shown["pictures"]} >= {"jacobian/spectra"}
+    told = content(report(str(tmp_path), str(tmp_path / "again.html"), name="train"))
+    assert (told["headline"], told["keep"]["step"]) == (shown["headline"], shown["keep"]["step"])
+    for tag, (steps, values) in shown["series"].items():
+        assert told["series"][tag][0] == steps, tag
+        assert told["series"][tag][1] == pytest.approx(values, rel=1e-5, abs=1e-6), tag
 
 
 def score_of(encoder: nn.Module) -> float:

@@ -1,4 +1,4 @@
-"""Every logger, as its own package has it: the curves are there, and the pictures where there is room."""
+"""Every logger, as its own package has it: curves are there, pictures and words where there is room."""
 
 from __future__ import annotations
 
@@ -15,8 +15,11 @@ from PIL import Image
 
 from jepa_monitor import JepaScoreCallback
 
-FIGURES = ("jepa_score/least_and_most_likely", "density/reliability", "jacobian/spectra")
+FIGURES = (
+    "monitor/overview", "jepa_score/least_and_most_likely", "density/reliability", "jacobian/spectra",
+)  # fmt: skip
 STEPS = [0, 5, 11]
+WORDS = {"monitor/verdict": "ealthy", "monitor/settings": "| probe | 16 images |"}
 
 
 def fit(folder: pathlib.Path, logger: Any) -> dict[str, list[float]]:
@@ -54,6 +57,8 @@ def test_tensorboard(tmp_path: pathlib.Path) -> None:
     assert [point.value for point in points] == pytest.approx(history["jepa_score/mean"], rel=1e-6)
     for tag in FIGURES:
         assert [picture.step for picture in events.Images(tag)] == STEPS
+    for tag in WORDS:
+        assert tag + "/text_summary" in events.Tags()["tensors"]
     assert [look.step for look in events.Histograms("jepa_score/scores")] == STEPS
 
 
@@ -81,6 +86,14 @@ def test_weights_and_biases_offline(
     assert summary["jepa_score/mean"] == pytest.approx(history["jepa_score/mean"][-1])
     assert set(FIGURES) <= set(summary)
     media = pathlib.Path(logger.experiment.dir, "media")
+    for tag, words in WORDS.items():
+        (first, *_) = sorted(
+            media.rglob(f"{tag}_*.table.json"), key=lambda file: file.stat().st_mtime
+        )
+        table = json.loads(first.read_text())
+        assert table["columns"] == ["step", tag.rpartition("/")[2]]
+        assert table["data"][0][0] == 0
+        assert words in table["data"][0][1]
     files = {tag: sorted(media.rglob(f"{tag}_*.png")) for tag in FIGURES}
     wandb.finish()
     for tag, pictures in files.items():
@@ -88,12 +101,18 @@ def test_weights_and_biases_offline(
         assert all(map(is_drawn, pictures)), tag
 
 
-def test_mlflow_in_a_local_file(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("store", ["file", "sqlite"])
+def test_mlflow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, store: str) -> None:
     pytest.importorskip("mlflow")
+    if store == "sqlite":
+        pytest.importorskip("sqlalchemy")  # which the slim package lacks
     from lightning.pytorch.loggers import MLFlowLogger
 
-    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")  # the slim package has no database
-    logger = MLFlowLogger("test", tracking_uri=f"file:{tmp_path / 'mlruns'}")
+    monkeypatch.setenv("MLFLOW_ALLOW_FILE_STORE", "true")
+    places = {"file": f"file:{tmp_path / 'mlruns'}", "sqlite": f"sqlite:///{tmp_path / 'runs.db'}"}
+    logger = MLFlowLogger(
+        "test", tracking_uri=places[store], artifact_location=f"file:{tmp_path / 'artifacts'}"
+    )
     history = fit(tmp_path, logger)
     points = logger.experiment.get_metric_history(logger.run_id, "jepa_score/mean")
     assert [point.value for point in points] == pytest.approx(history["jepa_score/mean"])
@@ -106,6 +125,11 @@ def test_mlflow_in_a_local_file(tmp_path: pathlib.Path, monkeypatch: pytest.Monk
         for item in saved:
             local = logger.experiment.download_artifacts(logger.run_id, item.path)
             assert is_drawn(pathlib.Path(local))
+    for tag, words in WORDS.items():
+        first = logger.experiment.list_artifacts(logger.run_id, tag)[0]
+        assert first.path == f"{tag}/00000000.md"
+        local = logger.experiment.download_artifacts(logger.run_id, first.path)
+        assert words in pathlib.Path(local).read_text()
 
 
 def test_stable_pretrainings_registry(
@@ -146,6 +170,37 @@ def test_trackio(tmp_path: pathlib.Path) -> None:
         for picture in pictures.values():
             assert picture["_type"] == "trackio.image"
             assert is_drawn(place / "media" / picture["file_path"])
+    for tag, words in WORDS.items():
+        (first, *_) = (row for row in logs if tag in row)
+        assert first["step"] == 0
+        assert first[tag]["_type"] == "trackio.markdown"
+        assert words in first[tag]["_value"]
+
+
+def test_aim(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("aim")
+    from aim.pytorch_lightning import AimLogger
+    from aim.storage.context import Context
+
+    monkeypatch.setenv("AIM_ANALYTICS", "0")
+    settings = {"system_tracking_interval": None, "capture_terminal_logs": False}
+    logger = AimLogger(str(tmp_path), log_system_params=False, **settings)
+    history = fit(tmp_path, logger)
+    run, context = logger.experiment, Context({})  # which opens the closed run again
+    for tag, values in history.items():
+        if tag != "step":
+            found = run.get_metric(tag, context).dataframe().sort_values("step")
+            assert list(found["step"]) == STEPS, tag
+            assert list(found["value"]) == pytest.approx(values), tag
+    for tag in FIGURES:
+        steps, pictures = run.get_image_sequence(tag, context).values.sparse_list()
+        assert list(steps) == STEPS, tag
+        for picture in pictures:
+            assert np.asarray(picture.to_pil_image().convert("RGB")).std() > 1
+    for tag, words in WORDS.items():
+        steps, texts = run.get_text_sequence(tag, context).values.sparse_list()
+        assert steps[0] == 0
+        assert words in texts[0].data
 
 
 def test_swanlab_offline(tmp_path: pathlib.Path) -> None:
@@ -178,3 +233,7 @@ def test_swanlab_offline(tmp_path: pathlib.Path) -> None:
         assert list(media[tag]) == STEPS
         for name in [name for names in media[tag].values() for name in names]:
             assert is_drawn(run.parent / "media" / "image" / name)
+    assert (run.parent / "run.html").exists()  # not in the folder of all runs
+    for tag, words in WORDS.items():
+        (name,) = media[tag][0]
+        assert words in (run.parent / "media" / "text" / name).read_text()

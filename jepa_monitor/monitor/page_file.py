@@ -1,0 +1,80 @@
+"""The page of a run beside its logs: in goes what a watch remembers of a run, out comes ``run.html``."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jepa_monitor._files import write_bytes
+from jepa_monitor.insights.spectrum import plot_spectra
+from jepa_monitor.monitor.report import Report
+from jepa_monitor.monitor.run_page import RUN_PAGE, RunRecord, merge_looks, run_page
+from jepa_monitor.monitor.watch import Watch
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["figures_of", "without_prefix", "write_page"]
+
+
+def figures_of(report: Report, memory: Mapping[str, Any]) -> dict[str, Figure]:
+    """Draw a look, and the mean spectra of up to a dozen looks.
+
+    Args:
+        report: Of the look.
+        memory: Of the run, which has the spectra.
+
+    Returns:
+        Figures by tag.
+    """
+    spectra = memory.get("spectra")
+    fan = {"jacobian/spectra": plot_spectra(spectra, report.look.options.eps)} if spectra else {}
+    return report.figures() | fan
+
+
+def without_prefix(looks: Iterable[Mapping[str, float]], prefix: str) -> list[dict[str, float]]:
+    """Take the callback's prefix from the tags of looks.
+
+    Args:
+        looks: Scalars by tag, with ``step``.
+        prefix: Of all other tags.
+
+    Returns:
+        The same under the tags of the documents.
+    """
+    return [{tag.removeprefix(prefix): value for tag, value in look.items()} for look in looks]
+
+
+def write_page(
+    stories: Sequence[Watch], folder: Path, name: str, rest: Callable[[], Mapping[str, Any]]
+) -> Path | None:
+    """Write the page of a run; the run is sound, whatever a page lacks: what goes wrong is a warning.
+
+    Args:
+        stories: Of the run, the main one first, and of others that share its tags.
+        folder: Of the logs.
+        name: The prefix of all tags, if they have one; the page is ``run-NAME.html`` then.
+        rest: Makes what else a :class:`~jepa_monitor.monitor.run_page.RunRecord` holds: settings,
+            insights, pictures.
+
+    Returns:
+        Its path; ``None`` if it could not be written.
+    """
+    prefix = f"{name}/" if name else ""
+    looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
+    causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
+    shown = f"{folder} ({name})" if name else str(folder)
+    plain = re.sub(r"[^\w.-]+", "_", name)
+    place = folder / (f"run-{plain}.html" if name else RUN_PAGE)
+    try:
+        cause = causes[0] if causes else None
+        record = RunRecord(shown, str(folder), merge_looks(looks), cause=cause, **rest())
+        write_bytes(place, run_page([record]).encode())
+    except Exception as error:  # noqa: BLE001 - a full disk, an insight of somebody's own
+        stories[0].say(
+            f"{stories[0].who} could not write the page of the run: {type(error).__name__}: {error}"
+        )
+        return None
+    return place
