@@ -1,4 +1,4 @@
-"""Pages of the site that are no files of docs/: in go README, tables and modules, out come pages.
+"""Pages of the site that are no Markdown of docs/: in go README, tables, a notebook and modules, out come pages.
 
 mkdocs calls the functions by their names (https://www.mkdocs.org/user-guide/configuration/#hooks).
 """
@@ -6,6 +6,7 @@ mkdocs calls the functions by their names (https://www.mkdocs.org/user-guide/con
 from __future__ import annotations
 
 import ast
+import json
 import posixpath
 import re
 from pathlib import Path
@@ -20,6 +21,7 @@ OUTSIDE = {  # a file of the repository: its page
     "benchmarks/RESULTS.md": "benchmarks.md",
     "CONTRIBUTING.md": "contributing.md",
     "CHANGELOG.md": "changes.md",
+    "docs/watch_a_run.ipynb": "watch_a_run.md",
 }
 ROOMS = {  # what people import, and how it is called in the contents
     "jepa_monitor": "The monitor",
@@ -63,12 +65,30 @@ def on_files(files: Files, config: Any) -> Files:
         The files.
     """
     for source, page in OUTSIDE.items():
-        files.append(File.generated(config, page, content=(ROOT / source).read_text("utf-8")))
+        text = (ROOT / source).read_text("utf-8")
+        content = _notebook(text) if source.endswith(".ipynb") else text
+        files.append(File.generated(config, page, content=content))
     shown: set[str] = set()  # what one room has borrowed of another stands on the first page only
     for room in ROOMS:
         page = f"api/{room.rpartition('.')[2]}.md"
         files.append(File.generated(config, page, content=_api(room, shown)))
     return files
+
+
+def _notebook(text: str) -> str:
+    """Write a notebook, with what its cells have shown, as Markdown."""
+    parts = []
+    for cell in json.loads(text)["cells"]:
+        source = "".join(cell["source"])
+        if cell["cell_type"] == "markdown":
+            parts.append(source)
+            continue
+        parts.append(f"```python\n{source}\n```")
+        for output in cell["outputs"]:
+            data = output.get("data", {"text/plain": output.get("text", "")})
+            shown = "".join(data.get("text/html", data["text/plain"]))
+            parts.append(shown if "text/html" in data else f"```text\n{shown.strip()}\n```")
+    return "\n\n".join(parts) + "\n"
 
 
 def _api(room: str, shown: set[str]) -> str:
@@ -105,7 +125,7 @@ def on_config(config: Any) -> Any:
     where = sorted(path.name for path in (ROOT / "docs" / "where").glob("*.md"))
     config.nav = [
         {"Start": "index.md"},
-        {"Guides": docs},
+        {"Guides": ["watch_a_run.md", *docs]},
         {"In your project": [f"where/{name}" for name in where]},
         {"Recipes": ["recipes/README.md", *(f"recipes/{name}" for name in recipes)]},
         {"API": [{title: f"api/{room.rpartition('.')[2]}.md"} for room, title in ROOMS.items()]},
