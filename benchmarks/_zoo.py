@@ -275,9 +275,9 @@ LONG: dict[tuple[str, str], Fault] = {
     # Healthy in the end: with a slower predictor and a target that follows faster the embeddings close in
     # on a point within a hundred steps, and recover in the next five hundred.
     ("JEPA", "collapse phase"): Fault({"momentum": 0.95}, pace=2.0),
-    # Directions go in every spell, and come back after it.
-    ("VICReg", "spells"): Fault(spell=({"covariance": 0.0}, 100, 1000)),
-    ("LeJEPA", "spells"): Fault(spell=({"sigreg": 0.0}, 100, 1000)),
+    # Directions, or the spread, go in every spell, and come back after it.
+    ("VICReg", "spells"): Fault(spell=({"covariance": 0.0}, 250, 1000)),
+    ("LeJEPA", "spells"): Fault(spell=({"sigreg": 0.0}, 250, 1000)),
 }
 
 

@@ -8,12 +8,12 @@ length has by default (1000 steps):
 
 - *collapse phase*: JEPA with a slower predictor and a target that follows faster, 1500 steps: its embeddings
   nearly close in on a point, and come apart again;
-- *spells*: VICReg without its covariance term and LeJEPA without SIGReg, for 100 steps of every 1000, 5000
-  steps in all: directions go four times, and come back;
+- *spells*: VICReg without its covariance term and LeJEPA without SIGReg, for 250 steps of every 1000, 5000
+  steps in all: directions or spread go four times, and come back;
 - *healthy*: the four methods for 5000 steps instead of 600.
 
 The looks are stored and the alarm is replayed on them. Constants of the alarm were chosen on other seeds
-(`collapse_zoo.py`); the spells were planted with seed 0, which is in no table.
+(`collapse_zoo.py`, and of the phase 30 to 39); the spells were planted with seed 0, which is in no table.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ RESULTS = pathlib.Path(__file__).with_suffix(".json")
 EVERY, JUDGED = 50, 250  # steps between looks, and between accuracies
 LONG, PHASE = 5000, 1500
 JOBS = [
-    *(("JEPA", "collapse phase", seed, PHASE) for seed in range(30, 40)),
+    *(("JEPA", "collapse phase", seed, PHASE) for seed in range(50, 60)),
     *((method, "spells", seed, LONG) for seed in (40, 41) for method in ("VICReg", "LeJEPA")),
     *((method, "healthy", seed, LONG) for seed in range(20, 25) for method in METHODS),
 ]

@@ -72,7 +72,8 @@ class AlarmReading(NamedTuple):
         measures: What was measured.
         lost: Share of the directions (effective rank of the unit embeddings) that the run once had and
             that is gone, 0 to 1: tells of a loss short of a collapse.
-        returns: How often directions were lost again after they had been won back.
+        returns: How often directions, or spread, were lost again after they had been won back: of the
+            two the one that came and went more often.
         return_steps: Mean number of steps from one such loss to the next; 0 if there were none.
         from_start: Whether no look so far has found the encoder healthy.
         cause: What is wrong, with the evidence and what to look at first; ``None`` where nothing is.
@@ -146,7 +147,7 @@ class CollapseAlarm:
         self._confirmed = False  # whether the collapse at hand was seen often enough
         self._proven: str = ""  # why a collapse gets no patience
         self._from_start = True  # no look was healthy yet
-        self._returns = Returns()
+        self._returns = Returns(), Returns()  # of directions, of spread
         self._fallen = Fallen()
         self._repeats = 0  # looks in a row that found the training images to repeat
 
@@ -201,7 +202,9 @@ class CollapseAlarm:
         else:
             self._recover(step)
             self._from_start = False
-        self._returns.update(step, measures.directions, measures.possible, again)
+        self._returns[0].update(step, measures.directions / max(measures.possible, 1.0), again)
+        self._returns[1].update(step, measures.spread, again)
+        returns = max(self._returns, key=lambda each: each.count)
         known = dict(scalars or {})
         if "data/duplicates_low" in known and not (again and self._repeats):
             repeat = known["data/duplicates_low"] >= REPEATED_PAIRS
@@ -215,8 +218,8 @@ class CollapseAlarm:
             "",
             measures,
             lost=1 - measures.directions / self._most_directions if self._most_directions else 0.0,
-            returns=self._returns.count,
-            return_steps=self._returns.steps,
+            returns=returns.count,
+            return_steps=returns.steps,
             from_start=self._from_start,
         )
         cause = find_cause({**_seen(measures), **known, **reading.scalars})
@@ -243,7 +246,7 @@ class CollapseAlarm:
             "confirmed": self._confirmed,
             "proven": self._proven,
             "from_start": self._from_start,
-            "returns": self._returns.state_dict(),
+            "returns": [each.state_dict() for each in self._returns],
             "fallen": self._fallen.state_dict(),
             "repeats": self._repeats,
         }
@@ -265,7 +268,11 @@ class CollapseAlarm:
         self._confirmed = state_dict["confirmed"]
         self._proven = state_dict["proven"]
         self._from_start = state_dict["from_start"]
-        self._returns.load_state_dict(state_dict["returns"])
+        if isinstance(
+            state_dict["returns"], list
+        ):  # one of directions alone in checkpoints of before
+            for each, saved in zip(self._returns, state_dict["returns"], strict=True):
+                each.load_state_dict(saved)
         if "fallen" in state_dict:  # not in checkpoints of before
             self._fallen.load_state_dict(state_dict["fallen"])
         self._repeats = state_dict["repeats"]

@@ -122,7 +122,7 @@ def _recurrent(scalars: Scalars) -> Cause | None:
     pace = f", every {every:.0f} steps" if every else ""
     return Cause(
         f"recurrent {'' if collapsed else 'partial '}collapse",
-        f"Directions have been lost and won back {returns:.0f} times after the first{pace}. "
+        f"Directions or spread have been lost and won back {returns:.0f} times after the first{pace}. "
         f"{_measured(scalars)}",
         "Look first at the learning rate and the momentum of the EMA target: lower the first, or raise "
         "the second.",

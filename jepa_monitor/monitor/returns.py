@@ -9,12 +9,14 @@ from jepa_monitor.monitor.noise import LEAST_LOOKS, NoisyMeasure
 
 __all__ = ["Returns"]
 
-_FALL = math.log(1 / 0.7)  # of the logarithm: three in ten directions
+_FALL = math.log(1 / 0.7)  # of the logarithm: three tenths
 _NOISES = 8.0  # standard deviations; a stationary measure ranges over some seven in 500 looks
+_SMALL = 4.0  # divides a share, so that its logit is nearly its logarithm
+_LEAST = 1e-3  # a share below is as good as nothing
 
 
 class Returns:
-    """Counts the times that directions are lost and won back, each by three tenths at least.
+    """Counts the times that a measure is lost and won back, each by three tenths at least.
 
     A fall counts when two looks in a row are that far under the last peak, a recovery when two are that
     far above the lowest value since. In a measure that varies, "that far" is eight standard deviations;
@@ -29,18 +31,16 @@ class Returns:
         self._extreme: float | None = None  # the peak, or the lowest value since the fall
         self._beyond: int | None = None  # the step of a look that is to be confirmed
 
-    def update(self, step: int, directions: float, possible: float, again: bool = False) -> None:
+    def update(self, step: int, share: float, again: bool = False) -> None:
         """Take a look.
 
         Args:
             step: Training steps done.
-            directions: Of the embeddings, at least 0.
-            possible: The most there could be.
+            share: What there is of what there could be, 0 to about 1.
             again: Whether it takes the place of the last one; it then confirms nothing.
         """
-        share = directions / (4 * max(possible, 1.0))  # where logits are nearly logarithms
-        self._noise.update(share, again)
-        value = math.log(max(directions, 1.0))
+        self._noise.update(share / _SMALL, again)
+        value = math.log(max(share, _LEAST))
         far = max(_FALL, _NOISES * self._noise.noise)
         sign = 1 if self._falling else -1  # the way that would be a turn
         known = self._noise.looks >= LEAST_LOOKS

@@ -41,7 +41,7 @@ __all__ = [
 COMPLETE_SPREAD = (0.07, 0.10)
 DIMENSIONAL_SHARE = (0.20, 0.25)
 LOST_SPREAD = (0.20, 0.30)  # of the highest spread of the run
-LOST_SHARE = (0.50, 0.60)  # of the highest share of the run
+LOST_SHARE = (0.50, 0.55)  # of the highest share of the run
 MIN_SAMPLES = 16  # under so few embeddings a handful of directions looks like all there could be
 
 
@@ -135,7 +135,7 @@ def collapse_state(
 
     Complete below a spread of 0.07 (a mean cosine of about 0.995) or a fifth of the run's highest;
     otherwise dimensional below a share of directions of 0.20 (3 of 256) or half of the run's
-    highest. To leave a state, 0.10 and three tenths, or 0.25 and six tenths, must be passed.
+    highest. To leave a state, 0.10 and three tenths, or 0.25 and 55 %, must be passed.
 
     Args:
         embeddings: Embeddings, shape (N, K), N ≥ 16, or their measures.

@@ -143,7 +143,7 @@ def test_hysteresis() -> None:
     for before in (DIMENSIONAL, COMPLETE):
         assert [collapse_state(share(x), before) for x in (0.24, 0.26)] == [DIMENSIONAL, HEALTHY]
     assert [collapse_state(share(x), HEALTHY, 0.6) for x in (0.29, 0.31)] == [DIMENSIONAL, HEALTHY]
-    assert [collapse_state(share(x), DIMENSIONAL, 0.6) for x in (0.35, 0.37)] == [1, 0]
+    assert [collapse_state(share(x), DIMENSIONAL, 0.6) for x in (0.32, 0.34)] == [1, 0]
     for before in (HEALTHY, DIMENSIONAL):
         assert [collapse_state(spread(x), before) for x in (0.069, 0.071)] == [COMPLETE, HEALTHY]
     assert [collapse_state(spread(x), COMPLETE) for x in (0.099, 0.101)] == [COMPLETE, HEALTHY]

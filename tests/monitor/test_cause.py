@@ -148,6 +148,33 @@ def test_a_partial_collapse_that_comes_back_is_named() -> None:
     assert deep.cause.name == "recurrent collapse"
 
 
+def test_a_spread_that_comes_and_goes_is_named_although_no_direction_is_lost() -> None:
+    readings = run(waves(4, cloud(K, 0, 0.3)), 10_000)
+    assert all(reading.state == 0 for reading in readings)
+    assert readings[-1].returns == 3
+    assert readings[-1].return_steps == 280
+    cause = readings[-1].cause
+    assert cause is not None
+    assert cause.name == "recurrent partial collapse"
+    assert "Directions or spread have been lost" in cause.evidence
+
+
+def test_returns_are_taken_up_and_a_state_of_before_is_none() -> None:
+    looks = waves(4, cloud(K, 0, 0.3))
+    whole, second = CollapseAlarm(10_000), CollapseAlarm(10_000)
+    for i, z in enumerate(looks):
+        if i == 61:  # inside of the third fall
+            saved = whole.state_dict()
+            second.load_state_dict(saved)
+        if i >= 61:
+            second.update(10 * i, z)
+        whole.update(10 * i, z)
+    assert second.state_dict() == whole.state_dict()
+    old = CollapseAlarm(10_000)
+    old.load_state_dict({**whole.state_dict(), "returns": whole.state_dict()["returns"][0]})
+    assert old.update(10 * len(looks), looks[0]).returns == 0
+
+
 def test_a_slow_decline_a_single_loss_and_noise_are_no_returns() -> None:
     decline = run([cloud(rank) for rank in range(64, 10, -2)], 10_000)
     assert decline[-1].returns == 0
