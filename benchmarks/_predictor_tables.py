@@ -15,6 +15,7 @@ from _predictor_judging import (
     across,
     ceiling,
     interval,
+    looks_of,
     mean,
     place_of,
     regret,
@@ -24,6 +25,8 @@ from _predictor_judging import (
     within,
 )
 from _results import table
+
+from jepa_monitor.monitor.closing import close_run
 
 CHOICES = (
     ADVICE, "which_to_keep", "last", "first", "loss", "loss/held_out", "collapse/rankme",
@@ -158,19 +161,18 @@ def report(runs: Sequence[Run]) -> str:
         if group:
             parts += [f"**{title}: {len(group)}**", "", *predictor_table(group, names), ""]
             parts += [*choice_table(group, rules), ""]
-    lines = table("run", "seed", *(f"{t}: first, best, last" for t in TARGETS), "state at the end",
+    lines = table("run", "seed", *(f"{t}: first, best, last" for t in TARGETS), "verdict",
                   "advice at", "best at")  # fmt: skip
     for run in runs:
         steps, kept = run["looks"]["step"], place_of(run, ADVICE)
         curves = [target(run, each) for each in TARGETS]
         average = [statistics.fmean(each) for each in zip(*curves, strict=True)]
-        states = [value for value in run["looks"]["collapse/state"] if value is not None]
         lines.append(
             row(
                 run["run"],
                 str(run["seed"]),
                 *(f"{c[0]:.3f}, {max(c):.3f}, {c[-1]:.3f}" for c in curves),
-                f"{states[-1]:.0f}",
+                close_run(looks_of(run)).headline,
                 "–" if kept is None else f"{steps[kept]:.0f}",
                 f"{steps[average.index(max(average))]:.0f}",
             )
