@@ -60,6 +60,7 @@ TINY: dict[str, list[str]] = {
     "task_priors": ["--seeds=2", "--epochs=2"],
     "collapse_zoo": ["--show"],
     "keep": [],
+    "objectives": ["--seeds=1", "--data=digits", "--alphas", "1"],
 }
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.
 LEFT_OUT = {
@@ -195,6 +196,16 @@ CKPTS = (
     "rm -rf runs ckpts; python -m jepa_monitor.recipes.lejepa; mkdir ckpts;"
     "cp runs/lejepa/version_0/checkpoints/last.ckpt ckpts; cp IMAGES images.npz"
 )
+# Images enough for closed forms: twice the numbers of one.
+MANY = """rm -rf pictures; mkdir pictures; EXE -c "
+import numpy as np
+from PIL import Image
+pixels = np.random.default_rng(0).integers(0, 256, (520, 16, 16, 3), dtype=np.uint8)
+np.savez('cifar10.npz', train_images=pixels)
+for n, image in enumerate(pixels):
+    Image.fromarray(image).save(f'pictures/{n}.png')
+"
+""".replace("EXE", sys.executable)
 CIFAR = "--config recipes/configs/lejepa_cifar10_cpu.yaml"
 # What has to be there before: checkpoints of a recipe, tables of scores.
 BEFORE = {
@@ -202,6 +213,7 @@ BEFORE = {
     "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa",
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
+    **{f"docs/advise.md:{number}": MANY for number in (1, 2, 3, 4)},
     "docs/recipes/diet.md:2": "rm -rf runs; python -m jepa_monitor.recipes.lejepa",
     "README.md:2": CKPTS,
     "docs/replay.md:1": CKPTS,

@@ -8,26 +8,24 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor.cli.advice_mae import MaeSettings
+from jepa_monitor.cli.advice_objective import ObjectiveSettings
 
 if TYPE_CHECKING:
     import pyarrow as pa
-    from matplotlib.figure import Figure
+    from PIL import Image
     from torch import Tensor
 
     from jepa_monitor.cli.images import Source
 
-__all__ = ["Advice", "AdviceSettings", "advise", "plot_advice"]
-
-_PICTURES = ("influence_length", "explained", "rank")
+__all__ = ["Advice", "AdviceSettings", "advise"]
 
 
 @dataclasses.dataclass(frozen=True)
 class AdviceSettings:
-    """What to try.
+    """How to look at the images.
 
     Args:
-        sizes: Sides of patches, in pixels of the images as they are after ``side``; default: 2 4 8.
-        masks: Shares of patches that are hidden, from 0 to less than 1; default: .5 .75 .9.
         side: Images are cut to squares and resized to so many pixels a side; their D numbers need 2D
             images.
         codes: Numbers that the linear encoder keeps of an image.
@@ -41,8 +39,6 @@ class AdviceSettings:
         ValueError: If a value is out of range.
     """
 
-    sizes: list[float] | None = None
-    masks: list[float] | None = None
     side: int = 16
     codes: int = 16
     colour: bool = False
@@ -53,31 +49,8 @@ class AdviceSettings:
     def __post_init__(self) -> None:
         for name in ("side", "codes", "limit", "max_pixels"):
             check_positive_int(getattr(self, name), name)
-        for size in self.patch_sizes:
-            if size != int(size) or size < 1:
-                raise ValueError(f"`sizes` must be whole numbers of pixels, got {size:g}.")
-            if self.side % int(size) or size == self.side:
-                raise ValueError(
-                    f"`sizes` must divide images of {self.side} pixels (`side`) into several patches, "
-                    f"got {size:g}."
-                )
-        for mask in self.mask_shares:
-            if not 0 <= mask < 1:
-                raise ValueError(f"`masks` must be from 0 to less than 1, got {mask:g}.")
-        if not self.patch_sizes or not self.mask_shares:
-            raise ValueError("`sizes` and `masks` must hold at least one number each.")
         if self.codes > self.numbers:
             raise ValueError(f"`codes` must be at most {self.numbers}, got {self.codes}.")
-
-    @property
-    def patch_sizes(self) -> list[int | float]:
-        """Sides of patches, in pixels."""
-        return [2, 4, 8] if self.sizes is None else list(self.sizes)
-
-    @property
-    def mask_shares(self) -> list[float]:
-        """Shares of patches that are hidden."""
-        return [0.5, 0.75, 0.9] if self.masks is None else self.masks
 
     @property
     def numbers(self) -> int:
@@ -90,7 +63,7 @@ class Advice(NamedTuple):
 
     Args:
         facts: What to say of it, by name.
-        table: A row for each patch size and mask.
+        table: A row for each setting tried.
     """
 
     facts: list[tuple[str, str]]
@@ -105,19 +78,22 @@ def advise(
     picture: str | None = None,
     *,
     settings: AdviceSettings,
+    mae: MaeSettings,
+    objective: ObjectiveSettings,
 ) -> Advice:
-    """Say what images themselves foretell of a method, before anything is trained.
-
-    With mae: over what distance a masked autoencoder must look, by patch size and mask, in closed form for
-    a linear one (arXiv 2508.15404). It foretells a scale, not an accuracy.
+    """Say of images what choices they suggest before anything is trained: closed forms of linear models.
 
     Args:
-        what: mae.
-        data: A folder, a list, FILE.npz or FILE.npz:SPLIT, shards, or torchvision/NAME:SPLIT, as
+        what: mae: patch size and mask of a masked autoencoder, from the linear one's closed form.
+            objective: joint embedding or reconstruction, for images with a corruption and an
+            augmentation.
+        data: A folder, a list (.txt, .csv, .jsonl), FILE.npz:SPLIT, shards or torchvision/NAME:SPLIT, as
             ``jepa-monitor score`` takes them.
         out: Where the table goes too: .parquet, .csv or .jsonl; default: nowhere.
         picture: Where a picture of it goes, a .png; default: nowhere.
-        settings: What to try.
+        settings: How to look at the images.
+        mae: What to try for ``mae``.
+        objective: What to compare for ``objective``.
 
     Returns:
         The table and what to know of it.
@@ -126,11 +102,16 @@ def advise(
         ValueError: If the images are too few, or all the same.
     """
     from jepa_monitor._files import check_place
+    from jepa_monitor.cli.advice_mae import mae_facts, mae_table, plot_mae
+    from jepa_monitor.cli.advice_objective import plot_objective
     from jepa_monitor.cli.console import Bars, stderr_console
+    from jepa_monitor.cli.objectives import objective_table
     from jepa_monitor.cli.sources import open_source
-    from jepa_monitor.cli.tables import check_format, with_info, write_table
+    from jepa_monitor.cli.tables import check_format, info_of, with_info, write_table
 
-    check_choice(what, "what", ("mae",))
+    check_choice(what, "what", ("mae", "objective"))
+    if what == "mae":
+        mae.check(settings.side)
     for path, argument in ((out, "out"), (picture, "picture")):
         if path is not None:
             check_place(Path(path), argument)
@@ -138,32 +119,36 @@ def advise(
     source = open_source(data, settings.max_pixels)
     with Bars(stderr_console(), disable=False) as bars:
         images, unread = _read(source, settings, bars.update)
-        table = _mae_table(images, settings, bars.update)
+        if what == "mae":
+            table = mae_table(images, settings, mae, bars.update)
+            told, tried = mae_facts(table), dataclasses.asdict(mae)
+        else:
+            told, table = objective_table(images, settings, objective, bars.update)
+            tried = dataclasses.asdict(objective)
+    shown = f"{settings.side} x {settings.side} pixels, {'colour' if settings.colour else 'grey'}"
     facts = [
         ("images", f"{len(images)} of {source.name}; half to fit, half to judge"),
         ("not read", str(unread)),
-        (
-            "as",
-            f"{settings.side} x {settings.side} pixels, {'colour' if settings.colour else 'grey'}",
-        ),
-        ("even weights", f"a distance of {table['even'][0].as_py():.1f} pixels"),
-        ("what it says", "how far the map must look, and no accuracy"),
+        ("as", shown),
+        *told,
     ]
-    kept = {"facts": dict(facts), "settings": dataclasses.asdict(settings)}
+    kept = {"facts": dict(facts), "settings": dataclasses.asdict(settings) | tried}
+    table = with_info(table, info_of(table) | kept)
     if place is not None:
-        write_table(with_info(table, kept), place)
+        write_table(table, place)
     if picture is not None:
         from jepa_monitor._files import write_bytes
         from jepa_monitor.insights._drawing import as_png
 
-        write_bytes(Path(picture), as_png("advice/mae", plot_advice(table)))
+        plot = plot_mae if what == "mae" else plot_objective
+        write_bytes(Path(picture), as_png(f"advice/{what}", plot(table)))
     return Advice(facts, table)
 
 
 def _read(
     source: Source, settings: AdviceSettings, tell: Callable[[str, int, int], None]
 ) -> tuple[Tensor, int]:
-    """Read images in random order as (N, D), float64, and count those that could not be read."""
+    """Read images in random order as (N, C, H, W) in [0, 1], float64, and count the unreadable."""
     import torch
     from PIL import Image, ImageOps
     from torchvision.transforms.v2 import functional
@@ -174,7 +159,7 @@ def _read(
         image = found if isinstance(found, Image.Image) else functional.to_pil_image(found)
         fitted = ImageOps.fit(image.convert("RGB"), (settings.side,) * 2, Image.Resampling.BOX)
         pixels: Tensor = functional.pil_to_tensor(fitted).double() / 255
-        return pixels.flatten() if settings.colour else pixels.mean(0).flatten()
+        return pixels if settings.colour else pixels.mean(0, keepdim=True)
 
     generator = torch.Generator().manual_seed(settings.seed)
     order = torch.randperm(len(source), generator=generator)[: settings.limit].tolist()
@@ -193,87 +178,3 @@ def _read(
             f"{len(images)} in {source.name}: take a smaller `side`."
         )
     return torch.stack(images), len(order) - len(images)
-
-
-def _mae_table(
-    images: Tensor, settings: AdviceSettings, tell: Callable[[str, int, int], None]
-) -> pa.Table:
-    """Solve every setting on one half, and judge it on the other."""
-    import pyarrow as pa
-
-    from jepa_monitor.functional.linear_mae import (
-        influence,
-        linear_mae,
-        masked_loss,
-        masked_patch_map,
-        patch_grid,
-    )
-
-    half = len(images) // 2
-    mean = images[:half].mean(0)
-    fitted, judged = (part - mean for part in (images[:half], images[half:]))
-    moment, other = fitted.T @ fitted / len(fitted), judged.T @ judged / len(judged)
-    rows = []
-    tried = [(int(size), mask) for size in settings.patch_sizes for mask in settings.mask_shares]
-    for done, (size, mask) in enumerate(tried):
-        patches = patch_grid(settings.side, size, 3 if settings.colour else 1)
-        found = linear_mae(moment, patches, mask, settings.codes)
-        whole = found.encoder @ found.decoder
-        hidden = masked_patch_map(moment, patches, mask)
-        reach, beyond = (influence(each, settings.side, patches) for each in (whole, hidden))
-        row = {
-            "patch": size,
-            "mask": mask,
-            "influence_length": float(reach.distance),
-            "decay_length": float(reach.length) if reach.length.isfinite() else None,
-            "in_patch": float(reach.in_patch),
-            "explained": 1 - float(masked_loss(whole, other, patches, mask)),
-            "rank": float(found.rank),
-            "hidden_influence_length": float(beyond.distance),
-            "hidden_explained": 1
-            - float(masked_loss(hidden, other, patches, mask, hidden_only=True)),
-            "even": float(reach.even),
-        }
-        rows.append(row)
-        tell("solve", done + 1, len(tried))
-    return pa.Table.from_pylist(rows)
-
-
-def plot_advice(table: pa.Table) -> Figure:
-    """Draw influence length, explained share and rank by patch size and mask.
-
-    Args:
-        table: See :func:`advise`.
-
-    Returns:
-        The figure.
-    """
-    import numpy as np
-    from matplotlib.figure import Figure
-
-    rows = table.to_pylist()
-    sizes = sorted({row["patch"] for row in rows})
-    masks = sorted({row["mask"] for row in rows})
-    titles = {
-        "influence_length": f"influence length (px; even: {rows[0]['even']:.1f})",
-        "explained": "share explained, held out",
-        "rank": "effective rank",
-    }
-    figure = Figure(figsize=(3 * 3.1, 1 + 0.5 * len(sizes)), layout="constrained")
-    for axes, name in zip(figure.subplots(1, 3), _PICTURES, strict=True):
-        values = np.full((len(sizes), len(masks)), np.nan)
-        for row in rows:
-            values[sizes.index(row["patch"]), masks.index(row["mask"])] = row[name]
-        axes.imshow(values, cmap="cividis", aspect="auto")
-        middle = (np.nanmin(values) + np.nanmax(values)) / 2
-        for (y, x), value in np.ndenumerate(values):
-            shown = f"{value:.2f}" if name == "explained" else f"{value:.1f}"
-            colour = "black" if value > middle else "white"
-            axes.text(x, y, shown, ha="center", va="center", color=colour, fontsize=9)
-        axes.set_title(titles[name], fontsize=10)
-        axes.set_xticks(range(len(masks)), [f"{mask:g}" for mask in masks])
-        axes.set_yticks(range(len(sizes)), [str(size) for size in sizes])
-        axes.set_xlabel("share hidden")
-        axes.tick_params(length=0)
-    figure.axes[0].set_ylabel("patch (px)")
-    return figure

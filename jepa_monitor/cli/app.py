@@ -13,6 +13,8 @@ from collections.abc import Callable
 from typing import Any
 
 from jepa_monitor.cli.advice import AdviceSettings, advise
+from jepa_monitor.cli.advice_mae import MaeSettings
+from jepa_monitor.cli.advice_objective import ObjectiveSettings
 from jepa_monitor.cli.comparison import compare
 from jepa_monitor.cli.curation import curate
 from jepa_monitor.cli.options import Option, Parser, options_of
@@ -80,6 +82,8 @@ _ADVISE = """
 examples:
   jepa-monitor advise mae --data photos/
   jepa-monitor advise mae --data images.npz:train --sizes 2,4,8 --masks .5,.75,.9 --picture mae.png
+  jepa-monitor advise objective --data photos/ --augment crop flip colour --corruption fog:3
+  jepa-monitor advise objective --data photos/ --augment crop,inject:1 --corruption fog:5 --picture o.png
 """
 
 
@@ -279,7 +283,17 @@ def _run_advise(given: dict[str, Any]) -> int:
     from jepa_monitor.cli.console import printed
 
     words = {name: given[name] for name in ("data", "out", "picture") if name in given}
-    found = advise(given["what"], **words, settings=_record(AdviceSettings, given))
+    for what, kind in (("mae", MaeSettings), ("objective", ObjectiveSettings)):
+        foreign = {field.name for field in dataclasses.fields(kind)} & given.keys()
+        if foreign and given["what"] != what:
+            raise ValueError(f"`{min(foreign)}` is of advise {what}, got advise {given['what']}.")
+    found = advise(
+        given["what"],
+        **words,
+        settings=_record(AdviceSettings, given),
+        mae=_record(MaeSettings, given),
+        objective=_record(ObjectiveSettings, given),
+    )
     printed(advice_table(found.facts, found.table))
     return DONE
 
@@ -290,5 +304,7 @@ COMMANDS = {
     "compare": Command(compare, _run_compare, _COMPARE),
     "curate": Command(curate, _run_curate, _CURATE),
     "replay": Command(replay, _run_replay, _REPLAY, (ModelSettings, ScoreOptions, ReplaySettings)),
-    "advise": Command(advise, _run_advise, _ADVISE, (AdviceSettings,)),
+    "advise": Command(
+        advise, _run_advise, _ADVISE, (AdviceSettings, MaeSettings, ObjectiveSettings)
+    ),
 }

@@ -8,12 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-__all__ = ["augment", "draw_distortions"]
+from jepa_monitor._checks import check_choice
+
+__all__ = ["PARTS", "augment", "draw_distortions", "only"]
 
 _SMALLEST = 0.2  # share of an image's area that a crop keeps at least
 _RATIO = 4 / 3  # of its sides, at most
 _JITTER, _JITTERED, _GREY = 0.4, 0.8, 0.2  # strength, and shares of the images
 _NUMBERS = 10
+_NEUTRAL = (1.0, 0.5, 0.5, 0.5, 1.0, 1.0, 0.5, 0.5, 0.5, 1.0)  # these numbers change nothing
+PARTS = {"crop": (0, 1, 2, 3), "flip": (4,), "colour": (5, 6, 7, 8, 9)}
 
 
 def draw_distortions(count: int, seed: int) -> Tensor:
@@ -27,6 +31,27 @@ def draw_distortions(count: int, seed: int) -> Tensor:
         Uniform random numbers, (N, 10), float32.
     """
     return torch.rand(count, _NUMBERS, generator=torch.Generator().manual_seed(seed))
+
+
+def only(distortions: Tensor, parts: tuple[str, ...]) -> Tensor:
+    """Leave some of what :func:`augment` does undone.
+
+    Args:
+        distortions: From :func:`draw_distortions`, (N, 10).
+        parts: What is done: ``crop``, ``flip``, ``colour``.
+
+    Returns:
+        (N, 10).
+
+    Raises:
+        ValueError: If a part is none of these.
+    """
+    kept = torch.tensor(_NEUTRAL).to(distortions).repeat(len(distortions), 1)
+    for part in parts:
+        check_choice(part, "parts", tuple(PARTS))
+        columns = list(PARTS[part])
+        kept[:, columns] = distortions[:, columns]
+    return kept
 
 
 def augment(images: Tensor, distortions: Tensor) -> Tensor:
