@@ -32,7 +32,7 @@ from jepa_monitor.recipes.datasets import (
     resize_and_normalise,
 )
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
-from jepa_monitor.recipes.views import GaussianNoisePatch, MultiCrop, crop_and_flip, distort
+from jepa_monitor.recipes.views import GaussianNoisePatch, Inject, MultiCrop, crop_and_flip, distort
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -80,6 +80,7 @@ class ImageDataModule(LightningDataModule):
             copies, cut and distorted alike.
         noise_patch: Largest standard deviation, in [0, 1], of noise on a random square of each
             training image of the second stage; of all epochs without a first; 0 for none.
+        inject: Corruption of each view, ``fog:1``, see ``Inject``; None for none.
         folder_mode: What images of a folder are converted to, a mode of Pillow: ``L`` for grey,
             ``RGB``, ``RGBA``, ... NumPy files keep their channels.
         num_workers: Processes that load images; 0 is best for images in memory.
@@ -110,6 +111,7 @@ class ImageDataModule(LightningDataModule):
         denoised: str | None = None,
         paired: bool = False,
         noise_patch: float = 0.0,
+        inject: str | None = None,
         folder_mode: str = "RGB",
         num_workers: int = 0,
         root: str = "data",
@@ -162,6 +164,7 @@ class ImageDataModule(LightningDataModule):
         self.denoised = denoised
         self.paired = paired
         self.noise_patch = noise_patch
+        self.injected = [Inject(inject)] if inject else []
         self.folder_mode = folder_mode
         self.num_workers = num_workers
         self.root = Path(root)
@@ -261,7 +264,7 @@ class ImageDataModule(LightningDataModule):
             scale = self.local_crop_scale if local else (self.crop_scale, 1.0)
             cut = crop_and_flip(size, scale, self.flip)
             changes = distort(self.distortion, self.channels, size, blur, solarize)
-            return v2.Compose([v2.ToImage(), *cut, *changes, *normalise])
+            return v2.Compose([v2.ToImage(), *cut, *changes, *self.injected, *normalise])
 
         first, second = view(local=False, blur=1.0), view(local=False, blur=0.1, solarize=0.2)
         large = [(first, second)[i % 2] for i in range(self.global_views)]

@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
+from jepa_monitor.probes.common_corruptions import CORRUPTIONS, corrupt
+
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
@@ -147,6 +149,63 @@ class GaussianNoisePatch(v2.Transform):  # type: ignore[misc]
         square += 255 * params["std"] * torch.randn_like(square)
         noisy[..., rows, columns] = square.round().clamp(0, 255).to(torch.uint8)
         return noisy
+
+
+class Inject(v2.Transform):  # type: ignore[misc]
+    """Corrupt an image as CIFAR-10-C does, so that views redraw the nuisance (arXiv 2505.12477).
+
+    Args:
+        corruption: ``KIND:SEVERITY``, see :func:`~jepa_monitor.probes.common_corruptions.corrupt`.
+
+    Raises:
+        ValueError: If it is something else.
+    """
+
+    def __init__(self, corruption: str) -> None:
+        super().__init__()
+        self.kind, _, severity = corruption.partition(":")
+        if self.kind not in CORRUPTIONS or severity not in ("1", "2", "3", "4", "5"):
+            raise ValueError(
+                f"inject={corruption!r} must be KIND:SEVERITY with {', '.join(CORRUPTIONS)} and 1 to 5."
+            )
+        self.severity = int(severity)
+
+    def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
+        """Draw from PyTorch's global generator.
+
+        Args:
+            flat_inputs: Images; those of one sample share the draw.
+
+        Returns:
+            ``seed``.
+        """
+        del flat_inputs
+        return {"seed": int(torch.randint(2**62, ()))}
+
+    def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
+        """Corrupt an image.
+
+        Args:
+            inpt: Bytes, shape (C, H, W), or (N, C, H, W) of images that share the draw.
+            params: What :meth:`make_params` drew.
+
+        Returns:
+            Bytes of the same shape.
+
+        Raises:
+            TypeError: If it is no image of bytes.
+        """
+        if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8:
+            raise TypeError(
+                f"`inpt` must be a tensor of bytes, got {getattr(inpt, 'dtype', inpt)}."
+            )
+        found = inpt.clone()
+        images = found if found.ndim == 4 else found[None]
+        for image in images:
+            generator = torch.Generator().manual_seed(params["seed"])
+            worse = corrupt(image[None].float() / 255, self.kind, self.severity, generator)
+            image.copy_((255 * worse[0]).round().to(torch.uint8))
+        return found
 
 
 class MultiCrop:

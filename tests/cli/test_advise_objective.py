@@ -12,8 +12,10 @@ from PIL import Image
 from pyarrow import parquet
 from sklearn.datasets import load_digits
 
+from jepa_monitor.cli.advice_objective import ObjectiveSettings
 from jepa_monitor.cli.entry import main
 from jepa_monitor.cli.tables import info_of
+from jepa_monitor.probes.common_corruptions import CORRUPTIONS
 
 SIDE = ["--side", "8"]
 
@@ -130,6 +132,11 @@ def test_views_that_agree_in_too_much_determine_nothing(
     assert rows[-1]["joint_embedding"] is not None
     assert "views by flip alone agree in more directions" in info["facts"]["alignment"]
     assert info["facts"]["reads more, as is"] == "joint embedding is not determined"
+
+
+def test_all_corruptions_can_be_named() -> None:
+    for kind in CORRUPTIONS:
+        assert ObjectiveSettings(corruption=f"{kind}:2").parsed_corruption == (kind, 2)
 
 
 @pytest.mark.parametrize("colour", [[], ["--colour"]])

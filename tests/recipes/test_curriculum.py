@@ -146,6 +146,23 @@ def test_the_second_stage_has_noise_patches_and_so_has_a_run_without_stages() ->
         assert torch.equal(found, unchanged if epoch < 2 else first)
 
 
+def test_every_view_is_corrupted_by_a_draw_of_its_own() -> None:
+    plain, worse = prepared(crop_scale=1.0), prepared(crop_scale=1.0, inject="gaussian_noise:1")
+    first, second = worse.train_set[(0, 6)][0].global_crops
+    unchanged = plain.plain_train_set[6][0]
+    assert torch.equal(plain.train_set[(0, 6)][0].global_crops[0], unchanged)
+    assert torch.equal(worse.plain_train_set[6][0], unchanged)  # what the monitor and k-NN see
+    inner = (unchanged > unchanged.min()) & (unchanged < unchanged.max())  # not clipped
+    size = 0.04 / plain.state_dict()["std"][0]
+    for noisy in (first, second):
+        assert (noisy - unchanged)[inner].std().item() == pytest.approx(size, rel=0.3)
+    assert not torch.equal(first, second)
+    again = worse.train_set[(0, 6)][0].global_crops
+    assert torch.equal(again[0], first)
+    with pytest.raises(ValueError, match="inject='smog:1' must be KIND:SEVERITY with fog"):
+        prepared(inject="smog:1")
+
+
 @pytest.mark.parametrize("distortion", [0.0, 1.0])
 def test_pairs_are_the_same_cut_of_the_noisy_and_of_the_clean_image(distortion) -> None:
     options = {"noise": "gaussian:100", "distortion": distortion}

@@ -8,6 +8,7 @@ from torchvision.transforms import v2
 
 from jepa_monitor.recipes.views import (
     GaussianNoisePatch,
+    Inject,
     MultiCrop,
     Views,
     crop_and_flip,
@@ -170,3 +171,43 @@ def test_no_blur_where_it_would_be_narrower_than_a_third_of_a_pixel() -> None:
     kinds = [type(t.transforms[0]).__name__ for t in distort(1.0, 2, 32)]
     assert kinds == []
     assert len(distort(1.0, 2, 64)) == 1
+
+
+def test_injected_noise_has_the_strength_of_its_severity_and_is_drawn_anew() -> None:
+    torch.manual_seed(0)
+    grey = torch.full((3, 40, 40), 128, dtype=torch.uint8)
+    for severity, sigma in (("1", 0.04), ("5", 0.10)):
+        inject = Inject(f"gaussian_noise:{severity}")
+        first, second = inject(grey), inject(grey)
+        assert first.dtype == torch.uint8
+        assert first.float().std() / 255 == pytest.approx(sigma, rel=0.05)
+        difference = (first.float() - second.float()).std() / 255
+        assert difference == pytest.approx(2**0.5 * sigma, rel=0.05)
+    assert grey.eq(128).all()
+
+
+def test_injected_fog_brightens_what_is_dark_and_is_shared_by_an_image_and_its_copy() -> None:
+    image = ramp(32)
+    fog = Inject("fog:3")
+    torch.manual_seed(1)
+    alone = fog(image)
+    torch.manual_seed(1)
+    pair = fog(torch.stack([image, image // 2]))
+    assert torch.equal(pair[0], alone)
+    # Clouds of .75 of the range, scaled back by top / (top + .75): of both images the same clouds.
+    clouds = []
+    for before, after in ((image, pair[0]), (image // 2, pair[1])):
+        top = float(before.max()) / 255
+        clouds.append(after.double() / 255 * (top + 0.75) / top - before.double() / 255)
+    step = 0.5 / 255 * (top + 0.75) / top  # of rounding, at most
+    assert float((clouds[0] - clouds[1]).abs().max()) < 2.1 * step
+    assert 0.7 < float(clouds[0].max()) < 0.8
+    assert float(clouds[0].min()) > -0.1
+
+
+@pytest.mark.parametrize("word", ["smog:1", "fog", "fog:0", "fog:1.5", "fog:6"])
+def test_unknown_corruptions_are_refused(word) -> None:
+    with pytest.raises(ValueError, match=f"inject='{word}' must be KIND:SEVERITY with fog"):
+        Inject(word)
+    with pytest.raises(TypeError, match="`inpt` must be a tensor of bytes"):
+        Inject("fog:1").transform(torch.zeros(3, 8, 8), {"seed": 0})
