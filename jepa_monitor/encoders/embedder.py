@@ -20,7 +20,6 @@ from jepa_monitor.encoders.modules import modules_of, unwrap
 from jepa_monitor.encoders.pooling import Pool, check_pool, pool_output
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.sharding import check_whole, gather, tensor_at
-from jepa_monitor.encoders.tokens import EncoderTokens, encoder_tokens, join_tokens
 
 __all__ = ["Embedder"]
 
@@ -285,24 +284,27 @@ class Embedder:
         """
         return torch.cat(self._apart(images, lambda part: self._embed(part, self._seed)))
 
-    def tokens(self, images: Tensor) -> EncoderTokens:
-        """Give the patch tokens of images; only inside :meth:`run`, with the random numbers of a call.
+    def inside(
+        self,
+        images: Tensor,
+        find: Callable[[Callable[[Tensor], Any], Sequence[nn.Module], Tensor], _T],
+    ) -> list[_T]:
+        """Look into forward passes; only inside :meth:`run`, with the random numbers of a call.
 
         Args:
             images: (B, ...), of this embedder's dtype.
+            find: Takes the encoder, the modules that it computes with, and images; such as
+                :func:`~jepa_monitor.encoders.tokens.encoder_tokens`.
 
         Returns:
-            The tokens, without their graph.
-
-        Raises:
-            TokenError: If the encoder has none; see :func:`encoder_tokens`.
+            What it found, of one pass, or of one for each image if the encoder is random.
         """
 
-        def find(part: Tensor) -> EncoderTokens:
+        def work(part: Tensor) -> _T:
             seed_all(self._seed, part.device)
-            return encoder_tokens(self._output, self.modules, part)
+            return find(self._output, self.modules, part)
 
-        return join_tokens(self._apart(images, find))
+        return self._apart(images, work)
 
     def _apart(self, images: Tensor, pass_through: Callable[[Tensor], _T]) -> list[_T]:
         """Pass images together, or one by one and each time afresh if the encoder is random."""

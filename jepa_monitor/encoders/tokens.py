@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
-__all__ = ["EncoderTokens", "TokenError", "encoder_tokens", "join_tokens"]
+__all__ = ["EncoderTokens", "TokenError", "encoder_tokens", "join_tokens", "prefix_of"]
 
 # Names of the last norm in timm, torchvision, Hugging Face, open_clip and the official DINO and I-JEPA.
 _LAST_NORMS = {
@@ -124,7 +124,7 @@ def encoder_tokens(
         found = _Caught(sequence, sequence, grid)
     prefix, has_class = (0, False)
     if grid is None and not patches_alone:
-        prefix, has_class = _prefix(roots, sequence.shape[2])
+        prefix, has_class = prefix_of(roots, sequence.shape[2])
         if not _grid(sequence.shape[1] - prefix, sides) and _grid(sequence.shape[1], sides):
             prefix, has_class = 0, False  # the norm of patches alone, as with DINOv3's two norms
     if sequence.shape[1] - prefix < 2:
@@ -263,8 +263,16 @@ def _of_output(output: Any) -> tuple[Tensor | None, Tensor | None, bool]:
     return None, None, False
 
 
-def _prefix(roots: Iterable[nn.Module], width: int) -> tuple[int, bool]:
-    """Count class and register tokens, and say whether there is a class token, which comes first."""
+def prefix_of(roots: Iterable[nn.Module], width: int) -> tuple[int, bool]:
+    """Count class and register tokens, and say whether there is a class token, which comes first.
+
+    Args:
+        roots: Modules that an encoder computes with.
+        width: Numbers of a token.
+
+    Returns:
+        How many tokens are no patches, and whether the first of them is a class token.
+    """
     for root in roots:
         for module in root.modules():
             held = {

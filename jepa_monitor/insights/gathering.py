@@ -278,16 +278,17 @@ class Gatherer:
         )
         return self.map(work, images)[0]
 
-    def other(self, encoder: Any) -> Gatherer:
+    def other(self, encoder: Any, options: ScoreOptions | None = None) -> Gatherer:
         """Look at another encoder in the same way.
 
         Args:
             encoder: A module or callable.
+            options: How to score; default: as anew.
 
         Returns:
             A gatherer of its own.
         """
-        return Gatherer(encoder, self.sources, ScoreOptions(), self.pool, self.processes)
+        return Gatherer(encoder, self.sources, options or ScoreOptions(), self.pool, self.processes)
 
     def _sketches(self) -> bool:
         if self._law is None:

@@ -15,6 +15,7 @@ from jepa_monitor.insights.dimension import Dimension
 from jepa_monitor.insights.ema import Ema
 from jepa_monitor.insights.generalisation import Generalisation
 from jepa_monitor.insights.law import Law
+from jepa_monitor.insights.layers import LayerWise
 from jepa_monitor.insights.leverage import Leverage
 from jepa_monitor.insights.lidar import Lidar
 from jepa_monitor.insights.log_density import LogDensity
@@ -46,6 +47,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             Dimension(),
             Lidar(),
             TokenHealth(),
+            LayerWise(),
         )
     }
 )

@@ -9,7 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa_monitor.encoders.embedder import Embedder
-from jepa_monitor.encoders.tokens import EncoderTokens, TokenError, join_tokens
+from jepa_monitor.encoders.tokens import EncoderTokens, TokenError, encoder_tokens, join_tokens
 from jepa_monitor.functional._tokens import chosen_places
 from jepa_monitor.functional.dense_structure import DenseStructure, dense_structure
 from jepa_monitor.functional.gram_drift import token_gram
@@ -149,10 +149,16 @@ def _passed(embedder: Embedder, images: Tensor, with_view: bool) -> tuple[Tensor
 
     def work() -> tuple[EncoderTokens, EncoderTokens | None]:
         parts = torch.split(images.to(embedder.dtype), _BATCH)
-        found = join_tokens([_moved(embedder.tokens(part)) for part in parts])
+        found = join_tokens(
+            [_moved(each) for part in parts for each in embedder.inside(part, encoder_tokens)]
+        )
         if not with_view or found.grid is None:
             return found, None
-        views = [_moved(embedder.tokens(mirrored_crop(part))) for part in parts]
+        views = [
+            _moved(each)
+            for part in parts
+            for each in embedder.inside(mirrored_crop(part), encoder_tokens)
+        ]
         return found, join_tokens(views)
 
     found, view = embedder.run(work, images.device)

@@ -13,7 +13,12 @@ from helpers import images, interpreter_settings, mlp, off_the_start
 from torch import Tensor, nn
 
 from jepa_monitor.encoders import Embedder
-from jepa_monitor.encoders.tokens import EncoderTokens, TokenError
+from jepa_monitor.encoders.tokens import (
+    EncoderTokens,
+    TokenError,
+    encoder_tokens,
+    join_tokens,
+)
 
 SIDE, WIDTH = 24, 12
 DATA = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
@@ -21,7 +26,7 @@ DATA = torch.randn(5, 3, SIDE, SIDE, generator=torch.Generator().manual_seed(0))
 
 def tokens_of(encoder: Any, data: Tensor = DATA) -> EncoderTokens:
     embedder = Embedder(encoder)
-    return embedder.run(lambda: embedder.tokens(data), data.device)
+    return embedder.run(lambda: join_tokens(embedder.inside(data, encoder_tokens)), data.device)
 
 
 class Blocks(nn.Module):
@@ -325,7 +330,9 @@ def test_tokens_are_those_of_the_embedding() -> None:
     encoder = timm.create_model("test_vit", num_classes=0, img_size=8, patch_size=2).half()
     data = images(6)
     embedder = Embedder(encoder)
-    found, z = embedder.run(lambda: (embedder.tokens(data), embedder(data)), data.device)
+    found, z = embedder.run(
+        lambda: (join_tokens(embedder.inside(data, encoder_tokens)), embedder(data)), data.device
+    )
     assert found.patches.dtype == torch.float32
     torch.testing.assert_close(found.class_token, z.detach())
     assert not found.patches.requires_grad
