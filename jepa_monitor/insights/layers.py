@@ -198,9 +198,11 @@ def plot_layers(
 
     looks, layers, _ = found.history.shape
     figure = Figure(figsize=(9.5, 1.4 + 0.16 * layers), layout="constrained")
-    panels = figure.subplots(1, len(MEASURES) + bool(polarities), sharey=True)
-    for n, (title, axes) in enumerate(zip(_TITLES, panels, strict=False)):
-        values = found.history[..., n].T
+    shown = [n for n in range(len(MEASURES)) if bool(torch.isfinite(found.history[..., n]).any())]
+    columns = len(shown) + bool(polarities)
+    panels = figure.subplots(1, columns, sharey=True, squeeze=False)[0]
+    for n, axes in zip(shown, panels, strict=False):
+        title, values = _TITLES[n], found.history[..., n].T
         image = axes.imshow(
             values, aspect="auto", origin="lower", cmap="viridis", interpolation="nearest"
         )
