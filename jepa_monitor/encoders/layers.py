@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -73,10 +74,11 @@ def layer_embeddings(
         layers = {name: block for name, block in layers.items() if name == only}
     with _catching(layers) as caught:
         encoder(images)
+    prefix = functools.cache(lambda width: prefix_of(roots, width)[0])
     found = {
         name: pooled
         for name, output in caught.items()
-        if (pooled := _pooled(output, layers[name], roots, len(images))) is not None
+        if (pooled := _pooled(output, layers[name], prefix, len(images))) is not None
     }
     if not found:
         asked = "layers" if only is None else f"layer {only!r}"
@@ -142,8 +144,10 @@ def _blocks(module: nn.Module) -> list[nn.Module]:
     found: list[nn.Module] = []
     listed = isinstance(module, nn.ModuleList | nn.Sequential)
     for child in module.children():
-        inside, whole = _blocks(child), _size([child])
-        is_block = listed and whole and next(child.children(), None) is not None
+        inside = _blocks(child)
+        is_block = listed and next(child.children(), None) is not None
+        whole = _size([child]) if is_block else 0
+        is_block = is_block and whole > 0
         # A stage is a chain of blocks of one class; what a block is made of differs.
         is_stage = _size(inside) >= _MOST * whole and len({type(each) for each in inside}) == 1
         found += [child] if is_block and not is_stage else inside
@@ -163,7 +167,9 @@ def _size(modules: Sequence[nn.Module]) -> int:
     return sum(tensor.numel() for module in modules for tensor in module.parameters())
 
 
-def _pooled(output: Any, block: nn.Module, roots: list[nn.Module], images: int) -> Tensor | None:
+def _pooled(
+    output: Any, block: nn.Module, prefix: Callable[[int], int], images: int
+) -> Tensor | None:
     found = _first(output)
     if found is None or not found.is_floating_point():
         return None
@@ -174,8 +180,8 @@ def _pooled(output: Any, block: nn.Module, roots: list[nn.Module], images: int) 
     if found.ndim == 2:
         return found
     if found.ndim == 3:
-        prefix, _ = prefix_of(roots, found.shape[2])
-        return found[:, prefix if prefix < found.shape[1] else 0 :].mean(1)
+        others = prefix(found.shape[2])
+        return found[:, others if others < found.shape[1] else 0 :].mean(1)
     if found.ndim != 4:
         return None
     return found.mean((1, 2) if _channels_last(block, found.shape) else (2, 3))

@@ -38,13 +38,13 @@ class LayerWise(Insight):
     rows = (
         Row(
             ("layers/effective_rank_relative/<layer>",),
-            "effective rank of the unit embeddings at the end of a block, over that of isotropic ones of as many "
+            'with `insights=["layers"]`: effective rank of the unit embeddings at the end of a block, over that of isotropic ones of as many '
             "images and numbers; patch tokens and maps are averaged over their places",
             "0 … about 1",
             "no layer far below its neighbours",
             "a bottleneck; a collapse that begins in late blocks",
-            "one pass with 512 images, 1.0 of a pass without the insight",
-            "`effective_rank`, `isotropic_baseline`",
+            "one pass with 512 images",
+            "[docs/layers.md](layers.md)",
         ),
         Row(
             ("layers/normalized_std/<layer>",),
