@@ -31,6 +31,7 @@ _CHUNK = 512  # images
 _BOOTSTRAPS = 400
 _RANDOM_CODES = 5
 _TIE = 1e-6
+_OTHER = {"joint embedding": "reconstruction", "reconstruction": "joint embedding"}
 
 
 def objective_table(
@@ -84,8 +85,7 @@ def objective_table(
     for done, alignment in enumerate(alignments):
         table.append(_solved(found, rows, weights, signal, alignment))
         tell("solve", done + 1, len(alignments))
-    tied = table[0]["joint_embedding"] is None
-    facts, kept = _thresholds(rows, weights, objective, settings.numbers, tied)
+    facts, kept = _thresholds(rows, weights, objective, settings.numbers, table[0])
     kept |= _ends(found, rows, signal, settings.seed)
     facts += _told(table[0], kept)
     return facts, with_info(pa.Table.from_pylist(table, _SCHEMA), {"objective": kept})
@@ -122,7 +122,11 @@ def _interval(values: Tensor) -> tuple[float, float, float]:
 
 
 def _thresholds(
-    rows: dict[str, Tensor], weights: Tensor, objective: ObjectiveSettings, numbers: int, tied: bool
+    rows: dict[str, Tensor],
+    weights: Tensor,
+    objective: ObjectiveSettings,
+    numbers: int,
+    first: dict[str, float | None],
 ) -> tuple[list[tuple[str, str]], dict[str, Any]]:
     """Say what the formulas say, with the views as the augmentation."""
     kind = objective.corruption
@@ -130,7 +134,7 @@ def _thresholds(
     means = {name: weights @ rows[name] for name in names}
     kept: dict[str, Any] = {name: means[name][0].tolist() for name in names}
     kept |= dict.fromkeys(("even", "joint_embedding", "reconstruction", "covered"))
-    if not rows["nuisance"].shape[1]:
+    if not rows["whole"].shape[1]:
         what = f"none: {kind.partition(':')[0]} does the same to every image, so nothing can be redrawn"
         return [("nuisance", what)], kept
     size, inside = (float(rows[name].mean()) for name in ("nuisance_all", "nuisance_inside"))
@@ -149,12 +153,17 @@ def _thresholds(
         "evenly in all directions"
     )
     facts = [("nuisance", lies), ("covered by views", covers)]
+    if not rows["nuisance"].shape[1]:
+        facts.append(
+            ("alignment", "cannot be told: all of the nuisance is in the signal's directions")
+        )
+        return facts, kept
     if not bool((means["signal"] > 0).all()):
         facts.append(
             ("alignment", "cannot be told: the corruption leaves nothing of a signal direction")
         )
         return facts, kept
-    if tied:
+    if first["joint_embedding"] is None:
         why = f"views by {', '.join(objective.steps)} alone agree in more directions than there are codes"
         facts.append(("alignment", f"cannot be told: {why}, so joint embedding is not determined"))
         return facts, kept
@@ -167,9 +176,10 @@ def _thresholds(
         value = getattr(both, name)
         kept[name] = _interval(value)
         facts.append((f"{words} needs", _alpha(*kept[name])))
-    less = _less(kept, _interval(both.joint_embedding - both.reconstruction))
-    if inside > size / 2:
-        less += "; but the rule takes signal and nuisance to be apart, and here they are not: see the table"
+    needed = [value.clamp_min(0) for value in both[:2]]
+    less = _less(kept, _interval(needed[0] - needed[1]))
+    if inside > size / 2 or less == _OTHER.get(_more(first) or ""):
+        less += "; but see the table: the rule takes signal, nuisance and nothing else to be apart"
     facts.append(("less alignment", less))
     return facts, kept
 
@@ -267,17 +277,26 @@ def _shown(value: float, lower: float, upper: float) -> str:
     return f"{value:.2f} [{lower:.2f}, {upper:.2f}]"
 
 
+def _more(first: dict[str, float | None]) -> str | None:
+    """Name the objective whose codes read more, where the interval of the difference leaves no doubt."""
+    lower, upper = first["difference_lower"], first["difference_upper"]
+    if lower is None or upper is None or lower <= 0 <= upper:
+        return None
+    return "joint embedding" if lower > 0 else "reconstruction"
+
+
 def _told(first: dict[str, float | None], kept: dict[str, Any]) -> list[tuple[str, str]]:
-    ends = [first[f"difference{end}"] for end in ("", "_lower", "_upper")]
-    value, lower, upper = (math.nan if end is None else end for end in ends)
     shares = [first[name] for name in ("joint_embedding", "reconstruction")]
-    if all(share is not None and share <= kept["chance"] for share in shares):
+    more = _more(first)
+    if None in shares:
+        words = "joint embedding is not determined"
+    elif all(share is not None and share <= kept["chance"] for share in shares):
         words = "neither reads more than random codes"
-    elif lower > 0 or upper < 0:
-        more = "joint embedding" if lower > 0 else "reconstruction"
-        words = f"{more}, by {_shown(abs(value), *sorted((abs(lower), abs(upper))))}"
+    elif more is None:
+        words = "cannot be told"
     else:
-        words = "cannot be told" if lower <= 0 <= upper else "joint embedding is not determined"
+        size, *ends = (abs(first[f"difference{end}"] or 0.0) for end in ("", "_lower", "_upper"))
+        words = f"{more}, by {_shown(size, *sorted(ends))}"
     read = f"{kept['all']:.2f} by all numbers of a corrupted image, {kept['chance']:.2f} by as many random codes"
     assumed = (
         "linear encoders, the corruption is the only nuisance, and the signal is what the clean images' "
