@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from jepa_monitor.recipes.textures import draw_textures
+
 if TYPE_CHECKING:
     from pathlib import Path
 
@@ -28,6 +30,20 @@ def load_digits() -> tuple[Arrays, Arrays]:
         images, digits.target, test_size=0.2, random_state=0, stratify=digits.target
     )
     return as_arrays(parts[0], parts[2], "train"), as_arrays(parts[1], parts[3], "test")
+
+
+def load_textures(size: int) -> tuple[Arrays, Arrays]:
+    """Draw the ten kinds of texture of :mod:`jepa_monitor.recipes.textures`, always the same ones.
+
+    Args:
+        size: Side of the images in pixels.
+
+    Returns:
+        Training images (1600, 1, size, size) with kinds and held-out images (1000, 1, size, size) with kinds.
+    """
+    return as_arrays(*draw_textures(1600, size, seed=0), "train"), as_arrays(
+        *draw_textures(1000, size, seed=1), "test"
+    )
 
 
 def load_npz(path: Path) -> tuple[Arrays, Arrays]:
