@@ -63,7 +63,7 @@ def _drawn(kind: str, u: Array, v: Array, random: np.random.Generator) -> Drawn:
         case "stripes":
             return _part(u) < 0.5
         case "checks":
-            return (np.floor(2 * u) + np.floor(2 * v)) % 2 == 0
+            return _part(u + 0.5 * (_part(v) < 0.5)) >= 0.5
         case "dots":
             return np.hypot(_part(u) - 0.5, _part(v) - 0.5) < 0.3
         case "bricks":
