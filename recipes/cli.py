@@ -16,7 +16,7 @@ from rich.table import Table
 
 from jepa_monitor.callbacks import JepaScoreCallback
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.evaluation import OnlineKNN
+from jepa_monitor.recipes.evaluation import Gain, OnlineKNN, gain
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,6 +143,24 @@ def verdict(metrics: Mapping[str, float]) -> str:
     return " ".join(said)
 
 
+def against_pixels(measure: str, found: Gain) -> str:
+    """Say whether training was worth it: an encoder that does not beat raw pixels is none.
+
+    Args:
+        measure: What was measured.
+        found: How much more the encoder has than the pixels.
+
+    Returns:
+        A sentence.
+    """
+    points = " to ".join(f"{100 * end:+.1f}" for end in (found.low, found.high))
+    if found.low > 0:
+        told = "the encoder beats raw pixels"
+    else:
+        told = "raw pixels beat the encoder" if found.high < 0 else "the encoder equals raw pixels"
+    return f"{measure}: {told}, {100 * found.difference:+.1f} points (95 % interval {points})."
+
+
 class ClosingTable(Callback):
     """Print what training changed, how the run went, and how to look at the curves."""
 
@@ -174,15 +192,19 @@ class ClosingTable(Callback):
         """
         if not trainer.is_global_zero:
             return
-        end, table = self._values(trainer), Table("", "before training", "after", title="Result")
+        probes = [c for c in trainer.callbacks if isinstance(c, OnlineKNN)]  # type: ignore[attr-defined]
+        pixels, latest = (probes[0].pixels, probes[0].latest) if probes else ({}, {})
+        known = {tag: float(hits.double().mean()) for tag, hits in pixels.items()}
+        end = self._values(trainer)
+        table = Table("", "raw pixels", "before training", "after", title="Result")
         for label, key, form in self.rows:
             cells = [form.format(v[key]) if key in v else "-" for v in (self.start, end)]
-            table.add_row(label, *cells)
+            table.add_row(label, form.format(known[key]) if key in known else "", *cells)
         console = Console()
         console.print(table)
-        knn = [c for c in trainer.callbacks if isinstance(c, OnlineKNN)]  # type: ignore[attr-defined]
-        if knn and knn[0].pixel_accuracy is not None:
-            console.print(f"k-NN accuracy of the raw pixels: {knn[0].pixel_accuracy:.1%}")
+        for label, key, _ in self.rows:
+            if key in pixels and key in latest:
+                console.print(against_pixels(label, gain(latest[key], pixels[key])))
         console.print(verdict({k: float(v) for k, v in trainer.callback_metrics.items()}))
         if trainer.log_dir:
             folder = Path(trainer.log_dir).parent

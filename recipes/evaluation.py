@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from jepa_monitor.recipes.datasets import Labelled
+
+_LINEAR_PIXELS = 1024  # of more numbers a linear probe takes minutes
 
 
 def knn_predict(
@@ -49,10 +51,10 @@ def knn_predict(
     return torch.cat(predictions)
 
 
-def knn_accuracy(
+def knn_hits(
     bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int, temperature: float
-) -> float:
-    """Share of queries that ``knn_predict`` classifies correctly.
+) -> Tensor:
+    """Say which queries ``knn_predict`` classifies correctly.
 
     Args:
         bank: Known embeddings (N, K) and labels (N,).
@@ -61,14 +63,14 @@ def knn_accuracy(
         temperature: Of the votes.
 
     Returns:
-        Accuracy between 0 and 1.
+        Shape (M,), bool; their mean is the accuracy.
     """
     predicted = knn_predict(bank[0], bank[1], queries[0], k, temperature)
-    return float((predicted == queries[1]).double().mean())
+    return predicted == queries[1]
 
 
-def linear_accuracy(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> float:
-    """Share of queries that logistic regression on the known embeddings classifies correctly.
+def linear_hits(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> Tensor:
+    """Say which queries logistic regression on the known embeddings classifies correctly.
 
     scikit-learn's, with its default penalty, on embeddings of mean 0 and variance 1.
 
@@ -77,7 +79,7 @@ def linear_accuracy(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor])
         queries: Embeddings (M, K) and labels (M,) to test on.
 
     Returns:
-        Accuracy between 0 and 1.
+        Shape (M,), bool; their mean is the accuracy.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
@@ -85,7 +87,42 @@ def linear_accuracy(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor])
 
     (known, classes), (asked, truth) = [[t.cpu().numpy() for t in p] for p in (bank, queries)]
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    return float(probe.fit(known.astype("f8"), classes).score(asked.astype("f8"), truth))
+    found = probe.fit(known.astype("f8"), classes).predict(asked.astype("f8"))
+    return torch.from_numpy(found == truth)
+
+
+class Gain(NamedTuple):
+    """How much more of the same images one embedding classifies correctly than another.
+
+    Args:
+        difference: Of the accuracies.
+        low: Lower end of its 95 % interval.
+        high: Upper end.
+    """
+
+    difference: float
+    low: float
+    high: float
+
+
+def gain(hits: Tensor, others: Tensor) -> Gain:
+    """Compare two embeddings on the same images.
+
+    With b and c images that only the one or only the other classifies correctly, the difference of
+    accuracies is (b − c)/M with a variance of (b + c − (b − c)²/M)/M² (Wald's interval for paired
+    shares; Agresti, Categorical Data Analysis, §10.1).
+
+    Args:
+        hits: Of the one, shape (M,), bool.
+        others: Of the other.
+
+    Returns:
+        The difference and its interval.
+    """
+    steps = hits.double().cpu() - others.double().cpu()
+    difference = float(steps.mean())
+    half = 1.96 * float(steps.var(correction=0)) ** 0.5 / len(steps) ** 0.5
+    return Gain(difference, difference - half, difference + half)
 
 
 class OnlineKNN(Callback):
@@ -138,7 +175,8 @@ class OnlineKNN(Callback):
         self.max_val = max_val
         self.batch_size = batch_size
         self.linear = linear
-        self.pixel_accuracy: float | None = None
+        self.pixels: dict[str, Tensor] = {}  # which images the raw pixels tell, by tag
+        self.latest: dict[str, Tensor] = {}  # the same of the encoder, as measured last
 
     def on_train_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         """Measure the untrained encoder and, for comparison, the raw pixels.
@@ -149,7 +187,8 @@ class OnlineKNN(Callback):
         """
         pixels = self._embedded(trainer, pl_module, nn.Flatten())
         if pixels is not None:
-            self.pixel_accuracy = knn_accuracy(*pixels, self.k, self.temperature)
+            linear = self.linear and pixels[0][0].shape[1] <= _LINEAR_PIXELS
+            self.pixels = self._hits(pixels, linear)
         self._log(trainer, pl_module, self.linear)
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
@@ -168,9 +207,8 @@ class OnlineKNN(Callback):
         found = self._embedded(trainer, pl_module, pl_module.get_submodule(self.encoder))
         if found is None:
             return
-        values = {"eval/knn_accuracy": knn_accuracy(*found, self.k, self.temperature)}
-        if linear:
-            values["eval/linear_accuracy"] = linear_accuracy(*found)
+        self.latest = self._hits(found, linear)
+        values = {tag: float(hits.double().mean()) for tag, hits in self.latest.items()}
         # Lightning would hold the first values back, and lose them to the first epoch's.
         before = trainer.global_step == 0
         for name, value in values.items():
@@ -178,6 +216,12 @@ class OnlineKNN(Callback):
             pl_module.log(name, value, prog_bar=in_bar, logger=not before)
         for logger in trainer.loggers if before else ():
             logger.log_metrics(values, step=0)
+
+    def _hits(
+        self, found: tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]], linear: bool
+    ) -> dict[str, Tensor]:
+        hits = {"eval/knn_accuracy": knn_hits(*found, self.k, self.temperature)}
+        return hits | ({"eval/linear_accuracy": linear_hits(*found)} if linear else {})
 
     def _embedded(
         self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module

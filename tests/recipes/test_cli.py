@@ -133,7 +133,8 @@ def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe) ->
     arguments = [*small, "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1"]
     trainer = recipe.train(arguments)
     printed = capsys.readouterr().out
-    for text in ("JEPA-SCORE", "RankMe", "k-NN accuracy", "raw pixels", "tensorboard --logdir"):
+    told = ("k-NN accuracy: ", "linear accuracy: ", "raw pixels", "tensorboard --logdir")
+    for text in ("JEPA-SCORE", "RankMe", *told):
         assert text in printed
     assert f"runs/{recipe.name}" in printed
     assert " ".join(printed.split()).count("Gaussian") == 1  # the verdict, wrapped

@@ -1,5 +1,6 @@
 """The k-NN classifier against scikit-learn's, and the callback's good manners."""
 
+import math
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -10,12 +11,14 @@ from lightning.pytorch.demos.boring_classes import BoringModel
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
+from jepa_monitor.recipes.cli import against_pixels
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import (
     OnlineKNN,
-    knn_accuracy,
+    gain,
+    knn_hits,
     knn_predict,
-    linear_accuracy,
+    linear_hits,
     undisturbed,
 )
 
@@ -43,7 +46,8 @@ def test_accuracy_equals_scikit_learn() -> None:
     reference = KNeighborsClassifier(7, metric="cosine", weights=lambda d: np.exp((1 - d) / 0.1))
     expected = reference.fit(bank, labels).score(queries, targets)
     x, y, q, t = map(torch.from_numpy, (bank, labels, queries, targets))
-    assert knn_accuracy((x, y), (q, t), k=7, temperature=0.1) == pytest.approx(expected)
+    hits = knn_hits((x, y), (q, t), k=7, temperature=0.1)
+    assert hits.double().mean() == pytest.approx(expected)
 
 
 def test_linear_accuracy_is_that_of_the_penalised_likelihood() -> None:
@@ -65,7 +69,7 @@ def test_linear_accuracy_is_that_of_the_penalised_likelihood() -> None:
     optimizer.step(loss)
     expected = ((q @ weight.T + bias).argmax(1).numpy() == targets).mean()
     known, asked = [tuple(map(torch.from_numpy, p)) for p in ((bank, labels), (queries, targets))]
-    assert linear_accuracy(known, asked) == pytest.approx(expected, abs=0.006)
+    assert linear_hits(known, asked).double().mean() == pytest.approx(expected, abs=0.006)
     assert 0.4 < expected < 1
 
 
@@ -172,8 +176,38 @@ def test_callback_measures_without_disturbing() -> None:
     with torch.no_grad():
         final = reference(watched.target_encoder)
     assert float(trainer.callback_metrics["eval/knn_accuracy"]) == pytest.approx(final, abs=0.007)
-    assert knn.pixel_accuracy == pytest.approx(reference(lambda x: x.flatten(1)), abs=0.007)
+    pixels = {tag: hits.double().mean() for tag, hits in knn.pixels.items()}
+    expected = reference(lambda x: x.flatten(1))
+    assert pixels["eval/knn_accuracy"] == pytest.approx(expected, abs=0.007)
+    latest = trainer.callback_metrics["eval/linear_accuracy"]
+    assert knn.latest["eval/linear_accuracy"].double().mean() == pytest.approx(latest)
     assert trainer.callback_metrics["eval/linear_accuracy"] > 0.4
+
+
+def test_gain_is_that_of_paired_shares() -> None:
+    # 40 images: 12 only the first has, 4 only the second, 20 both.
+    hits = torch.tensor([True] * 12 + [False] * 4 + [True] * 20 + [False] * 4)
+    others = torch.tensor([False] * 12 + [True] * 4 + [True] * 20 + [False] * 4)
+    found = gain(hits, others)
+    error = math.sqrt(12 + 4 - (12 - 4) ** 2 / 40) / 40
+    assert found == pytest.approx((0.2, 0.2 - 1.96 * error, 0.2 + 1.96 * error))
+    assert "beats raw pixels, +20.0 points" in against_pixels("k-NN accuracy", found)
+    assert "raw pixels beat the encoder, -20.0" in against_pixels("k-NN", gain(others, hits))
+    assert "equals raw pixels, +0.0" in against_pixels("k-NN", gain(hits, hits))
+
+
+def test_pixels_of_many_numbers_have_no_linear_probe() -> None:
+    def tags(side: int) -> set[str]:
+        images = [(torch.randn(1, side, side), n % 2) for n in range(12)]
+        data = SimpleNamespace(plain_train_set=images, val_set=images)
+        knn = OnlineKNN(encoder="flat")
+        knn._log = lambda *_: None
+        module = SimpleNamespace(device=torch.device("cpu"))
+        knn.on_train_start(SimpleNamespace(datamodule=data), module)
+        return set(knn.pixels)
+
+    assert tags(32) == {"eval/knn_accuracy", "eval/linear_accuracy"}
+    assert tags(33) == {"eval/knn_accuracy"}
 
 
 def test_the_last_epoch_is_always_measured() -> None:
@@ -197,7 +231,7 @@ def test_without_labels_nothing_is_logged() -> None:
         log=lambda *arguments, **_: logged.append(arguments),
     )
     knn.on_train_start(SimpleNamespace(datamodule=data), module)
-    assert knn.pixel_accuracy is None
+    assert knn.pixels == {}
     assert logged == []
 
 
