@@ -1,6 +1,6 @@
 """Which shrunk law predicts held-out embeddings best? The table of docs/theory.md.
 
-    python -m jepa_monitor.recipes.ijepa                      # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --data digits        # trains; 4 minutes on two cores
     python benchmarks/shrinkage.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Fits the law of a target encoder's embeddings of augmented digits with three kinds of shrinkage, before
@@ -24,7 +24,7 @@ def main() -> None:
     options.add_argument("checkpoint", help="of the I-JEPA recipe")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    data = ImageDataModule(image_size=24)
+    data = ImageDataModule("digits", image_size=24)
     data.setup()
     seen = torch.stack([data.train_set[(1, i)][0] for i in range(1000)])
     held_out = torch.stack([data.val_set[i][0] for i in range(len(data.val_set))])

@@ -1,6 +1,6 @@
 """How well do sketches order the images of the I-JEPA recipe's own run? A table of docs/sketching.md.
 
-    python -m jepa_monitor.recipes.ijepa                      # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --data digits        # trains; 4 minutes on two cores
     python benchmarks/sketch_recipe.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Spearman correlation with the exact score, mean and range over five seeds of the sketch: on 100 held-out
@@ -44,7 +44,7 @@ def main() -> None:
     options.add_argument("checkpoint", help="of the I-JEPA recipe")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    data = ImageDataModule(image_size=24)
+    data = ImageDataModule("digits", image_size=24)
     data.setup()
     seen = torch.stack([data.train_set[(1, i)][0] for i in range(1000)])
     held_out = torch.stack([data.val_set[i][0] for i in range(200)])

@@ -84,7 +84,7 @@ def measure(seed: int, epochs: int) -> tuple[dict[str, Any], list[Tensor]]:
     started = time.process_time()
     pl.seed_everything(seed, verbose=False)
     options = {k.removeprefix("data."): v for k, v in DEFAULTS.items() if k.startswith("data.")}
-    data = ImageDataModule(seed=seed, **options)
+    data = ImageDataModule("digits", seed=seed, **options)
     data.setup()
     assert data.plain_train_set is not None
     assert data.val_set is not None

@@ -34,6 +34,7 @@ if TYPE_CHECKING:
 
 # What this method asks of the data and of the callbacks, unless told otherwise.
 DEFAULTS: dict[str, Any] = {
+    "data.name": "digits",
     "data.image_size": 16,
     "data.crop_scale": 0.4,
     "monitor.encoder": "backbone",

@@ -1,6 +1,6 @@
 """DINOv2 (Oquab et al., arXiv 2304.07193): distil an EMA teacher across crops and masked patches.
 
-Run ``python -m jepa_monitor.recipes.dinov2`` to train on handwritten digits in a few minutes; see
+Run ``python -m jepa_monitor.recipes.dinov2`` to train on textures in a few minutes; see
 ``docs/recipes/dinov2.md``. To change the method, edit one function: ``sample_patch_masks`` in
 ``masking.py`` for the masking; in ``distillation.py`` ``sinkhorn_knopp`` for how the teacher's answers
 are balanced, ``dino_loss``, ``ibot_loss`` and ``koleo`` for the terms of the loss;
@@ -66,7 +66,7 @@ class DinoV2(TwoStageModule):
     (arXiv 2505.12191). The second stage begins with the weights of the first and nothing else: all
     schedules and the optimiser start again, as in both papers' code.
 
-    The defaults learn on digits within minutes; ``recipes/configs/dinov2_224.yaml`` has the settings
+    The defaults learn on textures and digits within minutes; ``recipes/configs/dinov2_224.yaml`` has the settings
     of the paper's code.
 
     Logs ``train/loss``, ``train/dino``, ``train/ibot``, ``train/koleo``, ``train/lr``,

@@ -1,6 +1,6 @@
 """I-JEPA (Assran et al., arXiv 2301.08243): predict embeddings of hidden blocks of an image.
 
-Run ``python -m jepa_monitor.recipes.ijepa`` to train on handwritten digits in a few minutes; see
+Run ``python -m jepa_monitor.recipes.ijepa`` to train on textures in a few minutes; see
 ``docs/recipes/ijepa.md``. To change the method, edit one function: ``sample_masks`` in ``masking.py``
 for the masking, ``IJepa.targets`` for what is predicted, ``IJepa.loss`` for the loss.
 """

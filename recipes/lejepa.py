@@ -1,6 +1,6 @@
 """LeJEPA (Balestriero & LeCun, arXiv 2511.08544): views that agree, embeddings that are Gaussian.
 
-Run ``python -m jepa_monitor.recipes.lejepa`` to train on handwritten digits in a few minutes; see
+Run ``python -m jepa_monitor.recipes.lejepa`` to train on textures in a few minutes; see
 ``docs/recipes/lejepa.md``. There is no teacher, no stop-gradient and one hyperparameter, λ. To change
 the method, edit one function: ``sigreg`` for what the embeddings must look like, ``LeJepa.loss`` for
 the rest.

@@ -1,6 +1,6 @@
 """VICReg (Bardes, Ponce & LeCun, arXiv 2105.04906): variance, invariance, covariance.
 
-Run ``python -m jepa_monitor.recipes.vicreg`` to train on handwritten digits in a few minutes; see
+Run ``python -m jepa_monitor.recipes.vicreg`` to train on textures in a few minutes; see
 ``docs/recipes/vicreg.md``. To change the method, edit one function: ``vicreg_terms`` for the terms of
 the loss, ``VicReg.loss`` for how they are weighted.
 """

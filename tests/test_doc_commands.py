@@ -210,11 +210,11 @@ CIFAR = "--config recipes/configs/lejepa_cifar10_cpu.yaml"
 # What has to be there before: checkpoints of a recipe, tables of scores.
 BEFORE = {
     "docs/theory.md:2": "rm -rf runs",
-    "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa",
+    "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa --data digits",
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
     **{f"docs/advise.md:{number}": MANY for number in (1, 2, 3, 4)},
-    "docs/recipes/diet.md:2": "rm -rf runs; python -m jepa_monitor.recipes.lejepa",
+    "docs/recipes/diet.md:2": "rm -rf runs; python -m jepa_monitor.recipes.lejepa --data digits",
     "README.md:2": CKPTS,
     "docs/replay.md:1": CKPTS,
     "docs/replay.md:2": (
