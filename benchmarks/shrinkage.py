@@ -1,6 +1,6 @@
 """Which shrunk law predicts held-out embeddings best? The table of docs/theory.md.
 
-    python -m jepa_monitor.recipes.ijepa --data digits        # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4        # trains; 4 minutes on two cores
     python benchmarks/shrinkage.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Fits the law of a target encoder's embeddings of augmented digits with three kinds of shrinkage, before

@@ -1,6 +1,6 @@
 """How well do sketches order the images of the I-JEPA recipe's own run? A table of docs/sketching.md.
 
-    python -m jepa_monitor.recipes.ijepa --data digits        # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4        # trains; 4 minutes on two cores
     python benchmarks/sketch_recipe.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Spearman correlation with the exact score, mean and range over five seeds of the sketch: on 100 held-out

@@ -51,12 +51,11 @@ class ImageDataModule(LightningDataModule):
     the number of workers. The labels are only for evaluation.
 
     Args:
-        name: ``textures`` (ten kinds, 1600 images to train on and 1000 held out, drawn in a second at
-            ``image_size``), ``digits`` (scikit-learn's 1797 handwritten digits), ``cifar10``,
-            ``fashion_mnist``, ``imagefolder:PATH`` (``PATH/train`` and ``PATH/val``, or ``PATH``
-            alone, split 4:1; images or NumPy files of bytes, in one subfolder per class or without
-            classes) or ``npz:PATH`` (arrays ``train_images`` uint8 (N, H, W, C) or (N, H, W),
-            ``train_labels``, ``test_images``, ``test_labels``).
+        name: ``textures`` (ten kinds, drawn at ``image_size``), ``digits`` (scikit-learn's, 1797),
+            ``cifar10``, ``fashion_mnist``, ``imagefolder:PATH`` (``PATH/train`` and ``PATH/val``, or
+            ``PATH`` alone, split 4:1; images or NumPy files of bytes, in one subfolder per class or
+            without classes) or ``npz:PATH`` (arrays ``train_images`` uint8 (N, H, W, C) or
+            (N, H, W), ``train_labels``, ``test_images``, ``test_labels``).
         batch_size: Images in a batch, at least 1.
         image_size: Side in pixels to which the images are resized, at least 1.
         crop_scale: Smallest share of the area that a random crop keeps, in (0, 1]; 1 turns

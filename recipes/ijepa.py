@@ -22,6 +22,9 @@ from jepa_monitor.recipes.module import ScheduledModule, check_shares, check_war
 from jepa_monitor.recipes.networks import blanked, sees_beyond_patches, set_stem
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 
+# Whole images: a crop that is enlarged shows textures of another scale, and what hides is mask enough.
+DEFAULTS: dict[str, Any] = {"data.crop_scale": 1.0}
+
 
 # -------------------------------------------------------------------------------------- networks
 def take(tokens: Tensor, indices: Tensor) -> Tensor:
@@ -368,7 +371,7 @@ def main() -> None:
     """Train from the command line."""
     from jepa_monitor.recipes.cli import parse, train
 
-    train(parse(IJepa, "ijepa", max_epochs=80))
+    train(parse(IJepa, "ijepa", max_epochs=80, defaults=DEFAULTS))
 
 
 if __name__ == "__main__":
