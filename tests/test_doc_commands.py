@@ -44,6 +44,7 @@ TINY: dict[str, list[str]] = {
         "--repeats=1",
         "--directions=1",
     ],
+    "layers": ["--images=1", "--repeats=1"],
     "leverage_cost": ["--images=1", "--repeats=1"],
     "noise_floor": [],
     "contrast": ["--steps=2", "--images=12"],
