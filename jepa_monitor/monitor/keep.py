@@ -5,7 +5,8 @@ collapse does not count, as it does not end the alarm. Of a run that was healthy
 look; of one that collapsed, the last before it did. Of one that has recovered from an alarm, its last healthy
 look is named as well: only a task tells the two apart. It rests on spread
 and rank of embeddings alone, which tell a broken checkpoint from a sound one, and not which of two sound
-ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known.
+ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known. Where
+``advice/quality`` names another of the sound ones, that is said as well.
 """
 
 from __future__ import annotations
@@ -87,7 +88,7 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
             f"The last that was healthy, at {unit} {step}.",
             f"{later}: spread and rank say so, and of how useful it is they say nothing. It may have "
             f"begun to fail unseen: nothing was looked at until {unit} {after['step']:.0f}"
-            f"{_lost(chosen)}.{recovered}",
+            f"{_lost(chosen)}.{recovered}{_advised(sound, unit)}",
         )
     if len(told) < _MANY:
         few = "one look shows" if len(told) == 1 else f"{len(told)} looks show"
@@ -96,7 +97,7 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
         step,
         f"The last, at {unit} {step}.",
         "It is not collapsed. Whether an earlier one is more useful, spread and rank do not tell: only "
-        f"a task does{_lost(chosen)}.",
+        f"a task does{_lost(chosen)}.{_advised(sound, unit)}",
     )
 
 
@@ -136,6 +137,20 @@ def _is_sound(looks: Sequence[Mapping[str, float]], n: int) -> bool:
     rises = n > 0 and looks[n - 1]["collapse/state"] > 0
     lasts = n + 1 < len(looks) and looks[n + 1]["collapse/state"] == 0
     return lasts or not rises
+
+
+def _advised(sound: Sequence[Mapping[str, float]], unit: str) -> str:
+    """Name the look of the highest advice where it is another: one run is not told two things unconnected."""
+    told = [look for look in sound if "advice/quality" in look]
+    if not told or told[-1] is not sound[-1]:
+        return ""
+    best = max(told, key=lambda look: (look["advice/quality"], look["step"]))
+    if best is told[-1]:
+        return ""
+    return (
+        f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2f}, here "
+        f"{told[-1]['advice/quality']:.2f}): try that one, too."
+    )
 
 
 def _lost(look: Mapping[str, float]) -> str:

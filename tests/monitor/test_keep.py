@@ -66,6 +66,31 @@ def test_how_sure_is_said_and_no_more_than_is_known() -> None:
         assert "accura" not in str(found)
 
 
+def test_another_look_that_the_advice_prefers_is_named_beside() -> None:
+    def advised(states: str, alarms: str, *quality: float) -> str:
+        looks = run(states, alarms)
+        for look, value in zip(looks, quality, strict=True):
+            look["advice/quality"] = value
+        return which_to_keep(looks).sure
+
+    told = "advice/quality was highest at step 20 (0.41, here 0.38): try that one, too."
+    assert advised("00000", "00000", 0.1, 0.2, 0.412, 0.3, 0.38).endswith(told)
+    assert "advice" not in advised("00000", "00000", 0.1, 0.2, 0.3, 0.4, 0.4)  # the later of equals
+    # Of a look under an alarm the advice does not count, however high it is.
+    assert "advice" not in advised("00022", "00011", 0.1, 0.2, 0.3, 0.9, 0.9)
+    assert "highest at step 10" in advised("00022", "00011", 0.1, 0.4, 0.3, 0.9, 0.9)
+    assert (
+        "at epoch 10 (0.40"
+        in which_to_keep(
+            [
+                {**look, "advice/quality": q}
+                for look, q in zip(run("000"), (0.1, 0.4, 0.3), strict=True)
+            ],
+            "epoch",
+        ).sure
+    )
+
+
 @pytest.mark.parametrize(
     ("states", "alarms", "began"),
     [
