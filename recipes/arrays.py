@@ -41,9 +41,8 @@ def load_textures(size: int) -> tuple[Arrays, Arrays]:
     Returns:
         Training images (1600, 1, size, size) with kinds and held-out images (1000, 1, size, size) with kinds.
     """
-    return as_arrays(*draw_textures(1600, size, seed=0), "train"), as_arrays(
-        *draw_textures(1000, size, seed=1), "test"
-    )
+    train, test = draw_textures(1600, size, seed=0), draw_textures(1000, size, seed=1)
+    return as_arrays(*train, "train"), as_arrays(*test, "test")
 
 
 def load_npz(path: Path) -> tuple[Arrays, Arrays]:

@@ -106,9 +106,7 @@ def draw_textures(count: int, size: int, seed: int) -> tuple[NDArray[np.uint8], 
     images = np.empty((count, size, size), np.uint8)
     for n, kind in enumerate(kinds):
         angle, period = random.uniform(0, 2 * np.pi), random.uniform(*_PERIODS)
-        along, across = random.uniform(
-            0, 2, 2
-        )  # two, as rings and bricks repeat every other period
+        along, across = random.uniform(0, 2, 2)  # rings and bricks repeat every other period
         u = (np.cos(angle) * x + np.sin(angle) * y) / period + along
         v = (np.cos(angle) * y - np.sin(angle) * x) / period + across
         sign = _drawn(KINDS[kind], u, v, random) - 0.5

@@ -88,6 +88,23 @@ def distort(
     return [*found, *([v2.RandomSolarize(128, p=solarize)] if solarize else [])]
 
 
+def _bytes_of(inpt: Any) -> Tensor:
+    """Refuse what is no image of bytes.
+
+    Args:
+        inpt: What a transform was given.
+
+    Returns:
+        The same.
+
+    Raises:
+        TypeError: If it is no tensor of bytes.
+    """
+    if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8:
+        raise TypeError(f"`inpt` must be a tensor of bytes, got {getattr(inpt, 'dtype', inpt)}.")
+    return inpt
+
+
 class GaussianNoisePatch(v2.Transform):  # type: ignore[misc]
     """Add Gaussian noise to a random square of an image (FastDINOv2, arXiv 2507.03779).
 
@@ -138,13 +155,9 @@ class GaussianNoisePatch(v2.Transform):  # type: ignore[misc]
         Raises:
             TypeError: If it is no image of bytes.
         """
-        if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8:
-            raise TypeError(
-                f"`inpt` must be a tensor of bytes, got {getattr(inpt, 'dtype', inpt)}."
-            )
+        noisy = _bytes_of(inpt).clone()
         rows = slice(params["top"], params["top"] + params["side"])
         columns = slice(params["left"], params["left"] + params["side"])
-        noisy = inpt.clone()
         square = noisy[..., rows, columns].float()
         square += 255 * params["std"] * torch.randn_like(square)
         noisy[..., rows, columns] = square.round().clamp(0, 255).to(torch.uint8)
@@ -195,11 +208,7 @@ class Inject(v2.Transform):  # type: ignore[misc]
         Raises:
             TypeError: If it is no image of bytes.
         """
-        if not isinstance(inpt, Tensor) or inpt.dtype != torch.uint8:
-            raise TypeError(
-                f"`inpt` must be a tensor of bytes, got {getattr(inpt, 'dtype', inpt)}."
-            )
-        found = inpt.clone()
+        found = _bytes_of(inpt).clone()
         images = found if found.ndim == 4 else found[None]
         for image in images:
             generator = torch.Generator().manual_seed(params["seed"])

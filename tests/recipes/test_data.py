@@ -16,7 +16,6 @@ from jepa_monitor.recipes.arrays import as_arrays
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
-from jepa_monitor.recipes.textures import draw_textures
 from jepa_monitor.recipes.views import Views
 
 
@@ -398,17 +397,3 @@ def test_a_checkpoint_keeps_the_normalisation(tmp_path: Path) -> None:
         module.setup()
         assert torch.equal(module.val_set[0][0], before)
         assert module.state_dict() == state
-
-
-def test_textures_are_what_is_trained_on_unless_told_otherwise() -> None:
-    data = ImageDataModule(image_size=16)
-    data.setup()
-    assert data.channels == 1
-    assert (len(data.plain_train_set), len(data.val_set)) == (1600, 1000)
-    for images, seed in ((data.plain_train_set, 0), (data.val_set, 1)):
-        drawn, kinds = draw_textures(len(images), 16, seed)
-        image, kind = images[7]
-        assert kind == kinds[7]
-        mean, std = (torch.tensor(data.state_dict()[name]) for name in ("mean", "std"))
-        expected = (torch.from_numpy(drawn[7]).float() / 255 - mean) / std
-        torch.testing.assert_close(image[0], expected)

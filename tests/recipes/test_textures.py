@@ -6,7 +6,9 @@ import math
 
 import numpy as np
 import pytest
+import torch
 
+from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.textures import KINDS, draw_textures
 
 # Share of the area that is ink, of a pattern without end: areas of one period.
@@ -61,3 +63,17 @@ def test_kinds_are_as_many_and_the_seed_decides() -> None:
 def test_too_small_numbers_are_refused(count: int, size: int, name: str) -> None:
     with pytest.raises(ValueError, match=f"`{name}` must be at least"):
         draw_textures(count, size, 0)
+
+
+def test_textures_are_what_is_trained_on_unless_told_otherwise() -> None:
+    data = ImageDataModule(image_size=16)
+    data.setup()
+    assert data.channels == 1
+    assert (len(data.plain_train_set), len(data.val_set)) == (1600, 1000)
+    for images, seed in ((data.plain_train_set, 0), (data.val_set, 1)):
+        drawn, kinds = draw_textures(len(images), 16, seed)
+        image, kind = images[7]
+        assert kind == kinds[7]
+        mean, std = (torch.tensor(data.state_dict()[name]) for name in ("mean", "std"))
+        expected = (torch.from_numpy(drawn[7]).float() / 255 - mean) / std
+        torch.testing.assert_close(image[0], expected)
