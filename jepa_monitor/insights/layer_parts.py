@@ -31,15 +31,20 @@ class LayerSet:
     """The probe at each of L layers.
 
     Args:
-        names: Of the layers, the first one of the pass first.
+        widths: Numbers of an embedding by layer, the first one of the pass first.
         measures: By layer, the value of each of :data:`MEASURES` as far as it can be had.
         history: The same of earlier looks and of this one, (looks, L, measures), float32; NaN where there was
             none.
     """
 
-    names: tuple[str, ...]
+    widths: dict[str, int]
     measures: tuple[dict[str, float], ...]
     history: Tensor
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Of the layers, in the same order."""
+        return tuple(self.widths)
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,8 @@ class Layers(Part[LayerSet]):
             LayerError: If the encoder is no chain of blocks.
         """
         images = at.sources.images[: self.samples]
-        names = tuple(layer_widths(at))
+        first = _pass(at, images[:1].to(at.device))
+        names = tuple(first)
 
         def work(part: Tensor) -> tuple[Tensor, ...]:
             found = _pass(at, part)
@@ -78,7 +84,8 @@ class Layers(Part[LayerSet]):
         for z in at.map(work, images):
             measured.append(measure_layer(z, before))
             before = z
-        return LayerSet(names, tuple(measured), _remember(at, names, measured))
+        widths = {name: z.shape[1] for name, z in first.items()}
+        return LayerSet(widths, tuple(measured), _remember(at, names, measured))
 
 
 @dataclass(frozen=True)
@@ -99,10 +106,12 @@ class ScoredLayers(Part[dict[str, LayerScores]]):
     """Scores of the first probe images, and of their worst versions, at some layers, sketched by 16 rows.
 
     Args:
+        layers: The layers.
         samples: How many images.
         most: How many layers at most, evenly spread, the first and the last among them.
     """
 
+    layers: Layers
     samples: int = 8
     most: int = 6
 
@@ -123,8 +132,9 @@ class ScoredLayers(Part[dict[str, LayerScores]]):
         images = at.sources.images[: self.samples]
         if not is_drawable(images):
             return None
-        widths = layer_widths(at)
-        names = tuple(widths)
+        layers = at.part(self.layers)
+        assert layers is not None
+        names, widths = layers.names, layers.widths
         places = torch.linspace(0, len(names) - 1, min(self.most, len(names))).round().int()
         worst = max(SEVERITIES)
         versions = [corrupt(images, worst) for corrupt in CORRUPTIONS.values()]
@@ -137,22 +147,6 @@ class ScoredLayers(Part[dict[str, LayerScores]]):
             scores = layer.scores(torch.cat([images, *versions])).view(-1, len(images))
             found[name] = LayerScores(scores[0], scores[1:])
         return found
-
-
-def layer_widths(at: Gatherer) -> dict[str, int]:
-    """Name the layers that an image passes, with their numbers d.
-
-    Args:
-        at: The encoder and the probe.
-
-    Returns:
-        Widths by name, in order.
-
-    Raises:
-        LayerError: If the encoder is no chain of blocks.
-    """
-    found = _pass(at, at.sources.images[:1].to(at.device))
-    return {name: z.shape[1] for name, z in found.items()}
 
 
 def measure_layer(embeddings: Tensor, before: Tensor | None = None) -> dict[str, float]:

@@ -38,8 +38,8 @@ class LayerWise(Insight):
     rows = (
         Row(
             ("layers/effective_rank_relative/<layer>",),
-            'with `insights=["layers"]`: effective rank of the unit embeddings at the end of a block, over that of isotropic ones of as many '
-            "images and numbers; patch tokens and maps are averaged over their places",
+            'with `insights=["layers"]`: effective rank of the unit embeddings at the end of a block, over that '
+            "of isotropic ones of as many images and numbers; patch tokens and maps are averaged over their places",
             "0 … about 1",
             "no layer far below its neighbours",
             "a bottleneck; a collapse that begins in late blocks",
@@ -93,7 +93,7 @@ class LayerWise(Insight):
 
     def __init__(self, samples: int = 512, scored: int = 8, most: int = 6) -> None:
         self.part = Layers(samples)
-        self.scores = ScoredLayers(scored, most)
+        self.scores = ScoredLayers(self.part, scored, most)
         self.needs = (self.part,)
         self.wants: tuple[Any, ...] = (self.scores,) if scored else ()
 

@@ -46,8 +46,8 @@ ALARM_ROWS = (
     ),
     Row(
         ("collapse/returns", "collapse/return_steps"),
-        "how often three tenths of the directions, or of the spread, were lost again after they had been won back, and the "
-        "mean number of steps from one such loss to the next (0 where there were none)",
+        "how often three tenths of the directions, or of the spread, were lost again after they had been won "
+        "back, and the mean number of steps from one such loss to the next (0 where there were none)",
         "≥ 0",
         "0",
         "a partial collapse that comes back every few thousand steps",

@@ -153,7 +153,7 @@ def test_the_figure_has_a_panel_for_each_measure_there_is() -> None:
     ]
     history = torch.full((2, 3, 4), torch.nan)
     history[..., 0] = 0.5
-    drawn = plot_layers(LayerSet(("a", "b", "c"), ({}, {}, {}), history))
+    drawn = plot_layers(LayerSet({"a": 1, "b": 1, "c": 1}, ({}, {}, {}), history))
     assert [axes.get_title() for axes in drawn.axes if axes.get_title()] == [panels[0]]
 
 
