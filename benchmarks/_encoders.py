@@ -20,6 +20,7 @@ from jepa_monitor.recipes.networks import set_stem
 
 MEAN, STD = (0.491, 0.482, 0.447), (0.247, 0.243, 0.262)
 METHODS = ("lejepa", "vicreg", "ema")
+FASHION = Path("/usr/share/datasets/fashion-mnist")  # of Debian's `dataset-fashion-mnist`
 
 
 class Images(NamedTuple):
@@ -70,12 +71,23 @@ def load_pixels(folder: Path) -> Images:
     return found._replace(train=found.train * std + mean, test=found.test * std + mean)
 
 
-def fashion_mnist(folder: Path, count: int) -> Tensor:
-    """Read test images of Fashion-MNIST, padded to 32 pixels, in three equal channels."""
-    with gzip.open(folder / "t10k-images-idx3-ubyte.gz") as file:
+def fashion_images(count: int, part: str = "t10k", folder: Path = FASHION) -> Tensor:
+    """Read the first images of Fashion-MNIST, bytes (n, 28, 28)."""
+    with gzip.open(folder / f"{part}-images-idx3-ubyte.gz") as file:
         pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
-    grey = torch.from_numpy(pixels.reshape(count, 1, 28, 28).copy()).float() / 255
-    return normalise(F.pad(grey, (2, 2, 2, 2)).expand(-1, 3, -1, -1))
+    return torch.from_numpy(pixels.reshape(count, 28, 28).copy())
+
+
+def fashion_labels(count: int, part: str = "t10k", folder: Path = FASHION) -> Tensor:
+    """Read the labels of the same, (n,), int64."""
+    with gzip.open(folder / f"{part}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
+    return torch.from_numpy(labels.copy()).long()
+
+
+def in_colour(images: Tensor) -> Tensor:
+    """Pad bytes (n, 28, 28) to 32 pixels, from 0 to 1, in three equal channels."""
+    return F.pad(images[:, None].float() / 255, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
 
 
 def outliers(images: Tensor, fashion: Tensor) -> dict[str, Tensor]:

@@ -24,14 +24,23 @@ threshold, 6 % of the same law, over 20 draws?
 from __future__ import annotations
 
 import argparse
-import gzip
 import sys
 from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from _encoders import MEAN, STD, data_folder, load_pixels, normalise, train
+from _encoders import (
+    FASHION,
+    MEAN,
+    STD,
+    data_folder,
+    fashion_images,
+    in_colour,
+    load_pixels,
+    normalise,
+    train,
+)
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
@@ -54,7 +63,6 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.outliers import outlier_scalars
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 
-FASHION = Path("/usr/share/datasets/fashion-mnist/t10k-images-idx3-ubyte.gz")
 TEXTURES = ("brick", "grass", "gravel")
 PHOTOGRAPHS = ("astronaut", "chelsea", "coffee", "rocket", "motorcycle_left")
 SCIENCE = ("ihc", "retina", "hubble_deep_field", "cell", "moon")
@@ -135,10 +143,7 @@ def outlying(inside: Tensor, near: Tensor, count: int) -> dict[str, Tensor]:
     digits = torch.from_numpy(load_digits().images[:count]).float()[:, None] / 16
     sets = {"two other classes": near[:count]}
     if FASHION.exists():
-        with gzip.open(FASHION) as file:
-            pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
-        grey = torch.from_numpy(pixels.reshape(count, 1, 28, 28).copy()).float() / 255
-        sets["Fashion-MNIST"] = F.pad(grey, (2, 2, 2, 2)).expand(-1, 3, -1, -1)
+        sets["Fashion-MNIST"] = in_colour(fashion_images(count))
     sets["digits"] = F.interpolate(digits, size=(SIDE, SIDE), mode="bilinear").expand(-1, 3, -1, -1)
     try:
         import skimage

@@ -14,14 +14,13 @@ Supervised: the linear map is fitted on views themselves. Beside it are the thre
 
 from __future__ import annotations
 
-import gzip
 import json
 import math
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
+from _encoders import fashion_images, fashion_labels
 from _results import circumstances, parser
 from torch import Tensor
 
@@ -31,7 +30,6 @@ from jepa_monitor.functional.linear_objectives import (
     reconstruction,
 )
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 COMPONENTS = 50
 NOISES = {"weak": 1e3, "strong": 1e6}
 AUGMENTATION = 1e4
@@ -51,19 +49,10 @@ def digits() -> tuple[Tensor, Tensor, Tensor, Tensor]:
 
 def fashion() -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Give 10,000 images and 2,000 held out."""
-
-    def read(name: str, skip: int, count: int) -> Tensor:
-        with gzip.open(FASHION / f"{name}-ubyte.gz") as file:
-            found = torch.frombuffer(bytearray(file.read()), dtype=torch.uint8)[skip:]
-        return found.view(-1, 784)[:count] if skip == 16 else found[:count]
-
-    parts = [("train", 10_000), ("t10k", 2_000)]
-    found = [
-        read(f"{part}-{what}", skip, count)
-        for part, count in parts
-        for what, skip in (("images-idx3", 16), ("labels-idx1", 8))
-    ]
-    return found[0].double(), found[1].long(), found[2].double(), found[3].long()
+    parts = ((10_000, "train"), (2_000, "t10k"))
+    train, held_out = (fashion_images(*part).flatten(1).double() for part in parts)
+    labels, held_out_labels = (fashion_labels(*part) for part in parts)
+    return train, labels, held_out, held_out_labels
 
 
 DATA: dict[str, Callable[[], tuple[Tensor, Tensor, Tensor, Tensor]]] = {

@@ -17,26 +17,29 @@ of `advice/quality` was chosen on seed 0, so that the other seeds are its test.
 from __future__ import annotations
 
 import argparse
-import gzip
 import json
 import time
 from pathlib import Path
 
-import numpy as np
 import torch
-from _encoders import data_folder, load_images, normalise
+from _encoders import (
+    data_folder,
+    fashion_images,
+    fashion_labels,
+    in_colour,
+    load_images,
+    normalise,
+)
 from _predictor_judging import Run
 from _predictor_runs import RUNS, checkpoints, steps_of
 from _predictor_tables import report
 from _results import circumstances
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from jepa_monitor import DensityMonitor, ScoreOptions
 from jepa_monitor.encoders.tokens import encoder_tokens
 from jepa_monitor.functional import knn_predict, ridge_predict
 
-FASHION = Path("/usr/share/datasets/fashion-mnist")
 RESULTS = Path(__file__).with_suffix(".json")
 PATIENCE = 60  # steps
 PROBE, SCORED, HELD_OUT = 512, 8, 128  # images
@@ -53,7 +56,8 @@ class Labelled:
         known, asked = data.train[8000:], data.test[PROBE:]
         self.known, self.known_labels = known, data.train_labels[8000:]
         self.asked, self.asked_labels = asked, data.test_labels[PROBE:]
-        self.clothes, self.clothes_labels = fashion(CLOTHES)
+        self.clothes = normalise(in_colour(fashion_images(CLOTHES)))
+        self.clothes_labels = fashion_labels(CLOTHES)
 
     def accuracies(self, encoder: nn.Module) -> dict[str, float]:
         """Measure the four targets, each on both halves of its test set."""
@@ -78,17 +82,6 @@ class Labelled:
             for name, hits in right.items()
             for half in (0, 1)
         }
-
-
-def fashion(count: int) -> tuple[Tensor, Tensor]:
-    """Read test images of Fashion-MNIST, padded to 32 pixels in three equal channels, and labels."""
-    with gzip.open(FASHION / "t10k-images-idx3-ubyte.gz") as file:
-        pixels = np.frombuffer(file.read(16 + count * 784), np.uint8, offset=16)
-    with gzip.open(FASHION / "t10k-labels-idx1-ubyte.gz") as file:
-        labels = np.frombuffer(file.read(8 + count), np.uint8, offset=8)
-    grey = torch.from_numpy(pixels.reshape(count, 1, 28, 28).copy()).float() / 255
-    images = normalise(F.pad(grey, (2, 2, 2, 2)).expand(-1, 3, -1, -1))
-    return images, torch.from_numpy(labels.copy()).long()
 
 
 def embed(encoder: nn.Module, images: Tensor) -> tuple[Tensor, Tensor]:

@@ -21,9 +21,11 @@ from _encoders import (
     Images,
     Snapshot,
     data_folder,
-    fashion_mnist,
+    fashion_images,
+    in_colour,
     knn_accuracy,
     load_images,
+    normalise,
     outliers,
     train,
 )
@@ -128,7 +130,7 @@ def dumps(method: str, stages: tuple[int, ...], cache: Path, fashion: Path) -> l
     if not all(path.exists() for path in paths.values()):
         cache.mkdir(parents=True, exist_ok=True)
         images, start = load_images(data_folder()), time.perf_counter()
-        outside = fashion_mnist(fashion, OUT)
+        outside = normalise(in_colour(fashion_images(OUT, folder=fashion)))
         for snapshot in train(method, images.train, stages):
             if paths[snapshot.step].exists():
                 continue
