@@ -15,6 +15,7 @@ from jepa_monitor.callbacks.logging import (
     log_folder,
     log_pictures,
     log_text,
+    page_writers,
     takes_pictures,
 )
 from jepa_monitor.callbacks.paced import PacedCallback
@@ -252,11 +253,12 @@ class JepaScoreCallback(PacedCallback):
         """Say what there is to say of the whole run, and write its page."""
         if not trainer.is_global_zero or not self._fitted.history:
             return
-        folder = log_folder(trainer.loggers)
-        if folder is None:
+        folder, takers = log_folder(trainer.loggers), page_writers(trainer.loggers)
+        if folder is None and not takers:
             return
         stories = [self._fitted, *(partner._fitted for partner in self._partners)]
-        place = write_page(stories, folder, self.name, self._rest_of_page)
+        called = "" if folder else f"{trainer.loggers[0].name} {trainer.loggers[0].version}"
+        place = write_page(stories, self.name, self._rest_of_page, folder, called, takers)
         if place is not None:
             rank_zero_info(f"{type(self).__name__}: what there is to see of this run: {place}")
 

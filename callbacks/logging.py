@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 from collections.abc import Callable, Iterable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from importlib import import_module
 from io import BytesIO
 from pathlib import Path
@@ -27,6 +28,7 @@ __all__ = [
     "log_pictures",
     "log_scalars",
     "log_text",
+    "page_writers",
     "png_summary",
     "takes_pictures",
 ]
@@ -307,3 +309,32 @@ def log_text(loggers: Iterable[Any], tag: str, text: str, step: int) -> None:
         step: The x-coordinate.
     """
     _for_each(loggers, lambda logger: _write_text(logger, tag, text, step))
+
+
+def page_writers(loggers: Iterable[Any]) -> list[Callable[[str, str], Any]]:
+    """Find the loggers that keep a page with the run and show it: Weights & Biases and MLflow.
+
+    Args:
+        loggers: Lightning's loggers.
+
+    Returns:
+        One function for each of them, which takes a file's name and its HTML.
+    """
+    found: list[Callable[[str, str], Any]] = []
+    for logger in loggers:
+        writer = _writer(logger)
+        if _takes(writer, "log_text", "run_id", "text", "artifact_file"):  # MLflow
+            found.append(partial(_to_mlflow, writer, logger.run_id))
+        elif _is_of(writer, "wandb"):
+            found.append(partial(_to_wandb, writer))
+    return found
+
+
+def _to_mlflow(writer: Any, run_id: str, file: str, page: str) -> None:
+    writer.log_text(run_id, page, file)
+
+
+def _to_wandb(writer: Any, file: str, page: str) -> None:
+    # Without its stylesheet: the page has its own, and forbids others.
+    kind = import_module("wandb").Html
+    writer.log({f"monitor/{file.removesuffix('.html')}": kind(page, inject=False)})

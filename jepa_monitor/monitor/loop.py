@@ -177,7 +177,7 @@ class DensityWatch(Watch):
             raise TypeError(f"`folder` must be a path, got {type(folder).__name__}.")
         if self.processes.rank != 0:
             return None
-        return write_page([self], Path(folder), "", self._rest_of_page)
+        return write_page([self], "", self._rest_of_page, Path(folder))
 
     def _rest_of_page(self) -> dict[str, Any]:
         """Give settings, insights and pictures: none of a run that was resumed and not looked at since."""

@@ -48,31 +48,48 @@ def without_prefix(looks: Iterable[Mapping[str, float]], prefix: str) -> list[di
 
 
 def write_page(
-    stories: Sequence[Watch], folder: Path, name: str, rest: Callable[[], Mapping[str, Any]]
+    stories: Sequence[Watch],
+    name: str,
+    rest: Callable[[], Mapping[str, Any]],
+    folder: Path | None,
+    called: str = "",
+    takers: Iterable[Callable[[str, str], object]] = (),
 ) -> Path | None:
     """Write the page of a run; the run is sound, whatever a page lacks: what goes wrong is a warning.
 
     Args:
         stories: Of the run, the main one first, and of others that share its tags.
-        folder: Of the logs.
         name: The prefix of all tags, if they have one; the page is ``run-NAME.html`` then.
         rest: Makes what else a :class:`~jepa_monitor.monitor.run_page.RunRecord` holds: settings,
             insights, pictures.
+        folder: Of the logs; ``None`` if they are in none.
+        called: What people call the run; default: the folder.
+        takers: Who else takes the page, a file's name and its text.
 
     Returns:
-        Its path; ``None`` if it could not be written.
+        Its path; ``None`` if there is no folder, or if something could not be written.
     """
     prefix = f"{name}/" if name else ""
     looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
     causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
-    shown = f"{folder} ({name})" if name else str(folder)
+    called = called or str(folder)
     plain = re.sub(r"[^\w.-]+", "_", name)
-    place = folder / (f"run-{plain}.html" if name else RUN_PAGE)
+    file = f"run-{plain}.html" if name else RUN_PAGE
     try:
-        cause = causes[0] if causes else None
-        record = RunRecord(shown, str(folder), merge_looks(looks), cause=cause, **rest())
-        write_bytes(place, run_page([record]).encode())
-    except Exception as error:  # noqa: BLE001 - a full disk, an insight of somebody's own
+        record = RunRecord(
+            f"{called} ({name})" if name else called,
+            None if folder is None else str(folder),
+            merge_looks(looks),
+            cause=causes[0] if causes else None,
+            **rest(),
+        )
+        page = run_page([record])
+        place = None if folder is None else folder / file
+        if place is not None:
+            write_bytes(place, page.encode())
+        for take in takers:
+            take(file, page)
+    except Exception as error:  # noqa: BLE001 - a full disk, an insight or a logger of somebody's own
         stories[0].say(
             f"{stories[0].who} could not write the page of the run: {type(error).__name__}: {error}"
         )

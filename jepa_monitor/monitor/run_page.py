@@ -43,7 +43,7 @@ class RunRecord:
 
     Args:
         name: What people call it.
-        folder: Where its logs are.
+        folder: Where its logs are; ``None`` if they are in no folder.
         looks: Scalars by tag, without prefix, of each look, with its ``step``; in order.
         settings: What the numbers depend on, words by name; ``command`` and ``run in`` say how it was
             started, ``counted in`` what a step is.
@@ -55,7 +55,7 @@ class RunRecord:
     """
 
     name: str
-    folder: str
+    folder: str | None
     looks: Looks
     settings: Mapping[str, str] = field(default_factory=dict)
     pictures: Mapping[str, Mapping[int, bytes]] = field(default_factory=dict)
@@ -199,7 +199,7 @@ def _about(run: RunRecord, closing: Closing, curves: Mapping[str, Any]) -> dict[
         ],
         "settings": [[name, value] for name, value in settings.items() if name != "counted in"],
         "again": [*again, command] if command else [],
-        "look": [
+        "look": [] if run.folder is None else [
             f"tensorboard --logdir {shlex.quote(run.folder)}",
             f"jepa-monitor report {shlex.quote(run.folder)}",
         ],

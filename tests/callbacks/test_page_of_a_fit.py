@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Validated, loader, trainer
-from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
+from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from torch import nn
 
@@ -99,6 +99,58 @@ def test_the_page_says_what_tensorboard_and_the_report_of_its_files_say(
     assert [v["headline"].partition(" since")[0] for v in told["verdicts"]] == [
         v["headline"].partition(" since")[0] for v in shown["verdicts"]
     ]
+
+
+class Client:
+    """MLflow's, as far as texts go."""
+
+    def __init__(self) -> None:
+        self.texts: dict[str, str] = {}
+
+    def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+        assert run_id == "7f"
+        self.texts[artifact_file] = text
+
+
+class LikeMLflow(Logger):
+    """Keeps its runs in no folder of this machine."""
+
+    name, version, run_id = "study", "7f", "7f"
+
+    def __init__(self, client: Client) -> None:
+        super().__init__()
+        self.experiment = client
+
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None: ...
+
+    def log_hyperparams(self, *_: Any) -> None: ...
+
+
+def test_a_logger_that_keeps_files_gets_the_page_where_there_is_no_folder(
+    tmp_path: pathlib.Path,
+) -> None:
+    client = Client()
+    callback = watch(name="teacher")
+    trainer(tmp_path, [callback], logger=LikeMLflow(client)).fit(
+        Validated(), loader(40), loader(32, 2)
+    )
+    assert not list(tmp_path.rglob("*.html"))
+    page = tmp_path / "kept.html"
+    page.write_text(client.texts["run-teacher.html"])
+    (shown,) = content(page)["runs"]
+    assert shown["name"] == "study 7f (teacher)"
+    assert shown["look"] == []  # there are no event files to look at
+    assert shown["series"]["jepa_score/mean"][0] == [0, 4, 8]
+
+    class Full(Client):
+        def log_text(self, run_id: str, text: str, artifact_file: str) -> None:
+            if artifact_file.endswith(".html"):
+                raise OSError("no space left")
+
+    with pytest.warns(UserWarning, match="page of the run: OSError: no space left"):
+        trainer(tmp_path, [watch()], logger=LikeMLflow(Full())).fit(
+            Validated(), loader(40), loader(32, 2)
+        )
 
 
 def test_names_keep_pages_and_stories_apart_and_pictures_are_drawn_for_the_page_alone(

@@ -32,6 +32,11 @@ def fit(folder: pathlib.Path, logger: Any) -> dict[str, list[float]]:
     return {tag: [look[tag] for look in callback.history] for tag in callback.history[0]}
 
 
+def beside(folder: pathlib.Path) -> pathlib.Path:
+    """The logs of the other logger."""
+    return folder / "beside" / "lightning_logs" / "version_0"
+
+
 def from_csv(path: pathlib.Path) -> list[int]:
     """The steps at which a file has the mean score."""
     with path.open() as file:
@@ -94,6 +99,8 @@ def test_weights_and_biases_offline(
         assert table["columns"] == ["step", tag.rpartition("/")[2]]
         assert table["data"][0][0] == 0
         assert words in table["data"][0][1]
+    (page,) = media.rglob("monitor/run_*.html")
+    assert page.read_bytes() == (beside(tmp_path) / "run.html").read_bytes()
     files = {tag: sorted(media.rglob(f"{tag}_*.png")) for tag in FIGURES}
     wandb.finish()
     for tag, pictures in files.items():
@@ -130,6 +137,8 @@ def test_mlflow(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, store: 
         assert first.path == f"{tag}/00000000.md"
         local = logger.experiment.download_artifacts(logger.run_id, first.path)
         assert words in pathlib.Path(local).read_text()
+    page = logger.experiment.download_artifacts(logger.run_id, "run.html")
+    assert pathlib.Path(page).read_bytes() == (beside(tmp_path) / "run.html").read_bytes()
 
 
 def test_stable_pretrainings_registry(
