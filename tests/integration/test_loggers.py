@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import json
 import pathlib
+import time
 from typing import Any
 
 import numpy as np
@@ -158,6 +159,23 @@ def test_stable_pretrainings_registry(
         of_tag = [event for event in events if event["tag"] == tag]
         assert [event["step"] for event in of_tag] == STEPS
         assert all(is_drawn(tmp_path / "run" / event["path"]) for event in of_tag)
+
+    from stable_pretraining.web.scan import RunScanner  # what its live viewer, `spt web`, shows
+
+    viewer = RunScanner(tmp_path, poll_interval=0.05)
+    viewer.start()
+    begun = time.monotonic()
+    while not viewer.progress_json()["initial_done"] and time.monotonic() < begun + 30:
+        time.sleep(0.05)
+    viewer.stop()
+    (run,) = viewer.runs_json()
+    assert run["has_media"]
+    shown = viewer.metrics_json(run["run_id"])["metrics"]
+    for tag, values in history.items():
+        if tag != "step":
+            assert shown[tag]["step"] == STEPS, tag
+            assert shown[tag]["y"] == pytest.approx(values, rel=1e-6), tag
+    assert {event["tag"] for event in viewer.media_json(run["run_id"])["events"]} >= set(FIGURES)
 
 
 def test_trackio(tmp_path: pathlib.Path) -> None:

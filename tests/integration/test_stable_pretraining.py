@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from helpers import float64_score, images, mlp, trainer
+from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
@@ -50,6 +51,25 @@ def test_the_teacher_is_found_and_watched(tmp_path: pathlib.Path) -> None:
     assert [values["step"] for values in callback.history] == [0, 3, 6]
     expected = float64_score(backbone.teacher, images(24, 3)).mean().item()
     assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
+
+
+def test_in_a_manager(tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(spt.get_config(), "_cache_dir", str(tmp_path))  # where it keeps its runs
+    optim = {"optimizer": functools.partial(torch.optim.SGD, lr=0.1), "scheduler": "ConstantLR"}
+    backbone = spt.TeacherStudentWrapper(mlp(192), base_ema_coefficient=0.5)
+    callback = JepaScoreCallback(max_overhead=None, strict=True)
+    data = spt.data.DataModule(train=DataLoader(Samples(2), 8), val=DataLoader(Samples(3), 8))
+    logger = CSVLogger(tmp_path / "logs")
+    spt.Manager(
+        trainer=trainer(tmp_path, [callback], logger=logger),
+        module=spt.Module(backbone=backbone, forward=forward, optim=optim),
+        data=data,
+        seed=0,
+    )()
+    assert [values["step"] for values in callback.history] == [0, 3, 6]
+    expected = float64_score(backbone.teacher, images(24, 3)).mean().item()
+    assert callback.history[-1]["jepa_score/mean"] == pytest.approx(expected, abs=0.02)
+    assert len(list(tmp_path.rglob("run.html"))) == 1
 
 
 class Views(Samples):
