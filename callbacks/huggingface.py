@@ -6,7 +6,6 @@ import functools
 import importlib
 import operator
 import pathlib
-import warnings
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -15,6 +14,7 @@ from torch import nn
 
 from jepa_monitor._checks import check_choice
 from jepa_monitor._settings import takes
+from jepa_monitor._warnings import warn
 from jepa_monitor.monitor.alarm import AlarmReading, default_patience
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.monitor import DensityMonitor
@@ -206,10 +206,9 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         training = self.trainer.train_dataset
         if probe is None:
             probe, seed = training, 0
-            warnings.warn(
+            warn(
                 f"{type(self).__name__} found no `eval_dataset`, so it watches images of the "
-                "training set: they are not held out. Pass `probe`.",
-                stacklevel=2,
+                "training set: they are not held out. Pass `probe`."
             )
         elif settings.get("reference") is None:
             settings["reference"] = training

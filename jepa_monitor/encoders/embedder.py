@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import math
-import warnings
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
@@ -14,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from jepa_monitor._warnings import warn
 from jepa_monitor.encoders.holdings import Holdings
 from jepa_monitor.encoders.isolation import neutralise, seed_all, undisturbed
 from jepa_monitor.encoders.modules import modules_of, unwrap
@@ -338,12 +338,11 @@ class Embedder:
             return
         with suppress(TypeError):  # an object that cannot be referred to weakly is told of again
             _TOLD[id(known)] = known
-        warnings.warn(
+        warn(
             f"`encoder` gives other embeddings at every pass, in eval mode too: a second one moved "
             f"them by {self.randomness:.1%} of their length. It masks, drops or samples at random, or "
             "counts its passes. Looks use the same seed for every image, so that they can be compared; "
-            "their numbers hold for this seed only. Pass a function that turns the randomness off.",
-            stacklevel=2,
+            "their numbers hold for this seed only. Pass a function that turns the randomness off."
         )
 
     def _embed(self, images: Tensor, seed: int) -> Tensor:

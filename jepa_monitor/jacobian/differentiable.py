@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from jepa_monitor._warnings import warn
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import frame, spectra
@@ -234,19 +234,17 @@ def _gradients(
 @functools.cache
 def _tell_of_rounding(dtype: torch.dtype) -> None:
     """Warn once."""
-    warnings.warn(
+    warn(
         f"the gradient of jepa_score has parts along singular values that are nearly rounding error in "
         f"{str(dtype).removeprefix('torch.')}, which may be off, or are left out if they are smaller "
-        "still: use precision='float64'.",
-        stacklevel=2,
+        "still: use precision='float64'."
     )
 
 
 @functools.cache
 def _tell_of_steps() -> None:
     """Warn once."""
-    warnings.warn(
+    warn(
         "the gradient of jepa_score to the images is 0 everywhere: `encoder` is piecewise linear "
-        "(ReLU, max-pooling), and its score a step function of the image.",
-        stacklevel=2,
+        "(ReLU, max-pooling), and its score a step function of the image."
     )

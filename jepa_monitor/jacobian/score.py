@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
@@ -13,6 +12,7 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor._settings import takes
+from jepa_monitor._warnings import warn
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.threads import faster_threads, using_threads
@@ -195,10 +195,9 @@ def prepared(
     images = check_images(images)
     law = None if reference is None else fit_reference(embedder, reference, images.device)
     if options.method == "sketch" and law is None:
-        warnings.warn(
+        warn(
             "jepa_score sketches embeddings that are not whitened, for want of `reference`: the "
-            "order of the scores is less faithful. Pass images of the training distribution.",
-            stacklevel=3,
+            "order of the scores is less faithful. Pass images of the training distribution."
         )
     return embedder, images, law
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 import uuid
-import warnings
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -13,6 +12,7 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor._warnings import warn
 from jepa_monitor.functional._checks import as_matrix
 from jepa_monitor.functional._spectrum import moment_eigenvalues
 
@@ -97,10 +97,9 @@ class MonitorMetric(Metric):
                     raise
                 if not self._warned:
                     self._warned = True
-                    warnings.warn(
+                    warn(
                         f"{error} The value of this batch is NaN; its samples count. This is said "
-                        "once.",
-                        stacklevel=2,
+                        "once."
                     )
                 nan = torch.full((), torch.nan, dtype=torch.float64, device=self.device)
                 return dict.fromkeys(self.value_names, nan) if self.value_names else nan

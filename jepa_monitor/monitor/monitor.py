@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor._settings import takes
+from jepa_monitor._warnings import warn
 from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
@@ -204,10 +204,9 @@ class DensityMonitor:
         """Warn of every insight that fails, once."""
         for name in failed.keys() - self._told:
             self._told.add(name)
-            warnings.warn(
+            warn(
                 f"DensityMonitor goes without {name!r}: {failed[name]}. The others go on; further "
-                "failures of it are only counted, in monitor/failed_insights.",
-                stacklevel=3,
+                "failures of it are only counted, in monitor/failed_insights."
             )
 
     def watch(

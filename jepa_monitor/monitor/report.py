@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from torch import Tensor
 
+from jepa_monitor._warnings import warn
 from jepa_monitor.detectors import ScoredSet
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights import Insight, Look
@@ -96,10 +96,9 @@ class Report:
             try:
                 drawn |= insight.figures(self.look)
             except Exception as error:  # noqa: BLE001, PERF203 - maybe somebody else's code
-                warnings.warn(
+                warn(
                     f"the insight {insight.name!r} could not draw its figures: "
-                    f"{type(error).__name__}: {error}",
-                    stacklevel=2,
+                    f"{type(error).__name__}: {error}"
                 )
         return drawn
 

@@ -6,7 +6,6 @@ What a callback and a plain loop share: when to look, what to do when a look fai
 from __future__ import annotations
 
 import time
-import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -14,6 +13,7 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive
+from jepa_monitor._warnings import warn
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.monitor.advice import Advisor
 from jepa_monitor.monitor.alarm import (
@@ -317,7 +317,7 @@ class Watch:
             message: What to say.
         """
         if self.processes.rank == 0:
-            warnings.warn(message, UserWarning, stacklevel=2)
+            warn(message)
 
     def state_dict(self) -> dict[str, Any]:
         """Give what a resumed run needs.

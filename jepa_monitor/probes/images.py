@@ -6,7 +6,6 @@ import contextlib
 import functools
 import itertools
 import random
-import warnings
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from typing import Any, TypeAlias
 
@@ -16,6 +15,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset
 
 from jepa_monitor._checks import check_images
+from jepa_monitor._warnings import warn
 from jepa_monitor.encoders.isolation import undisturbed
 from jepa_monitor.probes.apart import Unread, can_read_apart, read_apart
 from jepa_monitor.probes.finding import batch_images, batch_labels
@@ -311,10 +311,9 @@ def _read(
                 error.name = name
                 raise
     if failure is not None and apart:
-        warnings.warn(
+        warn(
             f"`{name}` was read in this process, since one of its own failed ({failure}). If reading "
-            "moves a counter, a generator or a position of the data, training goes on from there.",
-            stacklevel=2,
+            "moves a counter, a generator or a position of the data, training goes on from there."
         )
     if left == count:
         raise ValueError(f"`{name}` is empty: {type(data).__name__} yields no images.")
