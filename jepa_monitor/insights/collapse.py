@@ -86,6 +86,12 @@ class Collapse(Insight):
             ("collapse/state",),
             healthy=(None, 0.5),
         ),
+        Panel(
+            "collapse",
+            "pairs of training images that are the same",
+            ("data/duplicates$",),
+            healthy=(None, 0.5),
+        ),
     )
 
     def scalars(self, look: Look) -> dict[str, float]:

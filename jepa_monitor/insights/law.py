@@ -121,8 +121,10 @@ class Law(Insight):
         if verdict == 1:
             said.append("The embeddings are Gaussian enough for the score to be a density.")
         elif verdict == 0:
+            off = scalars.get("density/calibration_error")
+            by = "" if off is None else f" (coverage is off by {off:.2f})"
             said.append(
-                "The embeddings are not Gaussian, so the score is no density; its order may hold."
+                f"The embeddings are not Gaussian{by}, so the score is no density; its order may hold."
             )
         elif needed:
             said.append(f"Too few embeddings to tell whether they are Gaussian: {needed:.0f} can.")

@@ -119,23 +119,35 @@ def advice_sentence(scalars: Mapping[str, float]) -> str:
     Example:
         >>> advice_sentence({"advice/quality": 0.2, "advice/best": 0.4, "advice/step": 50.0,
         ...                  "views/retrieval": 0.15, "views/retrieval_pixels": 0.1})
-        'Advice: keep the look at step 50 (advice/quality 0.40), not this one (0.20): views of an image find each other less often now.'
+        'Advice: keep the look at step 50 (advice/quality 0.4), not this one (0.2): views of an image find each other less often now.'
     """
     names = ("advice/quality", "advice/best", "advice/step")
     quality, best, step = (scalars.get(name) for name in names)
     if quality is None or best is None or step is None:
         return ""
-    if quality < best - _SAME:
+    noise = _noise(scalars)
+    if quality >= best - _SAME:
         said = (
-            f"Advice: keep the look at step {step:.0f} (advice/quality {best:.2f}), not this one "
-            f"({quality:.2f}): views of an image find each other less often now."
+            f"Advice: keep this one (advice/quality {quality:.2g}): at no look have views of an image found "
+            "each other more often."
+        )
+    elif best - quality < noise:
+        said = (
+            f"Advice: no look stands out. advice/quality was highest at step {step:.0f} ({best:.2g}), above "
+            f"this one ({quality:.2g}) by less than it is known to (± {noise:.1g})."
         )
     else:
         said = (
-            f"Advice: keep this one (advice/quality {quality:.2f}): views of an image have not found each "
-            "other more often in this run."
+            f"Advice: keep the look at step {step:.0f} (advice/quality {best:.2g}), not this one "
+            f"({quality:.2g}): views of an image find each other less often now."
         )
     pixels = scalars.get("views/retrieval_pixels")
     if pixels is not None and best <= pixels:
-        said += f" That is ill founded: raw pixels find them as often ({max(0.0, pixels):.2f})."
+        said += f" That is ill founded: views of raw pixels find each other as often ({max(0.0, pixels):.2g})."
     return said
+
+
+def _noise(scalars: Mapping[str, float]) -> float:
+    """Half of the interval of ``views/retrieval`` at this look; the average of several is known better."""
+    low, high = (scalars.get(f"views/retrieval_{end}") for end in ("low", "high"))
+    return 0.0 if low is None or high is None else (high - low) / 2

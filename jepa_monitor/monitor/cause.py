@@ -67,8 +67,8 @@ def _repeated_images(scalars: Scalars) -> Cause | None:
     share = scalars["data/duplicates"]
     return Cause(
         "the training images repeat",
-        f"{share:.0%} of the pairs of images in a training batch are nearly the same image, as of "
-        f"{1 / share:.1f} images in all (data/duplicates).",
+        f"{share:.0%} of the pairs of images in a training batch are nearly the same image "
+        f"(data/duplicates), as many as if there were no more than {1 / share:.0f} in all.",
         "Look first at the loader: its sampler, its index, a cache.",
     )
 

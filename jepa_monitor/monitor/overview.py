@@ -14,6 +14,7 @@ from torch import Tensor
 from jepa_monitor.insights import Insight, Look, Panel
 from jepa_monitor.insights._drawing import HIGH, LOW, for_display, is_drawable
 from jepa_monitor.insights.score import extremes
+from jepa_monitor.monitor.cause import REPEATED_PAIRS
 from jepa_monitor.monitor.panels import shown_panels
 from jepa_monitor.monitor.verdict import Verdict
 
@@ -26,7 +27,7 @@ __all__ = ["plot_overview"]
 
 _COLUMNS = 4
 _MOST = 19  # panels of curves
-_HEAD, _WORDS = 1.3, 5  # inches of the verdict, and lines of its sentences
+_HEAD, _WORDS, _WIDE = 1.3, 5, 155  # inches of the verdict; lines and letters of its sentences
 _SHOWN = 4  # images of each end
 _LINES = (HIGH, LOW, "#009E73", "#CC79A7")  # Okabe and Ito's
 _MARKERS = "os^D"
@@ -57,9 +58,8 @@ def plot_overview(
     from matplotlib.figure import Figure
 
     known = dict.fromkeys(tag for look in looks for tag in look)
-    panels = shown_panels((panel for insight in insights for panel in insight.panels), known)[
-        :_MOST
-    ]
+    offered = (panel for insight in insights for panel in insight.panels)
+    panels = [each for each in shown_panels(offered, known) if _matters(each[1], looks)][:_MOST]
     pictures = is_drawable(look.probe.images) and len(extremes(look.probe.scores, 1)[0]) > 0
     cells = len(panels) + 1
     rows = -(-(cells + pictures) // _COLUMNS)
@@ -69,10 +69,8 @@ def plot_overview(
     sign = "▲" if verdict.alarming else "●"
     figure.text(0.012, 1 - 0.08 / height, f"{sign} {verdict.headline}", size=15, weight="bold",
                 color=color, va="top")  # fmt: skip
-    words = textwrap.wrap(" ".join(verdict.sentences), 140)
-    if len(words) > _WORDS:
-        words = [*words[: _WORDS - 1], f"{words[_WORDS - 1]} …"]
-    figure.text(0.013, 1 - 0.4 / height, "\n".join(words), size=7.3, va="top", linespacing=1.25)
+    words = "\n".join(_fitting(verdict.sentences))
+    figure.text(0.013, 1 - 0.4 / height, words, size=7.3, va="top", linespacing=1.25)
     grid = figure.add_gridspec(
         rows, _COLUMNS, left=0.045, right=0.985, bottom=0.28 / height, top=1 - (_HEAD + 0.05) / height,
         hspace=0.62, wspace=0.26,
@@ -88,6 +86,23 @@ def plot_overview(
         first = cells % _COLUMNS
         _images(figure.add_subplot(grid[-1, first:]), look, beside=first < _COLUMNS - 1)
     return figure
+
+
+def _matters(tags: Sequence[str], looks: Looks) -> bool:
+    """Whether a panel is worth its place: that of training images that repeat only if they do."""
+    return tags != ["data/duplicates"] or any(
+        look.get("data/duplicates", 0.0) >= REPEATED_PAIRS for look in looks
+    )
+
+
+def _fitting(sentences: Sequence[str]) -> list[str]:
+    """Break into lines as many whole sentences as there is room for, the first first."""
+    said = list(sentences)
+    while said and len(lines := textwrap.wrap(" ".join(said), _WIDE)) > _WORDS:
+        said.pop()
+    if not said:
+        return textwrap.wrap(" ".join(sentences), _WIDE)[:_WORDS]
+    return lines
 
 
 def _sick(looks: Looks) -> list[tuple[float, float]]:

@@ -55,13 +55,13 @@ def judge(
     state = scalars.get("collapse/state")
     heard = sorted(insights, key=lambda insight: insight.name != _FIRST)
     sentences = [sentence for insight in heard if (sentence := insight.says(scalars))]
+    if advice := advice_sentence(scalars):  # after the outliers: what to do before how sure all is
+        sentences.insert(min(1, len(sentences)), advice)
     cause = find_cause(scalars)
     if cause is not None:
         waits = state and scalars.get("collapse/alarm") == 0
         waiting = ["No alarm yet: an early collapse may pass."] if waits else []
         sentences = [cause.evidence, *waiting, cause.first, *sentences]
-    if advice := advice_sentence(scalars):
-        sentences.append(advice)
     if cost := _cost(scalars):
         sentences.append(cost)
     if state is None:

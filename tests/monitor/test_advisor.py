@@ -85,15 +85,22 @@ def test_a_look_without_views_is_passed_over_and_one_at_the_same_step_takes_its_
 
 def test_the_reason_is_said_and_no_accuracy_promised() -> None:
     rising = {**told([0.1, 0.4])[-1], "views/retrieval_pixels": 0.05}
-    assert advice_sentence(rising).startswith("Advice: keep this one (advice/quality 0.20)")
+    assert advice_sentence(rising).startswith("Advice: keep this one (advice/quality 0.2)")
     falling = {**told([0.1, 0.7, 0.1])[-1], "views/retrieval_pixels": 0.05}
-    assert "keep the look at step 10 (advice/quality 0.30), not this one (0.23)" in advice_sentence(
+    assert "keep the look at step 10 (advice/quality 0.3), not this one (0.23)" in advice_sentence(
         falling
     )
     assert "ill founded" not in advice_sentence(falling)
     poor = falling | {"views/retrieval_pixels": 0.31}
-    assert "ill founded: raw pixels find them as often (0.31)" in advice_sentence(poor)
+    assert "ill founded: views of raw pixels find each other as often (0.31)" in advice_sentence(poor)
     assert advice_sentence({"views/retrieval": 0.5}) == ""
+    # 0.30 and 0.23 are further apart than ± 0.05, and less far than ± 0.1.
+    known = falling | {"views/retrieval_low": 0.05, "views/retrieval_high": 0.15}
+    assert advice_sentence(known) == advice_sentence(falling)
+    vague = falling | {"views/retrieval_low": 0.0, "views/retrieval_high": 0.2}
+    assert "no look stands out" in advice_sentence(vague)
+    assert "highest at step 10 (0.3), above this one (0.23)" in advice_sentence(vague)
+    assert "(± 0.1)" in advice_sentence(vague)
     scalars = falling | {"collapse/state": 0.0, "collapse/alarm": 0.0}
     assert advice_sentence(falling) in str(judge(scalars, default_insights(0)))
     assert "accura" not in str(judge(scalars, default_insights(0)))

@@ -107,10 +107,38 @@ def test_an_overview_has_the_verdict_every_panel_and_the_images() -> None:
     assert "alert(1)" in figure.texts[1].get_text()
     titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
     for panel in (panel for insight in report.insights for panel in insight.panels):
-        if panel.tags != ("collapse/state",) and panel.page != "advice":  # which take a run
-            assert panel.title in titles
+        of_a_run = panel.page == "advice" or panel.title.startswith(("state (0", "pairs of training"))
+        assert of_a_run or panel.title in titles
     assert titles[-1] == "least likely, most likely"
     assert len(figure.axes[-1].images) == 1
+
+
+class Wordy(Mine):
+    name, panels = "wordy", ()
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        return {}
+
+    def says(self, scalars: object) -> str:
+        return "This goes on " + "and on " * 150 + "to its end."
+
+
+def test_sentences_of_an_overview_are_whole_and_repeated_images_have_a_chart() -> None:
+    monitor = DensityMonitor(images(40), insights=[Mine(), Wordy()], polarity_samples=0)
+    watch = monitor.watch(every_n_steps=1, max_overhead=None, patience_steps=100)
+    net, batch = mlp(192), (images(1).expand(16, -1, -1, -1), torch.zeros(16))
+    watch(net, 0)
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in watch.overview().axes]
+    assert not any("training images" in title for title in titles)
+    watch.see(batch)
+    watch(net, 1)
+    figure = watch.overview()
+    titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
+    assert "pairs of training images that are the same" in titles
+    words = figure.texts[1].get_text().replace("\n", " ")
+    assert "as many as if there were no more than 1 in all" in words
+    assert words.endswith("as often (0.1).")  # the advice, before what is too long and the cost
+    assert "and on" not in words
 
 
 def test_a_notebook_shows_verdict_and_picture_and_runs_nothing() -> None:
