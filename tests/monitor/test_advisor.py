@@ -92,7 +92,9 @@ def test_the_reason_is_said_and_no_accuracy_promised() -> None:
     )
     assert "ill founded" not in advice_sentence(falling)
     poor = falling | {"views/retrieval_pixels": 0.31}
-    assert "ill founded: views of raw pixels find each other as often (0.31)" in advice_sentence(poor)
+    assert "ill founded: views of raw pixels find each other as often (0.31)" in advice_sentence(
+        poor
+    )
     assert advice_sentence({"views/retrieval": 0.5}) == ""
     # 0.30 and 0.23 are further apart than ± 0.05, and less far than ± 0.1.
     known = falling | {"views/retrieval_low": 0.05, "views/retrieval_high": 0.15}

@@ -107,7 +107,9 @@ def test_an_overview_has_the_verdict_every_panel_and_the_images() -> None:
     assert "alert(1)" in figure.texts[1].get_text()
     titles = [axes.get_title(loc="left").replace("\n", " ") for axes in figure.axes]
     for panel in (panel for insight in report.insights for panel in insight.panels):
-        of_a_run = panel.page == "advice" or panel.title.startswith(("state (0", "pairs of training"))
+        of_a_run = panel.page == "advice" or panel.title.startswith(
+            ("state (0", "pairs of training")
+        )
         assert of_a_run or panel.title in titles
     assert titles[-1] == "least likely, most likely"
     assert len(figure.axes[-1].images) == 1
