@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
@@ -176,7 +177,7 @@ def blockwise(
     Args:
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         image: (1, ...).
-        cotangents: See :func:`~jepa_monitor.jacobian.rows.row_passes`.
+        cotangents: See :func:`~jepa_monitor.jacobian.rows.selector`.
         rows: R.
         block: How many rows to hold at a time.
 
@@ -232,16 +233,21 @@ def _refined(
         return values, refined
     vectors, firsts = found.vectors, doubtful.int().argmax(1).tolist()
 
+    # A graph in float64 takes twice the memory of the one that the chunk was made for.
+    size = max(1, len(images) // 2)
+
     def work() -> None:
-        for i in chosen:
-            first, count = firsts[i], int(counts[i])
-            directions = vectors[i, :, first : first + count].T
+        for part in (chosen[start : start + size] for start in range(0, len(chosen), size)):
+            own = {i: vectors[i, :, firsts[i] : firsts[i] + int(counts[i])].T for i in part}
             if basis is not None:
-                directions = directions @ basis
-            _, exact = jacobian_rows(precise, images[i : i + 1].to(precise.dtype), directions)
-            one = Spectrum(values[i : i + 1], vectors[i : i + 1])
-            values[i] = refine(rows[i], one, first, exact[0])
-            refined[i] = True
+                own = {i: directions @ basis for i, directions in own.items()}
+            # Images that need fewer rows than another get zeros, which cost no pass of their own.
+            asked = pad_sequence([own[i] for i in part])
+            _, exact = jacobian_rows(precise, images[part].to(precise.dtype), asked)
+            for place, i in enumerate(part):
+                one = Spectrum(values[i : i + 1], vectors[i : i + 1])
+                values[i] = refine(rows[i], one, firsts[i], exact[place, : len(own[i])])
+                refined[i] = True
 
     precise.run(work, images.device)
     return values, refined

@@ -68,7 +68,8 @@ def selector(embeddings: Tensor, cotangents: Tensor | None, k: int) -> Tensor:
 
     Args:
         embeddings: (B, K).
-        cotangents: Combinations of rows, (R, K); ``None`` for the K rows by themselves.
+        cotangents: Combinations of rows, (R, K), or (R, B, K) where each image has its own; ``None`` for
+            the K rows by themselves.
         k: Which row.
 
     Returns:
@@ -92,8 +93,7 @@ def row_passes(
     Args:
         leaf: The images, (B, ...), of which ``embeddings`` is a function.
         embeddings: (B, K), with their graph, which is kept.
-        cotangents: Combinations of rows, (R, K), the same for all images; ``None`` for the K rows
-            by themselves.
+        cotangents: See :func:`selector`.
         indices: Which rows.
 
     Yields:
@@ -115,7 +115,7 @@ def jacobian_rows(
     Args:
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...).
-        cotangents: See :func:`row_passes`.
+        cotangents: See :func:`selector`.
 
     Returns:
         The embeddings (B, K) and the rows (B, R, D).
