@@ -83,8 +83,8 @@ class Settings:
             ``rank_by``, and the closing table says so.
         fence: Scores so many robust standard deviations below the median are outliers; default: 5
             (docs/scoring.md).
-        polarity_samples: How many images to score again in corrupted versions (three kinds, three
-            severities), which tells whether the score is inverted; 0 for none.
+        polarity_samples: How many images to score again in corrupted versions (the worst of three
+            kinds), which tells whether the score is inverted; 0 for none.
         leverage_maps: For how many of the least likely images and outliers to map on which pixels
             their JEPA-SCORE rests, for the page; each costs as much as its score, 0 for none.
         max_pixels: Images of more pixels are refused as decompression bombs.

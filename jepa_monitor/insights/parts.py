@@ -123,9 +123,11 @@ class Corrupted(Part[dict[str, dict[int, Tensor]]]):
 
     Args:
         samples: How many images, n.
+        severities: Which versions; default: the worst alone.
     """
 
     samples: int
+    severities: tuple[int, ...] = (max(SEVERITIES),)
 
     source = "images (B, C, H, W)"
 
@@ -142,7 +144,7 @@ class Corrupted(Part[dict[str, dict[int, Tensor]]]):
         if not is_drawable(images):
             return None
         return {
-            name: {severity: at.scores(corrupt(images, severity)) for severity in SEVERITIES}
+            name: {severity: at.scores(corrupt(images, severity)) for severity in self.severities}
             for name, corrupt in CORRUPTIONS.items()
         }
 

@@ -24,7 +24,7 @@ from jepa_monitor.insights.neighbors import Neighbors
 from jepa_monitor.insights.ood import OutOfDistribution
 from jepa_monitor.insights.outliers import Outliers
 from jepa_monitor.insights.parts import LABELS
-from jepa_monitor.insights.polarity import Polarity
+from jepa_monitor.insights.polarity import Polarity, SeverityOrder
 from jepa_monitor.insights.quality import Quality
 from jepa_monitor.insights.score import Score
 from jepa_monitor.insights.separation import Separation
@@ -48,6 +48,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             Lidar(),
             TokenHealth(),
             LayerWise(),
+            SeverityOrder(),
         )
     }
 )

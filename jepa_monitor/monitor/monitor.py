@@ -34,7 +34,7 @@ from jepa_monitor.monitor.alarm import MIN_SAMPLES, CollapseState, collapse_stat
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
-from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
+from jepa_monitor.probes.corruptions import CORRUPTIONS
 from jepa_monitor.probes.labels import Labels, collect_classes, without_repeats
 from jepa_monitor.probes.sources import may_share_images
 
@@ -275,7 +275,7 @@ class DensityMonitor:
         scored = sum(min(len(images), self.max_probe_samples) for images in sets)
         most = min(self.max_probe_samples, len(self.images))
         changed = min(self.polarity_samples, most) * is_drawable(self.images)
-        changed *= len(CORRUPTIONS) * len(SEVERITIES)
+        changed *= len(CORRUPTIONS)
         changed += min(CONTRASTED.samples, most) * (self.images.ndim == 4)
         views = VIEWS.views * min(VIEWS.samples, len(self.images)) * is_drawable(self.images)
         seen = f" and {views} views" if views else ""

@@ -47,8 +47,8 @@ class MonitorSettings:
         ood: Out-of-distribution images by name.
         max_probe_samples: How many images of each set to score.
         max_embedding_samples: How many images of each set to embed.
-        polarity_samples: How many probe images to score again in corrupted versions (three kinds,
-            three severities), which tells whether the score is inverted; 0 for none.
+        polarity_samples: How many probe images to score again in corrupted versions (the worst of
+            three kinds), which tells whether the score is inverted; 0 for none.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
         batch_to_images: Finds the images in a batch; one function, or a dict with one for each of
             ``probe``, ``reference`` and ``ood``. Default: :func:`~jepa_monitor.probes.batch_images`.
@@ -59,7 +59,8 @@ class MonitorSettings:
             (agreement with the first evaluation, and with ``compare_with``), ``"dimension"`` (intrinsic
             dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
             of the pixels on which the lowest and the highest scores rest), ``"tokens"`` (patch tokens of
-            64 probe images and of a crop of each), insights of your own
+            64 probe images and of a crop of each), ``"severity"`` (milder versions too: do scores fall with
+            how bad an image is?), insights of your own
             (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and

@@ -45,7 +45,6 @@ TAGS = {
     "density/calibration_error",
     "density/generalisation_gap",
     "density/polarity",
-    "density/order",
     "outliers/jepa_score",
     "outliers/log_density",
     "outliers/knn",

@@ -3,7 +3,7 @@ import torch
 from scipy import stats
 
 from jepa_monitor.functional import paired_polarity, severity_order
-from jepa_monitor.insights.polarity import polarity_scalars
+from jepa_monitor.insights.polarity import order_scalars, polarity_scalars
 
 
 def normal(*shape, seed=0):
@@ -69,14 +69,15 @@ def test_scalars_leave_out_images_that_are_not_finite():
     assert found["density/polarity_blur"] == 0
     assert found["density/polarity"] == 0.5
     assert found["density/polarity_low"] < 0.5 < found["density/polarity_high"]
-    assert found["density/order"] == 0
+    assert order_scalars(scores, {"noise": down, "blur": up}) == {"density/order": 0}
     broken = {n: torch.where(torch.arange(12) < 4, torch.nan, values) for n, values in up.items()}
     found = polarity_scalars(scores, {"blur": broken})
     expected = stats.binomtest(0, 8).proportion_ci(method="wilson").high
     assert found["density/polarity_high"] == pytest.approx(expected)
-    assert found["density/order"] == -1
+    assert order_scalars(scores, {"blur": broken}) == {"density/order": -1}
     nothing = {n: torch.full_like(scores, torch.nan) for n in (1, 2, 3)}
     assert polarity_scalars(scores, {"blur": nothing}) == {}
+    assert order_scalars(scores, {"blur": nothing}) == {}
 
 
 def test_errors():
