@@ -31,9 +31,19 @@ from jepa_monitor.jacobian.spectrum import (
     uncertain,
 )
 
-__all__ = ["Frame", "Spectra", "blockwise", "frame", "measure", "plan", "spectra"]
+__all__ = [
+    "Frame",
+    "Spectra",
+    "blockwise",
+    "fold_of",
+    "frame",
+    "measure",
+    "plan",
+    "spectra",
+]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
+_LANES = 64  # images in a batch with which a GPU is taken to be busy
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
 
 
@@ -111,6 +121,29 @@ def plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
     fixed = _GRAPH_COPIES * graph + 3 * image.nbytes + 3 * 8 * rank**2
     images = budget // (fixed + rows * image.nbytes)
     return max(1, images), min(rows, max(1, (budget - fixed) // image.nbytes))
+
+
+def fold_of(device: torch.device, images: int, chunk: int, rows: int) -> int:
+    """Say how many rows one backward pass should compute.
+
+    A CPU is as fast with one. On a GPU a few images leave most of the device idle, and a pass takes the
+    launches of its kernels: so rows are folded into the batch until it has :data:`_LANES` images, or
+    the budget ends. The forward pass grows with the fold, and is kept to an eighth of the rows. How
+    fast this is has not been measured on any GPU (``benchmarks/gpu.py`` does).
+
+    Args:
+        device: Where the encoder is.
+        images: How many are to be scored at a time.
+        chunk: How many would fit.
+        rows: R.
+
+    Returns:
+        At least 1.
+    """
+    if device.type == "cpu":
+        return 1
+    most = min(_LANES, chunk) // max(1, images)
+    return max(1, min(most, rows // 8))
 
 
 class Frame(NamedTuple):
@@ -298,12 +331,17 @@ def spectra(
                 "give `max_memory`, or sketch."
             )
 
+        fold, tried = fold_of(device, min(chunk, len(images)), chunk, count), set[int]()
+
         def score(part: slice) -> None:
+            nonlocal fold
             inputs, rows = images[part].to(embedder.dtype), None
             if block < count:
                 embeddings, found = blockwise(embedder, inputs, cotangents, count, block)
             else:
-                embeddings, rows = jacobian_rows(embedder, inputs, cotangents)
+                fold = 1 if part.start in tried else fold  # memory ran out, and will again
+                tried.add(part.start)
+                embeddings, rows = jacobian_rows(embedder, inputs, cotangents, fold)
                 found = decompose(rows)
             floors = noise_floor(found.values, embedder.dtype, squared=block < count)
             values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)

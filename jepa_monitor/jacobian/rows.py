@@ -108,7 +108,7 @@ def row_passes(
 
 
 def jacobian_rows(
-    embedder: Embedder, images: Tensor, cotangents: Tensor | None
+    embedder: Embedder, images: Tensor, cotangents: Tensor | None, fold: int = 1
 ) -> tuple[Tensor, Tensor]:
     """Compute rows of the Jacobians of a chunk of images.
 
@@ -116,13 +116,28 @@ def jacobian_rows(
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...).
         cotangents: See :func:`selector`.
+        fold: How many rows one backward pass computes: the images are embedded so many times in one
+            batch, each copy of them for another row. It changes how long that takes, and no row.
 
     Returns:
         The embeddings (B, K) and the rows (B, R, D).
     """
-    leaf, embeddings = embed_with_graph(embedder, images)
+    size = len(images)
+    leaf, embeddings = embed_with_graph(embedder, torch.cat([images] * fold))
     count = embeddings.shape[1] if cotangents is None else len(cotangents)
-    rows = leaf.new_empty(len(images), count, leaf[0].numel())
-    for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count))):
-        rows[:, k] = row
-    return embeddings.detach(), rows
+    rows = leaf.new_empty(size, count, leaf[0].numel())
+    if fold == 1:
+        for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count))):
+            rows[:, k] = row
+        return embeddings.detach(), rows
+    for start in range(0, count, fold):
+        asked = range(start, min(start + fold, count))
+        chosen = torch.zeros_like(embeddings)  # copies that are left over compute nothing
+        for copy, k in zip(torch.split(chosen, size), asked, strict=False):
+            copy.copy_(selector(copy, cotangents, k))
+        (gradient,) = torch.autograd.grad(
+            embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
+        )
+        found = gradient.view(fold, size, -1)[: len(asked)]
+        rows[:, start : start + len(asked)] = found.transpose(0, 1)
+    return embeddings[:size].detach(), rows

@@ -243,12 +243,12 @@ def test_the_plan_says_what_a_look_takes() -> None:
         images(20, 3), reference=images(30, 4), max_probe_samples=2, polarity_samples=2
     )
     assert watched.plan(Counting()) == (
-        "a look embeds 50 images and 40 views, and scores 4 of them and 20 changed ones "
-        "with 16 backward passes each, 384 in all."
+        "a look embeds 50 images and 40 views, and scores 4 of them and 8 changed ones "
+        "with 16 backward passes each, 192 in all."
     )
     counted.clear()
     watched.evaluate(Counting())
-    assert sum(counted) == 384 + 24  # and one each, which tells whether images mix
+    assert sum(counted) == 192 + 12  # and one each, which tells whether images mix
 
 
 def test_all_of_the_time_is_a_share_too_and_more_is_not() -> None:
