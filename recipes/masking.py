@@ -1,4 +1,4 @@
-"""Which patches of an image are hidden: blocks to predict (I-JEPA), blocks to fill in (DINOv2)."""
+"""Which patches of an image are hidden: blocks to predict (I-JEPA), to fill in (DINOv2), or any (MAE)."""
 
 from __future__ import annotations
 
@@ -196,3 +196,30 @@ def sample_patch_masks(
             if block.numel() - int(block.sum()) <= left:
                 block.fill_(True)
     return masks.flatten(1)
+
+
+def sample_random_masks(
+    images: int, patches: int, generator: torch.Generator, hidden: float = 0.75
+) -> Masks:
+    """Hide patches at random, equally many of each image, as MAE does (arXiv 2111.06377).
+
+    Args:
+        images: Number of images B.
+        patches: Patches of an image.
+        generator: Source of all randomness, on the CPU.
+        hidden: Share of the patches that is hidden; the number of those that are seen is rounded.
+
+    Returns:
+        One target "block", of all hidden patches; places rise. On the CPU.
+
+    Raises:
+        ValueError: If none would be hidden, or none seen.
+    """
+    seen = round(patches * (1 - hidden))
+    if not 0 < seen < patches:
+        raise ValueError(
+            f"hidden={hidden} must leave some of {patches} patches to see and some to predict; it "
+            f"leaves {seen}."
+        )
+    order = torch.rand(images, patches, generator=generator).argsort(1)
+    return Masks(order[:, :seen].sort(1).values, order[:, None, seen:].sort(2).values)

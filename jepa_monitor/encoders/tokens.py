@@ -81,7 +81,11 @@ class _Caught(NamedTuple):
 
 
 def encoder_tokens(
-    encoder: Callable[[Tensor], Any], modules: Iterable[nn.Module], images: Tensor
+    encoder: Callable[[Tensor], Any],
+    modules: Iterable[nn.Module],
+    images: Tensor,
+    *,
+    differentiable: bool = False,
 ) -> EncoderTokens:
     """Pass images through an encoder and find their patch tokens.
 
@@ -95,15 +99,16 @@ def encoder_tokens(
         encoder: What to call.
         modules: Those that it computes with. For the time of the call they have hooks.
         images: (B, ...).
+        differentiable: Whether gradients of the tokens are to be taken.
 
     Returns:
-        The tokens, without their graph.
+        The tokens, without their graph unless ``differentiable``.
 
     Raises:
         TokenError: If there are none.
     """
     roots = list(modules)
-    with torch.no_grad(), _catching(roots, len(images)) as caught:
+    with torch.set_grad_enabled(differentiable), _catching(roots, len(images)) as caught:
         output = encoder(images)
     sides = tuple(images.shape[2:]) if images.ndim == 4 else None
     sequence, classes, patches_alone = _of_output(output)
@@ -238,7 +243,7 @@ def _positions(values: Any) -> Tensor | None:
     if not isinstance(first, Tensor) or first.ndim not in (3, 4):
         return None
     places = first.shape[1] if first.ndim == 3 else first[0, 0].numel()
-    return first.detach() if places > 1 else None
+    return first if places > 1 else None
 
 
 def _of_output(output: Any) -> tuple[Tensor | None, Tensor | None, bool]:

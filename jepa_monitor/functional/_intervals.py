@@ -165,3 +165,27 @@ def _lower_end(successes: int, total: int, tail: float) -> float:
         )
         low, high = (middle, high) if float(log_tail) < math.log(tail) else (low, middle)
     return (low + high) / 2
+
+
+def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[Tensor, Interval]:
+    r"""The ratio of two sums over n independent pairs, and its 95 % interval.
+
+    The standard error of :math:`R = \sum a_i / \sum b_i` is that of its linearisation, :math:`\sqrt{n/(n-1)
+    \sum (a_i - R b_i)^2} / \sum b_i`.
+
+    Args:
+        numerators: a, (n,), n ≥ 2.
+        denominators: b, (n,), of a sum above 0.
+
+    Returns:
+        The ratio and the ends of its interval, 0-dimensional, float64.
+
+    Source:
+        Cochran, Sampling techniques (1977), §2.11.
+    """
+    a, b = numerators.double(), denominators.double()
+    count, total = len(a), b.sum()
+    ratio = a.sum() / total
+    error = (count / (count - 1) * (a - ratio * b).square().sum()).sqrt() / total
+    half = NormalDist().inv_cdf(0.975) * error
+    return ratio, Interval(ratio - half, ratio + half)

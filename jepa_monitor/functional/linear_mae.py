@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._spectrum import entropy_rank
@@ -14,6 +15,7 @@ from jepa_monitor.functional._spectrum import entropy_rank
 __all__ = [
     "Influence",
     "LinearMae",
+    "cell_distances",
     "influence",
     "linear_mae",
     "masked_loss",
@@ -266,6 +268,44 @@ def influence(weights: Tensor, side: int, patches: Tensor) -> Influence:
         (size * same).sum() / total,
         apart.mean(),
     )
+
+
+def cell_distances(sides: tuple[int, int], size: tuple[int, int], corners: Tensor) -> Tensor:
+    """How far each pixel of an image is from the pixels of a cell, on average over these.
+
+    Args:
+        sides: Height and width of the image, in pixels.
+        size: Height and width of the cells; 1 × 1 for single pixels.
+        corners: Row and column of the upper left pixel of each cell, (S, 2), int64.
+
+    Returns:
+        (S, H, W), float64, in pixels.
+
+    Raises:
+        ValueError: If a cell does not lie in the image.
+
+    Example:
+        >>> cell_distances((1, 4), (1, 2), torch.tensor([[0, 0]])).flatten().tolist()
+        [0.5, 0.5, 1.5, 2.5]
+    """
+    (height, width), (rows, columns) = sides, size
+    furthest = corners.new_tensor([height - rows, width - columns])
+    if (
+        corners.ndim != 2
+        or corners.shape[1] != 2
+        or bool(((corners < 0) | (corners > furthest)).any())
+    ):
+        raise ValueError(
+            f"`corners` must be (S, 2), of cells of {rows}x{columns} pixels in an image of "
+            f"{height}x{width}, got {corners.tolist()}."
+        )
+    y, x = (torch.arange(1 - side, side, dtype=torch.float64) for side in sides)
+    apart = torch.hypot(y[:, None], x[None])
+    # By how much a pixel lies below and to the right of a corner: the mean over the pixels of the cell.
+    table = F.avg_pool2d(apart[None, None], size, stride=1)[0, 0]
+    tops, lefts = (furthest - corners).unbind(1)
+    down, right = torch.arange(height), torch.arange(width)
+    return table[(tops[:, None] + down)[:, :, None], (lefts[:, None] + right)[:, None]]
 
 
 def _length(size: Tensor, apart: Tensor, side: int) -> Tensor:

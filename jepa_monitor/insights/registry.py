@@ -19,6 +19,7 @@ from jepa_monitor.insights.layers import LayerWise
 from jepa_monitor.insights.leverage import Leverage
 from jepa_monitor.insights.lidar import Lidar
 from jepa_monitor.insights.log_density import LogDensity
+from jepa_monitor.insights.mae import Influence
 from jepa_monitor.insights.metric import MetricInsight
 from jepa_monitor.insights.neighbors import Neighbors
 from jepa_monitor.insights.ood import OutOfDistribution
@@ -49,6 +50,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             TokenHealth(),
             LayerWise(),
             SeverityOrder(),
+            Influence(),
         )
     }
 )
