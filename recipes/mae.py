@@ -25,6 +25,7 @@ if TYPE_CHECKING:
 DEFAULTS: dict[str, Any] = {
     "data.crop_scale": 1.0,
     "monitor.encoder": "network",
+    "monitor.insights": ["mae"],
     "knn.encoder": "network",
 }
 

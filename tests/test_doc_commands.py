@@ -32,7 +32,7 @@ RECIPE = [
     "--monitor.polarity_samples=2",
 ]  # fmt: skip
 TINY: dict[str, list[str]] = {
-    **dict.fromkeys(("ijepa", "lejepa", "vicreg", "dinov2"), RECIPE),
+    **dict.fromkeys(("ijepa", "mae", "lejepa", "vicreg", "dinov2"), RECIPE),
     "diet": [*RECIPE, "--old.epochs=1", "--old_monitor.max_probe_samples=4"],
     "grokking": ["--seeds=1", "--steps=6", "--looks=2"],
     "counting": ["--seeds", "0", "--steps=6", "--looks=2"],

@@ -14,6 +14,7 @@ from jepa_monitor.functional import (
     two_sample_kolmogorov_smirnov,
     wilson_interval,
 )
+from jepa_monitor.functional._intervals import ratio_interval
 from jepa_monitor.functional.gaussian import Gaussian
 
 
@@ -129,6 +130,28 @@ def test_wilson_at_the_ends(successes):
     found = wilson_interval(torch.tensor(successes), 10, confidence=0.9)
     expected = stats.binomtest(successes, 10).proportion_ci(0.9, method="wilson")
     assert (found.lower.item(), found.upper.item()) == pytest.approx((expected.low, expected.high))
+
+
+def test_a_ratio_of_sums_is_the_mean_where_all_denominators_are_one():
+    values = normal(40, 1)[:, 0]
+    ratio, (low, high) = ratio_interval(values, torch.ones(40))
+    mean, error = values.mean().item(), stats.sem(values)
+    found = [value.item() for value in (low, ratio, high)]
+    z = stats.norm.ppf(0.975)
+    assert found == pytest.approx([mean - z * error, mean, mean + z * error])
+
+
+def test_the_interval_of_a_ratio_covers_it():
+    """Weights that vary fourfold, and values that go with them: of 2000 samples of 40 pairs."""
+    weights = 0.5 + 1.5 * uniform(80_000).view(2000, 40)
+    numerators = weights * (2 + weights + normal(2000, 40, 1))
+    second = (2.0**3 - 0.5**3) / (3 * 1.5)  # of a weight that is uniform from 0.5 to 2
+    truth = 2 + second / 1.25
+    inside = 0
+    for a, b in zip(numerators, weights, strict=True):
+        _, (low, high) = ratio_interval(a, b)
+        inside += int(low <= truth <= high)
+    assert 0.92 <= inside / 2000 <= 0.96
 
 
 def test_error_and_gap_under_calibration():

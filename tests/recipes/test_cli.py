@@ -17,11 +17,12 @@ from lightning.pytorch import LightningModule
 from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from jepa_monitor.recipes import dinov2, ijepa, lejepa, vicreg
+from jepa_monitor.recipes import dinov2, ijepa, lejepa, mae, vicreg
 from jepa_monitor.recipes.cli import newest_checkpoint, parse, spell_out, train, verdict
 from jepa_monitor.recipes.dinov2 import DinoV2
 from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.lejepa import LeJepa
+from jepa_monitor.recipes.mae import Mae
 from jepa_monitor.recipes.vicreg import VicReg
 
 
@@ -55,6 +56,14 @@ RECIPES = [
             *("--model.predictor_width", "8", "--model.predictor_depth", "1"),
         ),
         ("train/weight_decay", "train/momentum", "val/loss"),
+    ),
+    Recipe(
+        Mae,
+        "mae",
+        mae.main,
+        mae.DEFAULTS,
+        ("--model.heads", "2", "--model.decoder_width", "8"),
+        ("train/weight_decay", "val/loss", "mae/influence_length", "mae/reconstruction_length"),
     ),
     Recipe(
         LeJepa,

@@ -15,9 +15,10 @@ from helpers import off_the_start
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
-from jepa_monitor.recipes.ijepa import IJepa, build_encoder, encode_tokens, take
+from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
+from jepa_monitor.recipes.seen_patches import build_encoder, encode_tokens, take
 
 TINY = {
     "image_size": 16,
