@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 # What this method asks of the data and of the callbacks, unless told otherwise.
 DEFAULTS: dict[str, Any] = {
+    "data.image_size": 16,
     "data.crop_scale": 1.0,
     "monitor.encoder": "network",
     "monitor.insights": ["mae"],
@@ -190,19 +191,19 @@ class Mae(ScheduledModule):
 
     def __init__(
         self,
-        image_size: int = 24,
+        image_size: int = 16,
         in_channels: int = 1,
         patch_size: int = 4,
         stem: str = "patch",
         width: int = 64,
-        depth: int = 6,
+        depth: int = 4,
         heads: int = 2,
         decoder_width: int = 32,
         decoder_depth: int = 1,
         decoder_heads: int = 2,
         mask: float = 0.75,
         normalise_pixels: bool = True,
-        learning_rate: float = 2e-3,
+        learning_rate: float = 5e-3,
         final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
         weight_decay: float = 0.05,
@@ -297,7 +298,7 @@ def main(args: list[str] | None = None) -> Trainer:
     """
     from jepa_monitor.recipes.cli import parse, train
 
-    return train(parse(Mae, "mae", max_epochs=80, args=args, defaults=DEFAULTS))
+    return train(parse(Mae, "mae", max_epochs=120, args=args, defaults=DEFAULTS))
 
 
 if __name__ == "__main__":
