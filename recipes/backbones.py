@@ -60,8 +60,8 @@ def read_checkpoint(path: str, in_channels: int) -> tuple[dict[str, Any], State]
     """Find the encoder in a checkpoint of any recipe of this package.
 
     Args:
-        path: The checkpoint of I-JEPA, LeJEPA, VICReg, DINOv2 (their EMA target, where they have
-            one) or of this recipe.
+        path: The checkpoint of I-JEPA, MAE, LeJEPA, VICReg, DINOv2 (their EMA target, where they
+            have one) or of this recipe.
         in_channels: Colour channels that the encoder must take.
 
     Returns:

@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
 from jepa_monitor.functional._intervals import ratio_interval
+from jepa_monitor.insights._drawing import for_display, is_drawable
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
-from jepa_monitor.insights.mae_parts import Influences, Reach, Reconstruction
+from jepa_monitor.insights.mae_parts import Filled, Influences, Reach, Reconstruction
 
-__all__ = ["Influence"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["Influence", "plot_filled"]
 
 _DOC = "[docs/recipes/mae.md](recipes/mae.md#what-the-monitor-adds)"
 
@@ -110,10 +114,23 @@ class Influence(Insight):
             scalars |= _mean("mae/in_patch_share", found, found.own)
             scalars |= {"mae/influence_even": found.even, "mae/in_patch_even": 1 / found.patches}
         if self.hidden in look.parts:
-            hidden: Reach = look[self.hidden]
+            hidden: Reach = look[self.hidden].reach
             if told := _mean("mae/reconstruction_length", hidden, hidden.far):
                 scalars |= told | {"mae/reconstruction_even": hidden.even}
         return scalars
+
+    def figures(self, look: Look) -> dict[str, Figure]:
+        """Draw images that the encoder has filled in.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``mae/filled_in``, where the encoder reconstructs and the inputs are images.
+        """
+        if self.hidden not in look.parts or not is_drawable(look[self.hidden].images):
+            return {}
+        return {"mae/filled_in": plot_filled(look[self.hidden])}
 
     def says(self, scalars: Mapping[str, float]) -> str:
         """Say from how far tokens take what they hold.
@@ -134,6 +151,36 @@ class Influence(Insight):
             f"Tokens depend on pixels {length:.1f} px off on average, where {even:.1f} px would be all of "
             f"the image alike; {share:.0%} of that lies in their own patch."
         )
+
+
+def plot_filled(found: Filled, count: int = 6) -> Figure:
+    """Draw images, what is seen of them, and how they are filled in: one below the other.
+
+    Args:
+        found: Images of 1 or 3 channels.
+        count: How many.
+
+    Returns:
+        The figure.
+    """
+    from matplotlib.figure import Figure
+
+    images, seen = found.images[:count].double(), found.seen[:count]
+    low, high = (end((0, 2, 3), keepdim=True) for end in (images.amin, images.amax))
+    # What is filled in may leave the range of the images, which decides on the colours of all.
+    made = found.made[:count].double().clamp(low, high)
+    both = for_display(torch.cat([images, made])).expand(-1, -1, -1, 3)
+    as_given, filled = both[: len(images)], both[len(images) :]
+    shown = [as_given, torch.where(seen[..., None], as_given, 0.5), filled]
+    figure = Figure(figsize=(0.9 + 1.2 * len(images), 3.9), layout="constrained")
+    panels = figure.subplots(3, len(images), squeeze=False)
+    for line, pictures, title in zip(panels, shown, ("image", "seen", "filled in"), strict=True):
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture, interpolation="nearest", vmin=0, vmax=1)
+            axes.set_xticks([])
+            axes.set_yticks([])
+        line[0].set_ylabel(title, fontsize=9)
+    return figure
 
 
 def _mean(tag: str, found: Reach, sums: Tensor) -> dict[str, float]:

@@ -16,7 +16,7 @@ from jepa_monitor.functional.linear_mae import cell_distances
 from jepa_monitor.insights.gathering import Gatherer
 from jepa_monitor.insights.parts import Part
 
-__all__ = ["Influences", "Reach", "Reconstruction"]
+__all__ = ["Filled", "Influences", "Reach", "Reconstruction"]
 
 _BATCH = 8  # images whose graph is kept at a time
 _PLACES, _PIXELS = (
@@ -42,6 +42,23 @@ class Reach:
     own: Tensor
     even: float
     patches: int
+
+
+@dataclass(frozen=True)
+class Filled:
+    """Images of which patches were hidden and filled in again.
+
+    Args:
+        reach: From how far hidden pixels are filled in.
+        images: (n, C, H, W).
+        made: As they were reconstructed.
+        seen: Whether a pixel was seen, (n, H, W).
+    """
+
+    reach: Reach
+    images: Tensor
+    made: Tensor
+    seen: Tensor
 
 
 @dataclass(frozen=True)
@@ -83,7 +100,7 @@ class Influences(Part[Reach]):
 
 
 @dataclass(frozen=True)
-class Reconstruction(Part[Reach]):
+class Reconstruction(Part[Filled]):
     """Derivatives of hidden pixels, as they are reconstructed, to those that are seen.
 
     Args:
@@ -96,14 +113,14 @@ class Reconstruction(Part[Reach]):
 
     source = "an encoder with a method `reconstruct(images, hidden)`"
 
-    def gather(self, at: Gatherer) -> Reach | None:
+    def gather(self, at: Gatherer) -> Filled | None:
         """Take gradients of up to 32 hidden pixels of each image, under a mask of its own.
 
         Args:
             at: The encoder and the probe.
 
         Returns:
-            The sums, or ``None`` if the encoder reconstructs nothing, or the inputs are no images.
+            Images and sums, or ``None`` if the encoder reconstructs nothing, or the inputs are no images.
 
         Raises:
             TokenError: If the encoder gives no tokens on a grid of equal cells.
@@ -124,8 +141,9 @@ class Reconstruction(Part[Reach]):
         def work(part: Tensor) -> tuple[Tensor, ...]:
             return _in_batches(at, images[part.cpu()], part.tolist(), find)
 
-        total, far, own, even, grid = at.map(work, torch.arange(len(images)))
-        return Reach(total, far, own, float(even.mean()), int(grid[0].prod()))
+        total, far, own, even, grid, made, seen = at.map(work, torch.arange(len(images)))
+        reach = Reach(total, far, own, float(even.mean()), int(grid[0].prod()))
+        return Filled(reach, images, made, seen)
 
 
 def _in_batches(
@@ -235,7 +253,7 @@ def _of_hidden(
         even += (apart * seen).sum((1, 2)) / seen.sum((1, 2)) / _PIXELS
         far = (sizes * apart.to(sizes)).sum((1, 2))
         sums += torch.stack([sizes.sum((1, 2)), far, torch.zeros_like(far)])
-    return (*sums, even, torch.tensor([grid] * len(images)))
+    return (*sums, even, torch.tensor([grid] * len(images)), made.detach(), seen)
 
 
 def _sizes(outputs: Tensor, leaf: Tensor, asked: Tensor) -> Tensor:

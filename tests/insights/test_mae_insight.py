@@ -262,3 +262,28 @@ def test_bad_arguments_and_reconstructions_are_named() -> None:
         UserWarning, match=r"`encoder.reconstruct` must return images \(\d, 1, 4, 4\)"
     ):
         look(Wrong(torch.ones(16, 4), 4), pictures(6, 1, 4, 4))
+
+
+def test_the_figure_has_the_image_what_is_seen_and_what_is_filled_in() -> None:
+    """A map that fills in nothing: what is hidden stays at the darkest of all images."""
+    data = pictures(6, 1, 4, 4)
+    encoder = Filling(torch.ones(16, 4), 4, torch.zeros(16, 16), patch_grid(4, 2))
+    report = look(encoder, data, Influence(6, mask=0.5))
+    figure = report.figures()["mae/filled_in"]
+    panels = np.array([axes.images[0].get_array()[..., 0] for axes in figure.axes]).reshape(
+        3, 6, 4, 4
+    )
+    low, high = data.min(), data.max()
+    scaled = ((data - low) / (high - low))[:, 0].numpy()
+    np.testing.assert_allclose(panels[0], scaled, atol=1e-6)
+    hidden = panels[1] == 0.5
+    blocks = hidden.reshape(6, 2, 2, 2, 2).transpose(0, 1, 3, 2, 4).reshape(6, 4, 4)
+    assert np.array_equal(blocks.all(2), blocks.any(2))  # whole patches
+    assert (blocks.all(2).sum(1) == 2).all()  # half of them
+    np.testing.assert_allclose(panels[1][~hidden], scaled[~hidden], atol=1e-6)
+    np.testing.assert_allclose(panels[2], np.where(hidden, 0.0, scaled), atol=1e-6)
+
+
+def test_an_encoder_that_fills_in_nothing_has_no_figure() -> None:
+    report = look(Linear(torch.ones(16, 4), 4), pictures(6, 1, 4, 4))
+    assert "mae/filled_in" not in report.figures()

@@ -22,6 +22,7 @@ from jepa_monitor.recipes.diet import DEFAULTS, Diet, IndexedDataModule, loss_fl
 from jepa_monitor.recipes.dinov2 import DinoV2
 from jepa_monitor.recipes.ijepa import IJepa
 from jepa_monitor.recipes.lejepa import LeJepa
+from jepa_monitor.recipes.mae import Mae
 from jepa_monitor.recipes.old_domain import DietCLI, photographs
 from jepa_monitor.recipes.vicreg import VicReg
 
@@ -197,6 +198,7 @@ def saved(model, path):
     ("recipe", "options"),
     [
         (IJepa, {"patch_size": 2}),
+        (Mae, {"heads": 2, "decoder_width": 8}),
         (LeJepa, {}),
         (LeJepa, {"stem": "conv", "width": 16}),
         (VicReg, {}),
