@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -277,9 +279,12 @@ def _cells(
 
 
 def _reconstruct_of(modules: Iterable[nn.Module]) -> Callable[[Tensor, Tensor], Tensor] | None:
-    """The first method ``reconstruct`` of modules that an encoder computes with."""
+    """The first method ``reconstruct`` of modules that takes images and what is hidden of them."""
     for root in modules:
         for module in root.modules():
-            if callable(found := getattr(module, "reconstruct", None)):
-                return found  # type: ignore[no-any-return]
+            found = getattr(module, "reconstruct", None)
+            if callable(found):
+                with suppress(TypeError, ValueError):  # another's, of another meaning
+                    inspect.signature(found).bind(None, None)
+                    return found  # type: ignore[no-any-return]
     return None

@@ -287,3 +287,13 @@ def test_the_figure_has_the_image_what_is_seen_and_what_is_filled_in() -> None:
 def test_an_encoder_that_fills_in_nothing_has_no_figure() -> None:
     report = look(Linear(torch.ones(16, 4), 4), pictures(6, 1, 4, 4))
     assert "mae/filled_in" not in report.figures()
+
+
+def test_a_method_of_the_same_name_that_takes_something_else_is_left_alone() -> None:
+    class Other(Linear):
+        def reconstruct(self, codes: Tensor) -> Tensor:
+            raise AssertionError(codes)
+
+    found = ours(Other(torch.ones(16, 4), 4), pictures(6, 1, 4, 4))
+    assert "mae/influence_length" in found
+    assert not any("reconstruction" in tag for tag in found)
