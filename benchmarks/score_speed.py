@@ -31,7 +31,7 @@ from torch import Tensor, nn
 from jepa_monitor import jepa_score
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.isolation import full_float32
-from jepa_monitor.jacobian.score import fit_reference
+from jepa_monitor.jacobian.prepared import fit_reference
 
 # name: (timm model, its options, side, images to time, images to compare with float64)
 CASES: dict[str, tuple[str, dict[str, Any], int, int, int]] = {

@@ -18,7 +18,7 @@ from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.insights.collapse import collapse_scalars
-from jepa_monitor.jacobian.score import embed, fitting_threads
+from jepa_monitor.jacobian.prepared import embed, fitting_threads
 from jepa_monitor.monitor.alarm import MIN_SAMPLES
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.images import BatchToImages, collect_images

@@ -6,7 +6,6 @@ images are compared with is in `reference.py`.
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 import math
 from collections.abc import Callable, Sequence
@@ -29,7 +28,8 @@ from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.insights.polarity import polarity_scalars
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.prepared import embed
+from jepa_monitor.jacobian.score import density_terms
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
 
@@ -60,9 +60,7 @@ def check_rows(
     if image is not None:
         work = functools.partial(embed, embedder, image[None], device)
         width = embedder.run(work, device).shape[1]
-        row_count(
-            dataclasses.replace(options, method="sketch"), width, image.numel(), whitened=False
-        )
+        row_count(options.turned("sketch", options.rows), width, image.numel(), whitened=False)
 
 
 def score_images(

@@ -26,7 +26,8 @@ from jepa_monitor.detectors import (
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.law import law_scalars
 from jepa_monitor.jacobian.engine import Spectra, spectra
-from jepa_monitor.jacobian.score import LogDensity, density_terms, embed
+from jepa_monitor.jacobian.prepared import embed
+from jepa_monitor.jacobian.score import LogDensity, density_terms
 
 __all__ = [
     "Law",

@@ -315,8 +315,8 @@ def _work(
     chosen = [chosen[i] for i in _spread(len(chosen), _REFERENCE_IMAGES)]
     agree(lambda: embed_reference(task, base_source, chosen))
     law = agree(lambda: read_law(task, chosen, other is None, settings.reference_scored))
-    agree(lambda: settle_rows(task, source, indices, law))
-    settled = agree(lambda: read_settled(task))
+    agree(lambda: settle_rows(task, source, indices, base_source, law))
+    settled, law = agree(lambda: read_settled(task, law))
     task = dataclasses.replace(task, options=settled.options)
     agree(lambda: score_examples(task, base_source, law))
     known, numbers = agree(lambda: read_examples(task, base_source, law))

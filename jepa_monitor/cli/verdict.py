@@ -110,7 +110,7 @@ def table_of(
         "path": pa.array(paths, pa.string()),
         "label": pa.array(labels, pa.string()),
         **{name: _column(arrays[name]) for name in verdict.scores},
-        "below_noise_floor": pa.array(arrays["below_noise_floor"], pa.int64()),
+        "below_noise_floor": _counts(arrays["below_noise_floor"]),
         "quantile": _column(_quantiles(arrays[verdict.rank_by])),
         "outlier": pa.array(found.outlier, pa.bool_()),
         "p_value": _column(p_values),
@@ -163,6 +163,10 @@ def _quantiles(values: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
     if finite.any():
         found[finite] = midranks(torch.from_numpy(values[finite])).numpy() / finite.sum()
     return found
+
+
+def _counts(values: np.ndarray[Any, Any]) -> pa.Array:
+    return pa.array(values, pa.int64(), mask=values < 0)
 
 
 def _column(values: Any) -> pa.Array:

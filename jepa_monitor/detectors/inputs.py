@@ -21,8 +21,9 @@ class ScoredSet:
         embeddings: Of all images, (N, K), N ≥ B.
         scores: JEPA-SCORE, (B,), float64; NaN where not finite.
         log_density: The full log-density, (B,), float64; NaN throughout without a reference.
-        singular_values: Of the Jacobian's rows, (B, r), float64, descending.
-        noise_floors: Size below which they are rounding error, (B,), float64.
+        singular_values: Of the Jacobian's rows, (B, r), float64, descending; (B, 0) where scores are
+            estimates (``method="lanczos"``).
+        noise_floors: Size below which they are rounding error, (B,), float64; NaN of estimates.
         in_reference: Which scored images are among those that a :class:`Reference` is of, (B,),
             bool; ``None`` for none of them.
     """

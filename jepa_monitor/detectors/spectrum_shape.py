@@ -49,9 +49,11 @@ class SpectrumShape(NormalFeatures):
             data: Scored images, or singular values (N, r), descending.
 
         Returns:
-            (B, min(8, r)), float64.
+            (B, min(8, r)), float64; NaN where there are no singular values.
         """
         values = as_matrix(data, "data") if isinstance(data, Tensor) else data.singular_values
+        if not values.shape[1]:  # beside scores that are estimates
+            return values.new_full((len(values), 1), torch.nan)
         logs = values.double().clamp_min(_CLIP).log()
         blocks = logs.tensor_split(min(_BLOCKS, logs.shape[1]), 1)
         return torch.stack([block.mean(1) for block in blocks], 1)

@@ -19,10 +19,11 @@ from jepa_monitor.insights.parts import Part
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.leverage import leverages
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.score import density_terms, embed
+from jepa_monitor.jacobian.prepared import embed
+from jepa_monitor.jacobian.response import Nudges, responding_law
+from jepa_monitor.jacobian.score import density_terms
 from jepa_monitor.jacobian.sketch import row_count
-from jepa_monitor.jacobian.spectrum import log_volume
-from jepa_monitor.jacobian.trust import settle
+from jepa_monitor.jacobian.trust import method_words, settle
 
 __all__ = ["Gatherer", "Sources"]
 
@@ -128,13 +129,13 @@ class Gatherer:
             The look, and what went wrong: by optional part, or by the name of a detector.
         """
         rest, base = self._base()
-        self._law = None if base is None else Gaussian.fit(base)
+        self._law = None if base is None else self._fit(base)
         agreement = None
         tried: dict[ScoreOptions, Spectra] = {}  # sketches of the first probe images
 
         def sketched(images: Tensor, options: ScoreOptions) -> Spectra:
             found = self.spectra(images, options)
-            if found.basis is not None:
+            if found.basis is not None or found.samples is not None:
                 tried[options] = found
             return found
 
@@ -244,14 +245,18 @@ class Gatherer:
             Embeddings and singular values, on the CPU.
         """
         basis: Tensor | None = None
+        products = ""
 
         def work(part: Tensor) -> tuple[Tensor, ...]:
-            nonlocal basis
-            *found, basis = spectra(self.embedder, part, options or self.options, self._law)
-            return tuple(found)
+            nonlocal basis, products
+            found = spectra(self.embedder, part, options or self.options, self._law)
+            basis, products = found.basis, found.products
+            return (*found[:4], *(() if found.samples is None else (found.samples,)))
 
-        embeddings, values, floors, under = self.map(work, images)
-        return Spectra(embeddings, values, floors, under, None if basis is None else basis.cpu())
+        embeddings, values, floors, under, *rest = self.map(work, images)
+        samples = rest[0] if rest else None
+        fixed = None if basis is None else basis.cpu()
+        return Spectra(embeddings, values, floors, under, fixed, samples, products)
 
     def scores(self, images: Tensor) -> Tensor:
         """Take the JEPA-SCORE of images.
@@ -262,7 +267,7 @@ class Gatherer:
         Returns:
             (B,), float64, nats; NaN where not finite.
         """
-        return log_volume(self.spectra(images).singular_values, self.options.eps)
+        return self.spectra(images).scores(self.options.eps)
 
     def leverages(self, images: Tensor) -> Tensor:
         """Take the maps of the pixels on which the scores of images rest.
@@ -291,10 +296,21 @@ class Gatherer:
         return Gatherer(encoder, self.sources, options or ScoreOptions(), self.pool, self.processes)
 
     def _sketches(self) -> bool:
+        if self.options.may_be_deep:
+            return True
         if self._law is None:
             return self.options.method == "sketch"
         inputs = self.sources.images[0].numel()
         return row_count(self.options, self._law.width, inputs, whitened=True) is not None
+
+    def _fit(self, base: Tensor) -> Gaussian:
+        """Fit the law of embeddings, with their response to noise where it will be wanted."""
+        law = Gaussian.fit(base)
+        if not self.options.may_be_deep or self.sources.reference is None:
+            return law
+        nudges = Nudges()
+        moved = nudges(self.sources.reference[self.sources.calibrating :])
+        return responding_law(law, nudges.response(*(self.embeddings(some) for some in moved)))
 
     def _base(self) -> tuple[Tensor | None, Tensor | None]:
         """Embed the reference images that are not scored: to others the law is out of sample.
@@ -321,15 +337,11 @@ class Gatherer:
         embeddings = [found.embeddings]
         if len(rest):
             embeddings.append(self.embeddings(rest))
-        scores = log_volume(found.singular_values, self.options.eps)
+        scores = found.scores(self.options.eps)
         density = torch.full_like(scores, torch.nan)
         if self._law is not None:
             density = density_terms(found, self._law, self.options.eps).log_density
-        width = found.embeddings.shape[1]
-        method = f"exact, {width} rows"
-        if found.basis is not None:
-            kind = "plain" if self._law is None else "whitened"
-            method = f"sketch, {len(found.basis)} of {width} rows, {kind}"
+        method = method_words(found, self._law, self.options)
         data = ScoredSet(
             scored,
             torch.cat(embeddings),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -142,7 +142,7 @@ class ScoredLayers(Part[dict[str, LayerScores]]):
         for place in places.tolist():
             name = names[place]
             rows = min(_ROWS, widths[name])
-            options = replace(at.options, method="sketch", rows=rows)
+            options = at.options.turned("sketch", rows)
             layer = at.other(LayerEncoder(at.encoder, name), options)
             scores = layer.scores(torch.cat([images, *versions])).view(-1, len(images))
             found[name] = LayerScores(scores[0], scores[1:])

@@ -63,8 +63,8 @@ class Score(Insight):
                 "sketch/correlation_low",
                 "sketch/correlation_high",
             ),
-            "correlation of sketched with exact scores of 8 or 16 probe images, and the ends of its "
-            "95 % interval",
+            "correlation of sketched or estimated with exact scores of 8 or 16 probe images, and the ends "
+            "of its 95 % interval",
             "−1 … 1",
             "above 0.9",
             "a spread of the small singular values from image to image, which sketches do not see; "
@@ -74,8 +74,8 @@ class Score(Insight):
         ),
         Row(
             ("sketch/error", "sketch/spread", "sketch/rows"),
-            "standard deviation of exact minus K/R times sketched scores of the same images, and of the "
-            "exact ones, in nats; and R",
+            "standard deviation of exact minus K/R times sketched scores of the same images, or minus "
+            "estimates, and of the exact ones, in nats; and R",
             "≥ 0; ≥ 0; 1 … K",
             "error far below spread",
             "the same",
@@ -104,7 +104,7 @@ class Score(Insight):
         scalars = quantile_scalars("jepa_score", look.probe.scores)
         finite = torch.isfinite(look.probe.singular_values).all(1)
         values = look.probe.singular_values[finite]
-        if len(values):
+        if values.numel():  # estimates have none
             below = (values < look.probe.noise_floors[finite, None]).sum(1)
             clipped = clipped_count(values, look.options.eps)
             scalars["jepa_score/clipped"] = clipped.double().mean().item()

@@ -71,7 +71,7 @@ class Spectrum(Insight):
         """
         values = look.probe.singular_values
         values = values[torch.isfinite(values).all(1)]
-        if not len(values):
+        if not values.numel():  # of estimates there is none
             return {}
         scalars: dict[str, float] = {}
         logs = values.clamp_min(look.options.eps).log().flatten()

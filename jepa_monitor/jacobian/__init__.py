@@ -5,6 +5,7 @@ from typing import TYPE_CHECKING
 from jepa_monitor._lazy import imported_on_use
 
 if TYPE_CHECKING:
+    from jepa_monitor.jacobian.estimate import ScoreEstimate, estimate_scores
     from jepa_monitor.jacobian.leverage import LeverageMap, leverage_map
     from jepa_monitor.jacobian.options import ScoreOptions
     from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
@@ -15,8 +16,10 @@ __all__ = [
     "LeverageMap",
     "LogDensity",
     "PrecisionAudit",
+    "ScoreEstimate",
     "ScoreOptions",
     "audit_precision",
+    "estimate_scores",
     "jacobian_spectrum",
     "jepa_score",
     "leverage_map",
@@ -30,8 +33,10 @@ __getattr__ = imported_on_use(
         "LeverageMap": "jepa_monitor.jacobian.leverage",
         "LogDensity": "jepa_monitor.jacobian.score",
         "PrecisionAudit": "jepa_monitor.jacobian.precision",
+        "ScoreEstimate": "jepa_monitor.jacobian.estimate",
         "ScoreOptions": "jepa_monitor.jacobian.options",
         "audit_precision": "jepa_monitor.jacobian.precision",
+        "estimate_scores": "jepa_monitor.jacobian.estimate",
         "jacobian_spectrum": "jepa_monitor.jacobian.score",
         "jepa_score": "jepa_monitor.jacobian.score",
         "leverage_map": "jepa_monitor.jacobian.leverage",

@@ -16,9 +16,9 @@ from jepa_monitor.functional.contrast import (
     contrast_slope,
 )
 from jepa_monitor.jacobian.engine import spectra
+from jepa_monitor.jacobian.estimate import spectra_within
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
-from jepa_monitor.jacobian.score import prepared
-from jepa_monitor.jacobian.spectrum import log_volume
+from jepa_monitor.jacobian.prepared import prepared
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -91,10 +91,9 @@ def contrast_free_score(
     check_positive_int(slope_samples, "slope_samples")
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     few = images[:slope_samples]
-    scores, changed = (
-        log_volume(spectra(embedder, some, how, law).singular_values, how.eps)
-        for some in (images, change_contrast(few))
-    )
+    found, how, _ = spectra_within(embedder, images, how, law)
+    scores = found.scores(how.eps)
+    changed = spectra(embedder, change_contrast(few), how, law).scores(how.eps)
     slope = contrast_slope(scores[: len(few)], changed, few)
     if slope.mean != slope.mean:
         raise ValueError(

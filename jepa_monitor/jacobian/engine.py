@@ -11,15 +11,18 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget, graph_bytes
+from jepa_monitor.jacobian.deep import estimates
+from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.rows import (
     check_samples_apart,
     embed_with_graph,
     jacobian_rows,
+    measure,
     row_passes,
 )
 from jepa_monitor.jacobian.sketch import sketch_matrix
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.spectrum import (
     Spectrum,
     cross_gram,
@@ -45,64 +48,6 @@ __all__ = [
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
 _LANES = 64  # images in a batch with which a GPU is taken to be busy
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
-
-
-class Spectra(NamedTuple):
-    """What one pass over the Jacobians of a set of images yields.
-
-    Args:
-        embeddings: (B, K), in the type that the encoder ran in.
-        singular_values: Of the rows that were computed, (B, min(R, D)), descending, float64.
-        noise_floors: Size below which singular values are rounding error, (B,), float64.
-        under_floor: Number of singular values below it that were not refined, (B,), int64.
-        basis: The combinations of rows that were computed, (R, K), float64; ``None`` for all rows
-            as they are.
-    """
-
-    embeddings: Tensor
-    singular_values: Tensor
-    noise_floors: Tensor
-    under_floor: Tensor
-    basis: Tensor | None
-
-    def joined(self, more: Spectra) -> Spectra:
-        """Append those of other images, of the same rows.
-
-        Args:
-            more: What one pass over these has yielded.
-
-        Returns:
-            All, in this order.
-        """
-        return Spectra(
-            torch.cat([self.embeddings, more.embeddings]),
-            torch.cat([self.singular_values, more.singular_values]),
-            torch.cat([self.noise_floors, more.noise_floors]),
-            torch.cat([self.under_floor, more.under_floor]),
-            self.basis,
-        )
-
-
-def measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
-    """Find how wide embeddings are, and what the graph of one image takes.
-
-    Args:
-        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
-        image: (1, ...).
-
-    Returns:
-        The width K, and bytes.
-    """
-    width = 0
-
-    def forward() -> Tensor:
-        nonlocal width
-        _, embeddings = embed_with_graph(embedder, image)
-        width = embeddings.shape[1]
-        return embeddings
-
-    graph = graph_bytes(forward, embedder.addresses)
-    return width, graph
 
 
 def plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
@@ -306,11 +251,17 @@ def spectra(
             the images. It may take as much memory as they do.
 
     Returns:
-        Embeddings and singular values, in the order of the images.
+        Embeddings and singular values, or the estimates of ``"lanczos"``, in the order of the images.
 
     Raises:
         MemoryError: If ``on_rows`` is given and the rows of one image do not fit.
+        ValueError: If ``on_rows`` is given and the rows are others for each image.
     """
+    if options.method == "lanczos" and on_rows is None:
+        estimated = estimates(embedder, images, options, reference, progress)
+        if estimated is not None:
+            return estimated
+        options = options.turned("exact")
     device = images.device
     budget = options.max_memory or default_budget(device)
     precise = None

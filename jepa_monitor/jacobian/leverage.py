@@ -13,13 +13,14 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import blockwise, frame
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
+from jepa_monitor.jacobian.prepared import prepared
 from jepa_monitor.jacobian.rows import (
     check_samples_apart,
     embed_with_graph,
     jacobian_rows,
     row_passes,
 )
-from jepa_monitor.jacobian.score import prepared
+from jepa_monitor.jacobian.sketch import check_fixed_rows
 from jepa_monitor.jacobian.spectrum import (
     Spectrum,
     column_blocks,
@@ -193,5 +194,6 @@ def leverage_map(
         tensor([[1.0000, 0.5000, 0.5000]], dtype=torch.float64)
     """
     how = ScoreOptions(**options)
+    check_fixed_rows(how)
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     return leverages(embedder, images, how, law)

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-__all__ = ["adaptive_chunks", "default_budget", "graph_bytes"]
+__all__ = ["adaptive_chunks", "default_budget", "graph_bytes", "is_out_of_memory"]
 
 _SHARE = 0.25  # of what is free; the rest belongs to the training run
 _CPU_CAP = 2**30  # more brings no speed on a CPU
@@ -59,7 +59,15 @@ def graph_bytes(forward: Callable[[], Tensor], exclude: set[int]) -> int:
     return sum(sizes.values())
 
 
-def _is_out_of_memory(error: BaseException) -> bool:
+def is_out_of_memory(error: BaseException) -> bool:
+    """Tell errors for want of memory from others.
+
+    Args:
+        error: What was raised.
+
+    Returns:
+        Whether it is one.
+    """
     if isinstance(error, MemoryError | torch.OutOfMemoryError):
         return True
     # What PyTorch's CPU allocator says on Linux and macOS, and on Windows.
@@ -90,7 +98,7 @@ def adaptive_chunks(
         try:
             work(part)
         except (MemoryError, RuntimeError) as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             failure = str(error)
         if failure is not None:  # outside the handler, where the traceback no longer holds tensors

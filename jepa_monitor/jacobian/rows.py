@@ -8,11 +8,13 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.jacobian.memory import graph_bytes
 
 __all__ = [
     "check_samples_apart",
     "embed_with_graph",
     "jacobian_rows",
+    "measure",
     "row_passes",
     "selector",
 ]
@@ -61,6 +63,28 @@ def check_samples_apart(embedder: Embedder, images: Tensor) -> None:
             "(BatchNorm in train mode, attention across the batch). Put the encoder into eval mode; "
             "if it is wrapped in a function, pass the module itself so that this can be done for you."
         )
+
+
+def measure(embedder: Embedder, image: Tensor) -> tuple[int, int]:
+    """Find how wide embeddings are, and what the graph of one image takes.
+
+    Args:
+        embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
+        image: (1, ...).
+
+    Returns:
+        The width K, and bytes.
+    """
+    width = 0
+
+    def forward() -> Tensor:
+        nonlocal width
+        _, embeddings = embed_with_graph(embedder, image)
+        width = embeddings.shape[1]
+        return embeddings
+
+    graph = graph_bytes(forward, embedder.addresses)
+    return width, graph
 
 
 def selector(embeddings: Tensor, cotangents: Tensor | None, k: int) -> Tensor:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 import torch
@@ -12,37 +10,26 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor._settings import takes
-from jepa_monitor._warnings import warn
-from jepa_monitor.encoders import Embedder, Pool
-from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.encoders.threads import faster_threads, using_threads
+from jepa_monitor.encoders import Pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.differentiable import differentiable_score
 from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.estimate import spectra_within
 from jepa_monitor.jacobian.fibre import Fibre, InputLaw, fibre_terms, input_law
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
-from jepa_monitor.jacobian.spectrum import log_volume
-from jepa_monitor.probes.images import visit_images
+from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, prepared
+from jepa_monitor.jacobian.sketch import check_fixed_rows
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = [
-    "REFERENCE_IMAGES",
     "LogDensity",
     "density_terms",
-    "embed",
-    "fit_reference",
-    "fitting_threads",
     "jacobian_spectrum",
     "jepa_score",
     "log_density",
-    "prepared",
 ]
-
-REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
-_EMBEDDING_BATCH = 64
-_TIMED_IMAGES = 8
 
 
 class LogDensity(NamedTuple):
@@ -65,89 +52,6 @@ class LogDensity(NamedTuple):
     fibre_energy: Tensor | None = None
 
 
-def embed(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
-    """Embed images a batch at a time, without gradients.
-
-    Args:
-        embedder: Ready to be called.
-        images: (B, ...), anywhere.
-        device: Where the encoder is.
-
-    Returns:
-        The embeddings, (B, K), on the CPU.
-    """
-    with torch.no_grad():
-        batches = torch.split(images, _EMBEDDING_BATCH)
-        return torch.cat([embedder(batch.to(device, embedder.dtype)).cpu() for batch in batches])
-
-
-@contextmanager
-def fitting_threads(
-    embedder: Embedder, images: Tensor, device: torch.device, processes: Processes
-) -> Iterator[None]:
-    """Compute with all threads or with one, whichever embeds a few images sooner.
-
-    Args:
-        embedder: The encoder.
-        images: (B, ...); the first 8 are embedded four times, if the encoder is on the CPU and has
-            more than one thread.
-        device: Where the encoder is.
-        processes: Those that share the work; each chooses for itself.
-
-    Yields:
-        Nothing; on exit the number of threads is what it was.
-    """
-    count = torch.get_num_threads()
-    if device.type == "cpu":
-        few = images[:_TIMED_IMAGES]
-        count = processes.agree(
-            lambda: embedder.run(
-                lambda: faster_threads(lambda: embed(embedder, few, device)), device
-            )
-        )
-    with using_threads(count):
-        yield
-
-
-def fit_reference(embedder: Embedder, reference: Any, device: torch.device) -> Gaussian:
-    """Fit the law of the embeddings of a reference set.
-
-    Args:
-        embedder: The encoder.
-        reference: Images (a tensor, a Dataset, a DataLoader), of which the first 4096 are read, or
-            a law that is fitted already.
-        device: Where the encoder is.
-
-    Returns:
-        The law, on the CPU; see :meth:`~jepa_monitor.functional.gaussian.Gaussian.fit` for its shrinkage.
-
-    Raises:
-        ValueError: If there are fewer than two images, or an embedding is not finite.
-    """
-    if isinstance(reference, Gaussian):
-        return reference
-    parts: list[Tensor] = []
-
-    def work() -> None:
-        visit_images(
-            reference,
-            REFERENCE_IMAGES,
-            lambda images: parts.append(embed(embedder, images, device)),
-            name="reference",
-        )
-
-    embedder.run(work, device)
-    embeddings = torch.cat(parts)
-    if len(embeddings) < 2:
-        raise ValueError("`reference` must hold at least 2 images, got 1.")
-    bad = int((~torch.isfinite(embeddings)).any(1).sum())
-    if bad:
-        raise ValueError(
-            f"`reference` must have finite embeddings, but {bad} of {len(embeddings)} are not."
-        )
-    return Gaussian.fit(embeddings)
-
-
 def density_terms(found: Spectra, law: Gaussian, eps: float) -> LogDensity:
     r"""Join the log-volume of the Jacobian and the law of the embeddings.
 
@@ -163,7 +67,7 @@ def density_terms(found: Spectra, law: Gaussian, eps: float) -> LogDensity:
     Returns:
         The terms, on the device of ``found``.
     """
-    score = log_volume(found.singular_values, eps)
+    score = found.scores(eps)
     embeddings = found.embeddings.double().cpu()
     finite = torch.isfinite(embeddings).all(1)
     filled = torch.where(finite[:, None], embeddings, 0.0)
@@ -174,32 +78,6 @@ def density_terms(found: Spectra, law: Gaussian, eps: float) -> LogDensity:
         prior = -0.5 * (sketched.square().sum(1) + sketched.shape[1] * math.log(2 * math.pi))
     prior = torch.where(finite, prior, torch.nan).to(score.device)
     return LogDensity(score + prior, score, prior)
-
-
-def prepared(
-    encoder: Any, images: Tensor, options: ScoreOptions, reference: Any, pool: Pool
-) -> tuple[Embedder, Tensor, Gaussian | None]:
-    """Check what an entry point was given, and fit the law of the reference.
-
-    Args:
-        encoder: A module or callable.
-        images: (B, ...).
-        options: How to score.
-        reference: See :func:`fit_reference`; ``None`` for none.
-        pool: How outputs become (B, K).
-
-    Returns:
-        The encoder as a function, the images, detached, and the law.
-    """
-    embedder = Embedder(encoder, pool, options.dtype)
-    images = check_images(images)
-    law = None if reference is None else fit_reference(embedder, reference, images.device)
-    if options.method == "sketch" and law is None:
-        warn(
-            "jepa_score sketches embeddings that are not whitened, for want of `reference`: the "
-            "order of the scores is less faithful. Pass images of the training distribution."
-        )
-    return embedder, images, law
 
 
 @takes(ScoreOptions)
@@ -243,6 +121,7 @@ def jacobian_spectrum(
         tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
     how = ScoreOptions(**options)
+    check_fixed_rows(how)
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     return spectra(embedder, images, how, law).singular_values
 
@@ -297,11 +176,13 @@ def jepa_score(
         tensor([0.4055], dtype=torch.float64)
     """
     how = ScoreOptions(**options)
+    if differentiable:
+        check_fixed_rows(how)
     embedder, checked, law = prepared(encoder, images, how, reference, pool)
     if differentiable:
         return differentiable_score(embedder, images, how, law)
-    found = spectra(embedder, checked, how, law)
-    return log_volume(found.singular_values, how.eps)
+    found, how, _ = spectra_within(embedder, checked, how, law)
+    return found.scores(how.eps)
 
 
 @takes(ScoreOptions)
@@ -373,12 +254,14 @@ def log_density(
     how = ScoreOptions(**options)
     inputs = None
     if fibre is not None:
+        check_fixed_rows(how)
         images = check_images(images)
         reference, inputs = input_law(fibre, reference, images[0], REFERENCE_IMAGES)
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     assert law is not None
     if inputs is None:
-        return density_terms(spectra(embedder, images, how, law), law, how.eps)
+        found, how, _ = spectra_within(embedder, images, how, law)
+        return density_terms(found, law, how.eps)
     terms: list[Fibre] = []
 
     def add(some: Tensor, rows: Tensor) -> None:

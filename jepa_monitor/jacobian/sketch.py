@@ -8,14 +8,16 @@ from torch import Tensor
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["row_count", "sketch_matrix"]
+__all__ = ["check_fixed_rows", "row_count", "sketch_matrix"]
 
 _SHARE = 16  # of the K rows, one in so many
 _LEAST = 16  # fewer are too few where the spectrum is flat: docs/sketching.md
+_STARTS = 6  # of Lanczos quadrature
+_PER_START = 32  # K for each: the error in nats grows with √(K/n)
 
 
 def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) -> int | None:
-    """Say how many rows a sketch has.
+    """Say how many rows a sketch or an estimate by ``"lanczos"`` has.
 
     Embeddings of more numbers than their inputs lie on a curved surface. Whitening blows up its thin
     directions, in which nothing is normal, and turns the order of the scores around: there is no
@@ -28,12 +30,16 @@ def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) ->
         whitened: Whether there is a law of the embeddings of a reference set.
 
     Returns:
-        R; ``None`` if there is no sketch and all K rows are computed.
+        R; ``None`` if all K rows are computed, as also where ``"lanczos"`` would take no fewer.
 
     Raises:
         ValueError: If more rows are asked for than there are, or a whitened sketch with K > D.
     """
     method = options.method
+    if method == "lanczos":
+        starts = max(_STARTS, -(-width // _PER_START))
+        rows = options.rows or starts * options.depth
+        return rows if rows < min(width, inputs) else None
     if method == "auto":
         method = "sketch" if whitened and 2 * _LEAST < width <= inputs else "exact"
     if method == "exact":
@@ -50,6 +56,23 @@ def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) ->
             f"`rows` must be at most the width of the embeddings, {width}, got {options.rows}."
         )
     return options.rows
+
+
+def check_fixed_rows(options: ScoreOptions) -> None:
+    """Refuse settings under which other rows are taken of each image.
+
+    Args:
+        options: How to score.
+
+    Raises:
+        ValueError: If they are such.
+    """
+    if options.may_be_deep:
+        asked = "'lanczos'" if options.method == "lanczos" else "a tolerance"
+        raise ValueError(
+            "`method` must be 'exact' or 'sketch' where spectra, gradients, fibres or maps of pixels are "
+            f"asked for, got {asked}: estimates take other rows of each image."
+        )
 
 
 def sketch_matrix(
@@ -72,8 +95,8 @@ def sketch_matrix(
         (R, K), float64, on the CPU; ``None`` for all rows as they are.
 
     Raises:
-        ValueError: If more rows are asked for than there are, the law has another width, or the
-            sketch is whitened and K > D.
+        ValueError: If more rows are asked for than there are, the law has another width, the
+            sketch is whitened and K > D, or ``"lanczos"`` chooses rows for each image by itself.
     """
     if reference is not None and reference.width != width:
         raise ValueError(
@@ -82,6 +105,8 @@ def sketch_matrix(
     count = row_count(options, width, inputs, reference is not None)
     if count is None:
         return None
+    if options.method == "lanczos":
+        check_fixed_rows(options)
     generator = torch.Generator().manual_seed(options.seed)
     normal = torch.randn(width, count, generator=generator, dtype=torch.float64)
     rows = torch.linalg.qr(normal).Q.T

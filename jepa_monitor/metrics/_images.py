@@ -16,7 +16,7 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.score import plot_histogram
 from jepa_monitor.jacobian.engine import Spectra, spectra
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.score import REFERENCE_IMAGES, fit_reference
+from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, fit_reference
 from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, joined
 from jepa_monitor.probes.images import collect_images
 
@@ -79,6 +79,11 @@ class ImageScores(MonitorMetric):
         self.reduction = check_choice(reduction, "reduction", ("mean", "none"))
         self.pool = check_pool(pool)
         self.options = options or ScoreOptions()
+        if self.options.demanding:
+            raise ValueError(
+                "`options` must say how to score, got a `tolerance` or `correlation` to be met: a metric "
+                "sees its images batch by batch. `jepa_score` and `estimate_scores` tell what it takes."
+            )
         self.add_state("nonfinite", torch.zeros((), dtype=torch.long), dist_reduce_fx="sum")
         if self.reduction == "none":
             self.add_state("scores", [], dist_reduce_fx="cat")
@@ -98,7 +103,8 @@ class ImageScores(MonitorMetric):
             if isinstance(reference, Iterator):  # it can be read once; each reset needs it again
                 reference = collect_images(reference, REFERENCE_IMAGES, name="reference")
                 self._reference.target = (encoder, reference)
-            self._law = fit_reference(embedder, reference, images.device)
+            deep = self.options.may_be_deep
+            self._law = fit_reference(embedder, reference, images.device, deep)
         found = spectra(embedder, images, self.options, self._law)
         scores = self.values(found, self._law)
         finite = torch.isfinite(scores)

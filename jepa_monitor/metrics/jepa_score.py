@@ -11,7 +11,6 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms
-from jepa_monitor.jacobian.spectrum import log_volume
 from jepa_monitor.metrics._images import ImageScores
 
 __all__ = ["JepaScore", "LogDensity"]
@@ -70,7 +69,7 @@ class JepaScore(ImageScores):
         Returns:
             (B,), float64, in nats.
         """
-        return log_volume(found.singular_values, self.options.eps)
+        return found.scores(self.options.eps)
 
 
 class LogDensity(ImageScores):

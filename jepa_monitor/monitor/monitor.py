@@ -27,7 +27,7 @@ from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import are_classes, check_labels
 from jepa_monitor.insights.polarity import Polarity
 from jepa_monitor.insights.views import VIEWS
-from jepa_monitor.jacobian.score import embed, fitting_threads
+from jepa_monitor.jacobian.prepared import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.trust import LEAST, TRIED
 from jepa_monitor.monitor.alarm import MIN_SAMPLES, CollapseState, collapse_state
@@ -282,10 +282,13 @@ class DensityMonitor:
         few = min(TRIED, most)
         exactly = 0 if rows is None or few < LEAST else few * width
         checked = f", and {exactly} to check the sketch" if exactly else ""
+        passes, kind = rows or width, "backward passes"
+        if rows is not None and self.settled.method == "lanczos":
+            passes, kind = 2 * rows - rows // self.settled.depth, "backward passes and products J v"
         return (
             f"a look embeds {sum(map(len, sets))} images{seen}, and scores {scored} of them and "
-            f"{changed} changed ones with {rows or width} backward passes each{checked}, "
-            f"{(rows or width) * (scored + changed) + exactly} in all."
+            f"{changed} changed ones with {passes} {kind} each{checked}, "
+            f"{passes * (scored + changed) + exactly} in all."
         )
 
 

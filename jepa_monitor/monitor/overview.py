@@ -180,7 +180,7 @@ def _spectra(axes: Axes, look: Look, spectra: Mapping[int, Tensor] | None) -> No
         values = look.probe.singular_values
         values = values[torch.isfinite(values).all(1)]
         eps = look.options.eps
-        spectra = {0: values.clamp_min(eps).log().mean(0)} if len(values) else {}
+        spectra = {0: values.clamp_min(eps).log().mean(0)} if values.numel() else {}
     last = max(spectra, default=0)
     for step, logs in sorted(spectra.items()):
         shade = colormaps["viridis"](0.9 * (1 - step / max(last, 1)))

@@ -48,10 +48,10 @@ def remember_spectrum(
         eps: Singular values below it count as it.
 
     Returns:
-        Means of their logarithms, (r,), by step; empty if none of them is finite.
+        Means of their logarithms, (r,), by step; empty if none of them is finite, or of estimates.
     """
     values = singular_values[torch.isfinite(singular_values).all(1)]
-    if not len(values):
+    if not values.numel():
         return {}
     drawn: dict[int, Tensor] = memory.setdefault("spectra", {})
     drawn[step] = values.clamp_min(eps).log().mean(0).float()

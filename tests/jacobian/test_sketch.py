@@ -150,7 +150,7 @@ def test_audit_of_an_encoder_that_float32_does_not_resolve() -> None:
 
 
 WRONG = {
-    "method": (lambda: ScoreOptions(method="fast"), ValueError, "`method` must be one of exact, sketch, auto, got 'fast'"),
+    "method": (lambda: ScoreOptions(method="fast"), ValueError, "`method` must be one of exact, sketch, lanczos, auto, got 'fast'"),
     "rows of exact": (lambda: ScoreOptions(rows=3), ValueError, "`rows` is for `method='sketch'`"),
     "no rows": (lambda: ScoreOptions("sketch", rows=0), ValueError, "`rows` must be at least 1"),
     "seed": (lambda: ScoreOptions(seed=0.5), TypeError, "`seed` must be an integer"),
