@@ -44,6 +44,7 @@ TINY: dict[str, list[str]] = {
         "--repeats=1",
         "--directions=1",
     ],
+    "lanczos": ["--images=16", "--steps=2", "--seeds=1", "--references=64"],
     "layers": ["--images=1", "--repeats=1"],
     "leverage_cost": ["--images=1", "--repeats=1"],
     "noise_floor": [],

@@ -37,7 +37,7 @@ def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) ->
     """
     method = options.method
     if method == "lanczos":
-        starts = max(_STARTS, -(-width // _PER_START))
+        starts = max(_STARTS, -(-min(width, inputs) // _PER_START))
         rows = options.rows or starts * options.depth
         return rows if rows < min(width, inputs) else None
     if method == "auto":

@@ -6,6 +6,7 @@ import copy
 import dataclasses
 import math
 import pathlib
+from functools import partial
 
 import pytest
 import torch
@@ -34,8 +35,15 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian import estimate_scores, leverage_map
 from jepa_monitor.jacobian.deep import estimates
 from jepa_monitor.jacobian.estimate import estimate_errors
-from jepa_monitor.jacobian.forward_products import choose_products, finite_difference
-from jepa_monitor.jacobian.lanczos import balanced_starts, krylov_basis
+from jepa_monitor.jacobian.forward_products import (
+    ForwardProducts,
+    _differences,
+    _double_backward,
+    _forward_mode,
+    choose_products,
+    finite_difference,
+)
+from jepa_monitor.jacobian.lanczos import balanced_starts, krylov_basis, start_samples
 from jepa_monitor.jacobian.prepared import fit_reference
 from jepa_monitor.jacobian.response import RespondingLaw
 from jepa_monitor.metrics import JepaScore
@@ -221,6 +229,22 @@ def test_products_are_those_of_the_jacobian(name: str) -> None:
     expected = product * slope(encoder.net(seen).detach().double())
     off = (found.double() - expected).norm(dim=1) / expected.norm(dim=1)
     assert off.max() < 2 * most
+
+
+def test_estimates_hardly_depend_on_how_products_are_taken() -> None:
+    embedder, data = Embedder(rough()), images(8)
+    basis = krylov_basis(6, 3, WIDTH, 192, None, 0)
+    ways = [_forward_mode, _double_backward, _differences(0.1), _differences(0.01)]
+
+    def work() -> list[Tensor]:
+        taken = [ForwardProducts("", partial(way, embedder), 0.0) for way in ways]
+        return [
+            start_samples(embedder, data, basis, way, 1e-6)[1][:, :, 0].mean(1) for way in taken
+        ]
+
+    first, *others = embedder.run(work, torch.device("cpu"))
+    for found in others:
+        torch.testing.assert_close(found, first, rtol=0, atol=0.1)  # estimates are off by nats
 
 
 def test_an_encoder_whose_passes_contradict_each_other_is_refused() -> None:
