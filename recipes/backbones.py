@@ -80,6 +80,10 @@ def read_checkpoint(path: str, in_channels: int) -> tuple[dict[str, Any], State]
             f"`backbone_checkpoint`={path!r} is no checkpoint of a recipe of this package: none of "
             f"{', '.join(ENCODERS)} in its weights, or no `in_channels` in its hyperparameters."
         )
+    if h.get("attention", "softmax") != "softmax" or h.get("attention_published"):
+        raise ValueError(
+            f"`backbone_checkpoint`={path!r} has {h['attention']!r} attention other than timm's softmax."
+        )
     if h["in_channels"] != in_channels:
         raise ValueError(
             f"`backbone_checkpoint`={path!r} takes images of {h['in_channels']} channels, the data "

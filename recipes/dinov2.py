@@ -19,6 +19,7 @@ from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from jepa_monitor._checks import check_choice
+from jepa_monitor.recipes.attention import set_attention
 from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.distillation import (
     Centre,
@@ -66,12 +67,10 @@ class DinoV2(TwoStageModule):
     (arXiv 2505.12191). The second stage begins with the weights of the first and nothing else: all
     schedules and the optimiser start again, as in both papers' code.
 
-    The defaults learn on textures and digits within minutes; ``recipes/configs/dinov2_224.yaml`` has the settings
-    of the paper's code.
+    The defaults are for small images; ``recipes/configs/dinov2_224.yaml`` has the settings of the paper.
 
-    Logs ``train/loss``, ``train/dino``, ``train/ibot``, ``train/koleo``, ``train/lr``,
-    ``train/last_layer_lr``, ``train/weight_decay``, ``train/momentum`` and
-    ``train/teacher_temperature``; ``train/anchor`` where there is one.
+    Logs ``train/loss``, ``/dino``, ``/ibot``, ``/koleo``, ``/lr``, ``/last_layer_lr``, ``/weight_decay``,
+    ``/momentum`` and ``/teacher_temperature``; ``/anchor`` where there is one.
 
     Args:
         image_size: Side of the global crops in pixels.
@@ -79,21 +78,19 @@ class DinoV2(TwoStageModule):
         patch_size: Side of a patch in pixels; divides ``image_size`` and the size of local crops.
         stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
             ``"conv_batchnorm"``, convolutions, which learn more from few images.
+        attention: How tokens are weighed, one of ``ATTENTIONS`` in ``attention.py``.
+        attention_published: Whether with the scales and biases of that paper's code.
         width: Numbers per token of the backbone, a multiple of ``heads``.
         depth: Transformer blocks of the backbone.
         heads: Attention heads of the backbone.
-        class_token: Whether the embedding of an image is a class token, as in the paper. Otherwise it
-            is the mean of the patch tokens, which serves shallow backbones better: in a few blocks a
-            class token gathers little.
+        class_token: Whether the embedding is a class token, as in the paper; otherwise the mean of the
+            patch tokens. In a few blocks a class token gathers little.
         drop_path: Share of stochastic depth in the student, the same in every block.
-        layer_scale: First value of LayerScale, or None for none; 1e-5 in the paper, whose runs are
-            hundreds of times longer than the default here.
+        layer_scale: First value of LayerScale, or None for none; 1e-5 in the paper's long runs.
         head_hidden: Numbers in each of the two hidden layers of a head.
         bottleneck: Numbers in a prototype.
         prototypes: Prototypes of each head, P.
-        head_batchnorm: Whether the heads normalise over the batch, an option of DINO
-            (arXiv 2104.14294): embeddings that hardly differ at first then still get different
-            prototypes, which short runs need.
+        head_batchnorm: Whether the heads normalise over the batch, as DINO may: short runs need it.
         dino_weight: Weight of the loss of whole images.
         ibot_weight: Weight of the loss of the hidden patches.
         koleo_weight: Weight of KoLeo, summed over the global crops.
@@ -130,6 +127,8 @@ class DinoV2(TwoStageModule):
         in_channels: int = 1,
         patch_size: int = 4,
         stem: str = "patch",
+        attention: str = "softmax",
+        attention_published: bool = False,
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
@@ -190,6 +189,7 @@ class DinoV2(TwoStageModule):
                 stem=stem,
             )
         }
+        set_attention(networks["backbone"], attention, attention_published)
         for kind in ("dino", "ibot"):
             head = Head(width, head_hidden, bottleneck, prototypes, head_batchnorm)
             networks[f"{kind}_head"] = head

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from jepa_monitor.recipes.attention import set_attention
 from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
 from jepa_monitor.recipes.module import ScheduledModule, check_shares, check_warmup, follow
@@ -39,6 +40,8 @@ class IJepa(ScheduledModule):
         stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
             ``"conv_batchnorm"``, convolutions, with which this method learned nothing where it was
             tried (docs/recipes/README.md).
+        attention: How tokens are weighed, one of ``ATTENTIONS`` in ``attention.py``.
+        attention_published: Whether with the scales and biases of that paper's code.
         width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -69,6 +72,8 @@ class IJepa(ScheduledModule):
         in_channels: int = 1,
         patch_size: int = 4,
         stem: str = "patch",
+        attention: str = "softmax",
+        attention_published: bool = False,
         width: int = 64,
         depth: int = 6,
         heads: int = 2,
@@ -104,6 +109,7 @@ class IJepa(ScheduledModule):
         block_shapes(self.grid, target_scale, target_aspect)
         block_shapes(self.grid, context_scale, (1.0, 1.0))
         self.encoder = build_encoder(image_size, patch_size, in_channels, width, depth, heads, stem)
+        set_attention(self.encoder, attention, attention_published)
         self.target_encoder = copy.deepcopy(self.encoder).requires_grad_(False)
         self.predictor = Predictor(
             self.grid, width, predictor_width, predictor_depth, predictor_heads

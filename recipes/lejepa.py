@@ -69,6 +69,8 @@ class LeJepa(JointEmbedding):
         patch_size: Side of a patch in pixels; divides ``image_size`` and the size of local crops.
         stem: How patches become tokens: ``"patch"``, the papers', or ``"conv"`` or
             ``"conv_batchnorm"``, convolutions, which learn more from few images.
+        attention: How tokens are weighed, one of ``ATTENTIONS`` in ``attention.py``.
+        attention_published: Whether with the scales and biases of that paper's code.
         width: Numbers per token of the encoder, a multiple of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -93,6 +95,8 @@ class LeJepa(JointEmbedding):
         in_channels: int = 1,
         patch_size: int = 4,
         stem: str = "patch",
+        attention: str = "softmax",
+        attention_published: bool = False,
         width: int = 64,
         depth: int = 4,
         heads: int = 2,

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from jepa_monitor.recipes.attention import set_attention
 from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.masking import Masks, sample_random_masks
 from jepa_monitor.recipes.module import ScheduledModule, check_warmup
@@ -170,6 +171,8 @@ class Mae(ScheduledModule):
         patch_size: Side of a patch in pixels; divides ``image_size``.
         stem: How patches become tokens: ``"patch"``, the paper's, or ``"conv"`` or
             ``"conv_batchnorm"``, convolutions, with which this method was not tried.
+        attention: How tokens are weighed, one of ``ATTENTIONS`` in ``attention.py``.
+        attention_published: Whether with the scales and biases of that paper's code.
         width: Numbers per token of the encoder (K), a multiple of 4 and of ``heads``.
         depth: Transformer blocks of the encoder.
         heads: Attention heads of the encoder.
@@ -195,6 +198,8 @@ class Mae(ScheduledModule):
         in_channels: int = 1,
         patch_size: int = 4,
         stem: str = "patch",
+        attention: str = "softmax",
+        attention_published: bool = False,
         width: int = 64,
         depth: int = 4,
         heads: int = 2,
@@ -218,6 +223,7 @@ class Mae(ScheduledModule):
         self.patches = grid[0] * grid[1]
         sample_random_masks(1, self.patches, torch.Generator(), mask)
         encoder = build_encoder(image_size, patch_size, in_channels, width, depth, heads, stem)
+        set_attention(encoder, attention, attention_published)
         pixels = in_channels * patch_size**2
         decoder = Predictor(grid, width, decoder_width, decoder_depth, decoder_heads, pixels)
         self.network = MaskedAutoencoder(encoder, decoder, normalise_pixels)

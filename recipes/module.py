@@ -11,6 +11,7 @@ from lightning.pytorch import LightningModule
 from torch import Tensor, nn
 from torch.distributed.nn.functional import all_gather
 
+from jepa_monitor.recipes.attention import set_attention
 from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.networks import build_vit, projector
 from jepa_monitor.recipes.schedules import warmup_cosine
@@ -239,6 +240,7 @@ class JointEmbedding(ScheduledModule):
             h[key] for key in ("image_size", "patch_size", "in_channels", "width", "depth", "heads")
         ]
         encoder = build_vit(*shape, drop_path=h["drop_path"], stem=h["stem"])
+        set_attention(encoder, h["attention"], h["attention_published"])
         head = projector([h["width"], hidden, hidden, width])
         self.network = nn.Sequential(OrderedDict([("encoder", encoder), (name, head)]))
 

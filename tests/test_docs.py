@@ -50,7 +50,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         images(160),
         reference=images(160, 2),
         ood={"dark": images(160) / 4},
-        insights=[name for name in INSIGHTS if name not in ("tokens", "mae")],
+        insights=[name for name in INSIGHTS if name not in ("tokens", "mae", "attention")],
         labels=torch.arange(160) % 4,
         compare_with=mlp(192),
         online=mlp(192, 20),
@@ -66,7 +66,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     report.scalars.update(measured.evaluate(mlp(192)).scalars)
     vit = timm.create_model("test_vit", num_classes=0, img_size=8, patch_size=2)
     vit.reconstruct = lambda data, hidden: data.mean((2, 3), keepdim=True).expand_as(data)
-    asked = ["tokens", "mae"]
+    asked = ["tokens", "mae", "attention"]
     tokens = DensityMonitor(images(16), insights=asked, max_probe_samples=2).evaluate(vit)
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
     logged = {*full.history[-1], *report.scalars, *quick, *tokens.scalars} - {"step"}

@@ -7,6 +7,7 @@ from types import MappingProxyType
 from typing import Any
 
 from jepa_monitor.insights.alignment import Alignment
+from jepa_monitor.insights.attention import AttentionWeights
 from jepa_monitor.insights.base import Insight
 from jepa_monitor.insights.clusters import Clusters
 from jepa_monitor.insights.collapse import Collapse
@@ -51,6 +52,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             LayerWise(),
             SeverityOrder(),
             Influence(),
+            AttentionWeights(),
         )
     }
 )

@@ -48,11 +48,8 @@ from jepa_monitor.probes.corruptions import CORRUPTIONS
 Array = NDArray[np.float64]
 PROBE, REFERENCE, DARK, SCORED, WIDTH, EPS = 40, 100, 25, 30, 16, 0.05
 LABELS = torch.arange(PROBE) % 4
-APART = (
-    "tokens",
-    "layers",
-    "mae",
-)  # test_token_health.py, test_layers_insight.py, test_mae_insight.py
+# test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py
+APART = ("tokens", "layers", "mae", "attention")
 
 
 def encoder(seed: int, width: int = 24) -> nn.Module:
