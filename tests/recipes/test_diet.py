@@ -220,6 +220,15 @@ def test_it_takes_the_encoder_of_every_recipe(tmp_path, recipe, options) -> None
     assert torch.equal(again.eval()(images), model(images))
 
 
+@pytest.mark.parametrize(
+    "options", [{"attention": "sinkhorn"}, {"attention": "softmax", "attention_published": True}]
+)
+def test_encoders_of_other_attention_are_refused(tmp_path, options) -> None:
+    path = saved(LeJepa(**TINY, **options), tmp_path / "a.ckpt")
+    with pytest.raises(ValueError, match=f"'{options['attention']}' attention other than timm's"):
+        Diet(image_size=16, backbone_checkpoint=path)
+
+
 def test_it_takes_any_model_of_timm() -> None:
     for name, size in (("resnet10t", 32), ("vit_tiny_patch16_224", 32)):
         model = Diet(backbone=name, image_size=size, in_channels=3, images=7).eval()
