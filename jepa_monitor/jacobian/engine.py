@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
-_LANES = 64  # images in a batch with which a GPU is taken to be busy
+_BUSY_BYTES, _BUSY_IMAGES = 16 * 2**20, 64  # of a batch, where a CPU is, and a GPU is taken to be
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
 
 
@@ -68,27 +68,30 @@ def plan(image: Tensor, graph: int, rows: int, budget: int) -> tuple[int, int]:
     return max(1, images), min(rows, max(1, (budget - fixed) // image.nbytes))
 
 
-def fold_of(device: torch.device, images: int, chunk: int, rows: int) -> int:
+def fold_of(device: torch.device, images: int, chunk: int, rows: int, graph: int) -> int:
     """Say how many rows one backward pass should compute.
 
-    A CPU is as fast with one. On a GPU a few images leave most of the device idle, and a pass takes the
-    launches of its kernels: so rows are folded into the batch until it has :data:`_LANES` images, or
-    the budget ends. The forward pass grows with the fold, and is kept to an eighth of the rows. How
-    fast this is has not been measured on any GPU (``benchmarks/gpu.py`` does).
+    A pass over a few small images is spent on calling kernels, not in them. So rows are folded into the
+    batch: on a CPU until its graph takes :data:`_BUSY_BYTES` (with one image of 32 px 2.6 times as fast
+    on a ViT-Ti/8, 3 times on a ResNet-18; docs/scoring.md), on a GPU until it has :data:`_BUSY_IMAGES`,
+    which has been measured on none (``benchmarks/gpu.py`` does). The forward pass grows with the fold,
+    and is kept to an eighth of the rows.
 
     Args:
         device: Where the encoder is.
         images: How many are to be scored at a time.
         chunk: How many would fit.
         rows: R.
+        graph: Bytes of the graph of an image.
 
     Returns:
-        At least 1.
+        At least 1; of nearly as large folds that which leaves the fewest copies without a row.
     """
-    if device.type == "cpu":
-        return 1
-    most = min(_LANES, chunk) // max(1, images)
-    return max(1, min(most, rows // 8))
+    busy = _BUSY_BYTES // max(1, graph) if device.type == "cpu" else _BUSY_IMAGES
+    most = max(1, min(min(busy, chunk) // max(1, images), rows // 8))
+    return min(
+        range(max(1, most // 2), most + 1), key=lambda fold: (-(-rows // fold) * fold, -fold)
+    )
 
 
 class Frame(NamedTuple):
@@ -272,7 +275,7 @@ def spectra(
         if len(images) > 1:
             check_samples_apart(embedder, images[:2].to(embedder.dtype))
         one = images[:1].to(embedder.dtype)
-        basis, cotangents, count, chunk, block, _ = frame(
+        basis, cotangents, count, chunk, block, graph = frame(
             embedder, one, options, reference, budget if on_rows is None else budget // 2
         )
         done: list[tuple[Tensor, Tensor, Tensor, Tensor]] = []
@@ -282,7 +285,8 @@ def spectra(
                 "give `max_memory`, or sketch."
             )
 
-        fold, tried = fold_of(device, min(chunk, len(images)), chunk, count), set[int]()
+        size = min(chunk, len(images))
+        fold, tried = fold_of(device, size, chunk, count, graph), set[int]()
 
         def score(part: slice) -> None:
             nonlocal fold

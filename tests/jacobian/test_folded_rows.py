@@ -1,4 +1,4 @@
-"""Rows that are folded into the batch are the same rows, and a CPU never folds."""
+"""Rows that are folded into the batch are the same rows; the fold fills the device, and no more."""
 
 from __future__ import annotations
 
@@ -59,22 +59,31 @@ def test_rows_do_not_depend_on_the_fold(fold: int, kind: str) -> None:
     assert [3 * fold] * -(-rows.shape[1] // fold) == BACKWARDS
 
 
+MB = 2**20
+
+
 @pytest.mark.parametrize(
     ("device", "sizes", "expected"),
     [
-        (CPU, (1, 1000, 384), 1),
-        (GPU, (1, 1000, 384), 48),  # an eighth of the rows
-        (GPU, (4, 1000, 384), 16),  # 64 images
-        (GPU, (64, 1000, 384), 1),
-        (GPU, (100, 100, 384), 1),
-        (GPU, (2, 5, 384), 2),  # what fits
-        (GPU, (1, 1, 384), 1),
-        (GPU, (1, 1000, 16), 2),
-        (GPU, (1, 1000, 4), 1),
+        (GPU, (1, 1000, 384, MB), 48),  # an eighth of the rows
+        (GPU, (4, 1000, 384, MB), 16),  # 64 images
+        (GPU, (64, 1000, 384, MB), 1),
+        (GPU, (100, 100, 384, MB), 1),
+        (GPU, (2, 5, 384, MB), 2),  # what fits
+        (GPU, (1, 1, 384, MB), 1),
+        (GPU, (1, 1000, 16, MB), 2),
+        (GPU, (1, 1000, 4, MB), 1),
+        (CPU, (1, 1000, 384, MB), 16),  # 16 MB
+        (CPU, (1, 1000, 384, 1000), 48),
+        (CPU, (1, 1000, 384, 0), 48),
+        (CPU, (1, 1000, 384, 20 * MB), 1),
+        (CPU, (8, 1000, 384, MB), 2),
+        (CPU, (1, 10, 384, MB), 8),  # of 5 to 10, 6 and 8 leave no copy without a row
+        (CPU, (1, 1000, 97, MB), 7),  # 14 passes of 7 take 98 rows
     ],
 )
-def test_a_gpu_is_filled_and_the_forward_pass_stays_small(
-    device: torch.device, sizes: tuple[int, int, int], expected: int
+def test_a_batch_is_filled_and_the_forward_pass_stays_small(
+    device: torch.device, sizes: tuple[int, int, int, int], expected: int
 ) -> None:
     assert fold_of(device, *sizes) == expected
 
@@ -84,7 +93,9 @@ def test_scores_are_the_same_and_no_fold_is_tried_again_where_memory_ran_out(
 ) -> None:
     encoder, options = Counting(24), ScoreOptions()
     batch = images(2)
+    monkeypatch.setattr(engine, "fold_of", lambda *_: 1)
     plain = spectra(Embedder(encoder), batch, options).singular_values
+    BACKWARDS.clear()
     monkeypatch.setattr(engine, "fold_of", lambda *_: 3)
     folded = spectra(Embedder(encoder), batch, options).singular_values
     torch.testing.assert_close(folded, plain, rtol=1e-4, atol=1e-7)
