@@ -1,4 +1,4 @@
-"""What a score costs against K, the side of the image and the number of images, and what starting costs.
+"""What a score costs against K, the side of the image and the number of images; what folding saves; what starting costs.
 
     python benchmarks/cost.py                            # tables
     python benchmarks/cost.py --picture docs/images/cost.png
@@ -6,6 +6,7 @@
 One thing is changed at a time: K by a linear map behind a ViT-Ti/8 at 32 px, the side with the ViT's own K of
 192, the number of images at 32 px. Random weights: the cost does not depend on them. Seconds are the
 processor's, the median of `--repeats` turns; an exponent is the slope of log seconds over the last two points.
+Folding is 64 rows of a few images, one a backward pass against as many as the engine chooses.
 Starting is measured in fresh processes, by turns, in seconds of the wall.
 """
 
@@ -18,6 +19,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import Any
 
 import timm
@@ -26,10 +28,20 @@ from _results import circumstances, in_turns, parser, store, table
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.jacobian.engine import fold_of, measure
+from jepa_monitor.jacobian.rows import jacobian_rows
 
 WIDTHS = (64, 128, 256, 512)
 SIDES = (32, 64, 128)
 COUNTS = (1, 4, 16, 64)
+# title: (timm model, its options, side), of which rows are folded
+FOLDED: dict[str, tuple[str, dict[str, Any], int]] = {
+    "ViT-Ti/8, 32 px": ("vit_tiny_patch16_224", {"img_size": 32, "patch_size": 8}, 32),
+    "ResNet-18, 32 px": ("resnet18", {}, 32),
+    "ResNet-18, 64 px": ("resnet18", {}, 64),
+    "ViT-Ti/16, 224 px": ("vit_tiny_patch16_224", {}, 224),
+}
 STARTS = {
     "import torch": ["-c", "import torch"],
     "import jepa_monitor": ["-c", "import jepa_monitor"],
@@ -73,6 +85,22 @@ def exponent(sizes: Sequence[int], seconds: Sequence[float]) -> float:
     if len(sizes) < 2:
         return math.nan
     return math.log(seconds[-1] / seconds[-2]) / math.log(sizes[-1] / sizes[-2])
+
+
+def folding(title: str, count: int, repeats: int) -> tuple[int, list[float]]:
+    """How many rows a pass computes for so many images, and seconds with one and with as many."""
+    name, settings, side = FOLDED[title]
+    torch.manual_seed(0)
+    encoder = timm.create_model(name, num_classes=0, **settings).eval()
+    embedder, batch = Embedder(encoder), images(count, side)
+
+    def rows(fold: int) -> object:
+        return embedder.run(lambda: jacobian_rows(embedder, batch, asked, fold), batch.device)
+
+    width, graph = embedder.run(lambda: measure(embedder, batch[:1]), batch.device)
+    asked = torch.randn(64, width, generator=torch.Generator().manual_seed(2))
+    fold = fold_of(batch.device, count, 10**6, len(asked), graph)
+    return fold, in_turns([partial(rows, 1), partial(rows, fold)], repeats)
 
 
 def started(repeats: int) -> dict[str, float]:
@@ -119,6 +147,13 @@ def main() -> None:
         results["exact"][name] = {"sizes": sizes, "seconds": seconds, "exponent": slope}
         shown = ", ".join(f"{value:.2g}" for value in seconds)
         lines.append(f"| {name} | {', '.join(map(str, sizes))} | {shown} | {slope:.2f} |")
+    results["folding"] = {}
+    lines += ["", *table("encoder", "images", "rows a pass", "times as fast")]
+    for title in list(FOLDED)[: args.most]:
+        for count in (1, 4, 16)[: args.most]:
+            fold, (one, many) = folding(title, count, args.repeats)
+            results["folding"][f"{title} × {count}"] = {"fold": fold, "seconds": [one, many]}
+            lines.append(f"| {title} | {count} | {fold} | {one / many:.1f} |")
     results["start"] = started(args.repeats)
     lines += ["", *table("start", "seconds")]
     lines += [f"| `{name}` | {seconds:.2f} |" for name, seconds in results["start"].items()]

@@ -46,6 +46,8 @@ TINY: dict[str, list[str]] = {
     ],
     "lanczos": ["--images=16", "--steps=2", "--seeds=1", "--references=64"],
     "layers": ["--images=1", "--repeats=1"],
+    "cost": ["--most=1", "--repeats=1"],
+    "gpu": ["--tiny", "--device=cpu"],
     "leverage_cost": ["--images=1", "--repeats=1"],
     "noise_floor": [],
     "contrast": ["--steps=2", "--images=12"],
