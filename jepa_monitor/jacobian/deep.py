@@ -67,7 +67,10 @@ def estimates(
         law = reference.response if isinstance(reference, RespondingLaw) else reference
         starts = rows // options.depth
         basis = krylov_basis(starts, options.depth, width, inputs, law, options.seed)
-        products = choose_products(embedder, images[:_TRIED].to(embedder.dtype))
+        if basis.weights is not None:
+            basis = basis._replace(weights=basis.weights.to(device))
+        few = images[:_TRIED].to(embedder.dtype)
+        products = choose_products(embedder, few, basis.weights)
         each = _GRAPHS * graph + 3 * rows * one.nbytes + 24 * rows * (width + rows)
         done: list[tuple[Tensor, Tensor]] = []
 

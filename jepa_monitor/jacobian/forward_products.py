@@ -150,15 +150,18 @@ def _double_backward(embedder: Embedder, images: Tensor) -> _Product:
     return product
 
 
-def _disagreement(embedder: Embedder, images: Tensor, begin: _Way) -> float:
-    """Compare uᵀ(J v) with (Jᵀu)ᵀv, for v along Jᵀu, as the products are used."""
+def _disagreement(embedder: Embedder, images: Tensor, begin: _Way, weights: Tensor | None) -> float:
+    """Compare uᵀ(W J v) with (JᵀWᵀu)ᵀv, for v along JᵀWᵀu, as the products are used."""
     leaf, embeddings = embed_with_graph(embedder, images)
     generator = torch.Generator().manual_seed(0)
     product, worst = begin(embedder, images), 0.0
     for _ in range(2):
         u = torch.randn(embeddings.shape, generator=generator, dtype=torch.float64)
-        u = torch.nn.functional.normalize(u, dim=1).to(embeddings)
-        (row,) = torch.autograd.grad(embeddings, leaf, u, retain_graph=True, materialize_grads=True)
+        u = torch.nn.functional.normalize(u, dim=1).to(embeddings.device)
+        cotangent = (u if weights is None else u @ weights).to(embeddings.dtype)
+        (row,) = torch.autograd.grad(
+            embeddings, leaf, cotangent, retain_graph=True, materialize_grads=True
+        )
         size = _length(row)
         used = torch.isfinite(size) & (size > 0)
         if not bool(used.any()):
@@ -167,17 +170,22 @@ def _disagreement(embedder: Embedder, images: Tensor, begin: _Way) -> float:
             -1, *[1] * (row.ndim - 1)
         )
         found = product(v).double()
-        off = ((u.double() * found).sum(1) - size).abs() / _length(found).clamp_min(1e-300)
+        found = found if weights is None else found @ weights.mT
+        off = ((u * found).sum(1) - size).abs() / _length(found).clamp_min(1e-300)
         worst = max(worst, float(off[used].nan_to_num(math.inf).max()))
     return worst
 
 
-def choose_products(embedder: Embedder, images: Tensor) -> ForwardProducts:
+def choose_products(
+    embedder: Embedder, images: Tensor, weights: Tensor | None = None
+) -> ForwardProducts:
     """Choose the first way that works and agrees with backward passes, of differences the best step.
 
     Args:
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: A few of them, (B, ...), to try with.
+        weights: W, (K, K), float64: coordinates in which the products are wanted; ``None`` for the
+            embedding's own.
 
     Returns:
         The way, with how well it agreed.
@@ -189,7 +197,7 @@ def choose_products(embedder: Embedder, images: Tensor) -> ForwardProducts:
     tried: dict[str, tuple[float, _Way]] = {}
     for step in _STEPS:
         way = _differences(step)
-        found = _disagreement(embedder, images, way)
+        found = _disagreement(embedder, images, way, weights)
         if found < tried.get("differences", (math.inf, way))[0]:
             tried["differences"] = found, way
     for name, way in (("forward mode", _forward_mode), ("double backward", _double_backward)):
@@ -199,7 +207,7 @@ def choose_products(embedder: Embedder, images: Tensor) -> ForwardProducts:
             with warnings.catch_warnings():
                 # Of torch about itself, where it compiles decompositions at the first forward mode.
                 warnings.simplefilter("ignore", FutureWarning)
-                tried[name] = _disagreement(embedder, images, way), way
+                tried[name] = _disagreement(embedder, images, way, weights), way
         except (RuntimeError, NotImplementedError) as problem:
             if is_out_of_memory(problem):
                 raise

@@ -127,7 +127,7 @@ def start_samples(
     Args:
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...), of its dtype.
-        basis: Coordinates, starts and steps.
+        basis: Coordinates, on the device of the images, starts and steps.
         products: How J v is taken.
         eps: Singular values below it count as it.
 
@@ -139,7 +139,7 @@ def start_samples(
     leaf, embeddings = embed_with_graph(embedder, images)
     ahead = products.begin(images)
     bad = ~torch.isfinite(embeddings).all(1)
-    weights = None if basis.weights is None else basis.weights.to(images.device)
+    weights = basis.weights
 
     def back(block: Tensor) -> Tensor:
         """Rows uᵀW J, (B, n, D), in the encoder's type, of vectors u in float64, (B, n, K)."""

@@ -229,7 +229,12 @@ def _settle_on(
     plain = dataclasses.replace(options, rows=None) if options.method == "auto" else options
     whitened = plain.method == "auto" and row_count(plain, width, inputs, True) is not None
     for how in _ladder(options, width, inputs, whitened):
-        found = spectra_of(few, how)
+        try:
+            found = spectra_of(few, how)
+        except ValueError:  # no products J v can be had, where all rows can
+            if options.method == "auto" and how.method == "lanczos":
+                continue
+            raise
         if found.basis is None and found.samples is None:
             continue
         agreement = trial.agreement(few, how, found)

@@ -252,6 +252,9 @@ def test_an_encoder_whose_passes_contradict_each_other_is_refused() -> None:
         ValueError, match=r"disagree with its backward passes \(relative errors: di"
     ):
         jepa_score(Through(Through3Once), images(4), method="lanczos", rows=4, steps=2)
+    # Where it is one of several ways it is passed over.
+    found = estimate_scores(Through(Through3Once), images(8), method="auto", tolerance=1e3)
+    assert found.method == "exact, 16 rows"
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
