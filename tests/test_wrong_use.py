@@ -98,7 +98,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "missing key": (lambda: DensityMonitor(DataLoader(Views())), TypeError, r"\{left: float32 \(1, 3, 8, 8\), right: .*`batch_to_images`"),
     "wrong key": (lambda: DensityMonitor(DataLoader(Views()), batch_to_images=lambda b: b["image"]), ValueError, "`batch_to_images` failed on a batch of type dict of `probe`: KeyError: 'image'"),
     "no tensor from batch": (lambda: DensityMonitor([GOOD], batch_to_images=lambda b: 3), TypeError, "`probe` must be a torch.Tensor, got int"),
-    "method": (lambda: ScoreOptions("fast"), ValueError, "`method` must be one of exact, sketch, auto, got 'fast'"),
+    "method": (lambda: ScoreOptions("fast"), ValueError, "`method` must be one of exact, sketch, lanczos, auto, got 'fast'"),
     "rows for nothing": (lambda: ScoreOptions(rows=4), ValueError, "`rows` is for `method='sketch'`"),
     "rows": (lambda: ScoreOptions("sketch", rows=0), ValueError, "`rows` must be at least 1, got 0"),
     "too many rows": (lambda: jepa_score(mlp(), GOOD, method="sketch", rows=9, reference=GOOD), ValueError, "`rows` must be at most the width of the embeddings, 8, got 9"),
