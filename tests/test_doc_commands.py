@@ -77,6 +77,7 @@ LEFT_OUT = {
     "missing_term": "scores hundreds of images by all rows",
     "detectors": "takes the weights of other packages",
     "gallery": "trains for minutes",
+    "vaderSentiment-3.3.2.tar.gz": "takes the texts of another package",
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",
     "mnist": "downloads",
@@ -151,6 +152,8 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     )
     (programs / "entry.py").write_text(command)
     (folder / "small.py").write_text(SMALL)
+    rows = [{"text": f"on 19{n}-01-01", "label": n % 2} for n in range(10, 60)]
+    (folder / "texts.jsonl").write_text("\n".join(map(json.dumps, rows)))
     for name in ("pip", "pytest", "ruff", "mypy", "chromium"):
         executable(programs / name, "#!/bin/sh\n")
     for name in ("benchmarks", "recipes"):

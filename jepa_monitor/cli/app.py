@@ -21,6 +21,7 @@ from jepa_monitor.cli.options import Option, Parser, options_of
 from jepa_monitor.cli.replay import EXAMPLES as _REPLAY
 from jepa_monitor.cli.replay import replay
 from jepa_monitor.cli.reporting import report
+from jepa_monitor.cli.screening import screen
 from jepa_monitor.cli.settings import ModelSettings, ReplaySettings, Settings
 from jepa_monitor.jacobian.options import ScoreOptions
 
@@ -84,6 +85,13 @@ examples:
   jepa-monitor advise mae --data images.npz:train --sizes 2,4,8 --masks .5,.75,.9 --picture mae.png
   jepa-monitor advise objective --data photos/ --augment crop flip colour --corruption fog:3
   jepa-monitor advise objective --data photos/ --augment crop,inject:1 --corruption fog:5 --picture o.png
+"""
+
+
+_SCREEN = """
+examples:
+  jepa-monitor screen texts.jsonl --label label
+  jepa-monitor screen reviews.csv --label stars --text review --out words.csv
 """
 
 
@@ -298,6 +306,15 @@ def _run_advise(given: dict[str, Any]) -> int:
     return DONE
 
 
+def _run_screen(given: dict[str, Any]) -> int:
+    found = screen(**given)
+    from jepa_monitor.cli.closing import screening_table
+    from jepa_monitor.cli.console import printed
+
+    printed(screening_table(found.facts, found.table))
+    return DONE
+
+
 COMMANDS = {
     "score": Command(score, _run_score, _SCORE, (ModelSettings, ScoreOptions, Settings)),
     "report": Command(report, _run_report, _REPORT),
@@ -307,4 +324,5 @@ COMMANDS = {
     "advise": Command(
         advise, _run_advise, _ADVISE, (AdviceSettings, MaeSettings, ObjectiveSettings)
     ),
+    "screen": Command(screen, _run_screen, _SCREEN),
 }

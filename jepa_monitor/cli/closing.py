@@ -9,13 +9,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import torch
 from rich.console import Group, RenderableType
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
 from jepa_monitor.cli.tables import NEXT_BEST, info_of
 from jepa_monitor.functional._intervals import clopper_pearson_interval
 
-__all__ = ["about", "advice_table", "closing_table", "comparison_table", "facts"]
+__all__ = ["about", "advice_table", "closing_table", "comparison_table", "facts", "screening_table"]
 
 _LEAST = 10
 _FALSE = 0.1  # of a list of outliers, on average
@@ -197,6 +197,34 @@ def comparison_table(facts: list[tuple[str, str]], table: pa.Table) -> Renderabl
     for row in table.slice(0, _LEAST).to_pylist():
         numbers = (f"{row['first']:.3f}", f"{row['second']:.3f}")
         most.add_row(Text(repr(row["path"])[1:-1]), *numbers, Text(row["label"] or ""))
+    return Group(summary, most)
+
+
+def screening_table(facts: list[tuple[str, str]], table: pa.Table) -> RenderableType:
+    """Lay out which words give the class of a text away, and what comes next after them.
+
+    Args:
+        facts: Pairs of a name and what to say.
+        table: A row for each shape of words, those that give a class away first.
+
+    Returns:
+        What rich can print.
+    """
+    summary = Table(show_header=False)
+    for name, value in facts:
+        summary.add_row(Text(name), Text(value))
+    shape = Column("shape", min_width=12, overflow="fold")
+    heads = (shape, "gives away", "texts", "share of the class", "usual", "z", "words", "such as")
+    most = Table(*heads, caption="share with its 95 % interval; digits are written as 0")
+    for row in table.slice(0, _LEAST).to_pylist():
+        share = f"{row['share']:.1%} ({row['share_low']:.0%} to {row['share_high']:.0%})"
+        away = row["label"] if row["spurious"] else ""
+        told = (f"{row['usual']:.0%}", f"{row['z']:.1f}", str(row["words"]))
+        style = "bold" if row["spurious"] else ""
+        most.add_row(
+            Text(row["shape"]), Text(away), str(row["texts"]), share, *told, Text(row["examples"]),
+            style=style,
+        )  # fmt: skip
     return Group(summary, most)
 
 

@@ -88,6 +88,9 @@ from jepa_monitor.functional.token_cosines import class_token_cosines as class_t
 from jepa_monitor.functional.token_cosines import other_image_cosine as other_image_cosine
 from jepa_monitor.functional.token_norms import token_norms as token_norms
 from jepa_monitor.functional.token_rank import token_rank as token_rank
+from jepa_monitor.functional.token_screen import TokenFinding as TokenFinding
+from jepa_monitor.functional.token_screen import screen_tokens as screen_tokens
+from jepa_monitor.functional.token_screen import token_shape as token_shape
 from jepa_monitor.functional.two_nn import two_nn as two_nn
 from jepa_monitor.functional.variety import duplicate_share as duplicate_share
 from jepa_monitor.functional.variety import view_variety as view_variety

@@ -46,8 +46,9 @@ class ScoreOptions:
         tolerance: Error that is good enough, in nats after an offset. With ``"auto"`` and
             ``"lanczos"`` the cheapest of sketches and estimates is taken whose standard deviation from
             exact scores of 16 images is at most that; all rows where none is. It costs the exact
-            scores of these images.
-        correlation: Likewise, the least correlation with these exact scores, between 0 and 1.
+            scores of these images; default: none is asked for.
+        correlation: Likewise, the least correlation with these exact scores, between 0 and 1; default:
+            none is asked for.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
             everything after it in float64; ``"float64"`` runs the encoder in float64 too.
