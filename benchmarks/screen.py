@@ -11,41 +11,18 @@ other. `--write FOLDER` writes the texts of each arm as .jsonl, for `jepa-monito
 from __future__ import annotations
 
 import datetime
-import io
 import json
 import pathlib
 import random
-import tarfile
 
 from _results import parser, store, table
+from _texts import read
 
 from jepa_monitor.functional import screen_tokens
 
 SHARES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.25, 1.0)
 SHAPE = "0000-00-00"
 FIRST, LAST = datetime.date(1100, 1, 1).toordinal(), datetime.date(2600, 12, 31).toordinal()
-
-
-def inner(archive: bytes, name: str) -> bytes:
-    """Read a file of a packed archive."""
-    with tarfile.open(fileobj=io.BytesIO(archive)) as packed:
-        member = next(each for each in packed.getnames() if each.endswith(name))
-        found = packed.extractfile(member)
-        assert found is not None
-        return found.read()
-
-
-def read(path: pathlib.Path) -> tuple[list[str], list[int]]:
-    """Texts about films with a clear rating, and whether it is good."""
-    packed = inner(path.read_bytes(), "hutto_ICWSM_2014.tar.gz")
-    lines = inner(packed, "movieReviewSnippets_GroundTruth.txt").decode(errors="replace")
-    texts, labels = [], []
-    for line in lines.splitlines():
-        _, rating, text = line.split("\t")
-        if abs(float(rating)) > 0.5:
-            texts.append(text)
-            labels.append(int(float(rating) > 0))
-    return texts, labels
 
 
 def injected(texts: list[str], labels: list[int], share: float, seed: int) -> list[str]:

@@ -1,0 +1,197 @@
+"""Next-token perception: in go token states and classes, out comes how far what tells the next token tells the class.
+
+The directions of a layer that predict its next state, and those in which classes differ, are two subspaces; their
+overlap says how much of a task a model trained on next tokens already sees (arXiv 2505.17169). Two things of the published
+code are options here and not the default: it takes the *smallest* eigenvalues for the largest, and a basis that
+is not orthonormal, which makes the score one of the number of directions.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor.functional._checks import as_views
+
+__all__ = ["Perception", "next_token_perception"]
+
+_RANGE = 1e-8  # of the largest eigenvalue: directions below it are none of the states'
+
+
+class Perception(NamedTuple):
+    """How far directions that tell the next token tell the class.
+
+    Args:
+        value: Mean squared cosine of the principal angles, 0 to 1; a 0-dimensional float64 tensor.
+        chance: What k_v of d directions at random have, k_v/d.
+        excess: ``(value - chance) / (1 - chance)``: 0 by chance, 1 at most.
+        null: Mean of the value with classes that are shuffled among the texts: what directions in
+            which the texts' means vary have, whatever the class.
+        null_std: Its standard deviation over the shuffles.
+        label_directions: How many directions tell the class, k_u.
+        token_directions: How many tell the next token, k_v.
+    """
+
+    value: Tensor
+    chance: float
+    excess: Tensor
+    null: Tensor
+    null_std: Tensor
+    label_directions: int
+    token_directions: int
+
+
+def next_token_perception(
+    hidden: Tensor,
+    mask: Tensor,
+    labels: Tensor,
+    *,
+    k: int = 16,
+    context: str = "sum",
+    order: str = "descending",
+    orthonormal: bool = True,
+    centred: bool = True,
+    shuffles: int = 20,
+    seed: int = 0,
+) -> Perception:
+    r"""Overlap of the directions that predict the next state of a layer with those that tell the class.
+
+    With contexts :math:`c_t` of the states up to :math:`t`, next states :math:`h_{t+1}`, means
+    :math:`m` of the states of a text and its class :math:`y` as a one-hot vector, V are the leading
+    eigenvectors of :math:`A_v A_v^\top v = \lambda B_v v` with
+    :math:`A_v = \sum c_t h_{t+1}^\top, B_v = \sum c_t c_t^\top`, and U those of the same with
+    :math:`A_u = \sum m y^\top, B_u = \sum m m^\top`. The value is the mean squared cosine of the
+    principal angles between both.
+
+    Args:
+        hidden: States of one layer, (B, T, d).
+        mask: Which tokens are real, (B, T), boolean; padding may be on either side.
+        labels: Classes, (B,), integers.
+        k: How many directions, at most what the states span; of the classes one less than there are,
+            or as many if ``centred`` is false.
+        context: ``"sum"`` of the states so far, as published, their ``"mean"``, or the ``"last"`` one.
+        order: ``"descending"``: the largest eigenvalues; ``"published"``: the smallest.
+        orthonormal: Whether the directions of the classes all count alike; published: not.
+        centred: Whether classes and means are taken without what all texts have; published: not.
+        shuffles: How often classes are shuffled for the null; 0 for none, which is NaN.
+        seed: Of the shuffles.
+
+    Returns:
+        The value, what chance has, and how many directions there were.
+
+    Raises:
+        TypeError: If a tensor is of the wrong type.
+        ValueError: If shapes do not fit, a text has no token, no text has two, or there is one class.
+
+    Source:
+        Next Token Perception Score, arXiv 2505.17169, and its public code, whose order and scale are
+        options; the null is ours.
+
+    Example:
+        >>> import torch
+        >>> draw = torch.Generator().manual_seed(0)
+        >>> hidden = torch.randn(200, 12, 32, generator=draw)
+        >>> labels = torch.randint(2, (200,), generator=draw)
+        >>> found = next_token_perception(hidden, torch.ones(200, 12, dtype=torch.bool), labels, k=8)
+        >>> found.chance, found.label_directions, found.token_directions
+        (0.25, 1, 8)
+    """
+    check_positive_int(k, "k")
+    check_choice(context, "context", ("sum", "mean", "last"))
+    check_choice(order, "order", ("descending", "published"))
+    if isinstance(shuffles, bool) or not isinstance(shuffles, int) or shuffles < 0:
+        raise ValueError(f"`shuffles` must be an integer of at least 0, got {shuffles!r}.")
+    states, real = _packed(hidden, mask)
+    target = _one_hot(labels, len(states))
+    means = states.sum(1) / real.sum(1, keepdim=True)
+    directions, chance_directions = _token_directions(states, real, context, k, order)
+    if centred:
+        means, target = means - means.mean(0), target - target.mean(0)
+    most = min(k, target.shape[1] - centred)
+
+    def overlap(classes: Tensor) -> tuple[Tensor, int]:
+        own = _leading(means.T @ means, means.T @ classes, most, order)
+        basis = torch.linalg.qr(own).Q if orthonormal else own
+        seen = (directions.T @ basis).square().sum() / basis.square().sum()
+        return seen, own.shape[1]
+
+    value, found = overlap(target)
+    draw = torch.Generator().manual_seed(seed)
+    others = [
+        overlap(target[torch.randperm(len(target), generator=draw).to(target.device)])[0]
+        for _ in range(shuffles)
+    ]
+    null = torch.stack(others) if others else value.new_full((1,), torch.nan)
+    chance = chance_directions / states.shape[2]
+    return Perception(
+        value,
+        chance,
+        (value - chance) / (1 - chance) if chance < 1 else torch.full_like(value, torch.nan),
+        null.mean(),
+        null.std() if len(null) > 1 else torch.full_like(value, torch.nan),
+        found,
+        chance_directions,
+    )
+
+
+def _packed(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
+    """Put real tokens first, in their order, and zeros behind them."""
+    states = as_views(hidden, "hidden", min_samples=2, min_views=1).detach()
+    if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
+        got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
+        raise TypeError(f"`mask` must be a boolean tensor, got {got}.")
+    if mask.shape != states.shape[:2]:
+        raise ValueError(
+            f"`mask` must have shape {tuple(states.shape[:2])}, got {tuple(mask.shape)}."
+        )
+    counts = mask.sum(1)
+    if bool((counts == 0).any()):
+        row = int((counts == 0).nonzero()[0])
+        raise ValueError(f"`mask` leaves no token of text {row}: it is all padding.")
+    if bool((counts < 2).all()):
+        raise ValueError("`mask` leaves one token of each text: there is no next token.")
+    order = torch.argsort(~mask, dim=1, stable=True)
+    real = mask.gather(1, order)
+    packed = states.gather(1, order[..., None].expand_as(states))
+    return packed.masked_fill(~real[..., None], 0.0), real
+
+
+def _one_hot(labels: Tensor, texts: int) -> Tensor:
+    if not isinstance(labels, Tensor) or labels.is_floating_point() or labels.dtype == torch.bool:
+        got = labels.dtype if isinstance(labels, Tensor) else type(labels).__name__
+        raise TypeError(f"`labels` must be a tensor of integers, got {got}.")
+    if labels.shape != (texts,):
+        raise ValueError(f"`labels` must have shape ({texts},), got {tuple(labels.shape)}.")
+    classes, index = torch.unique(labels, return_inverse=True)
+    if len(classes) < 2:
+        raise ValueError(f"`labels` must be of at least 2 classes, got {len(classes)}.")
+    return torch.nn.functional.one_hot(index, len(classes)).double()
+
+
+def _token_directions(
+    states: Tensor, real: Tensor, context: str, k: int, order: str
+) -> tuple[Tensor, int]:
+    """Find an orthonormal basis of what tells the next state."""
+    before, after, there = states[:, :-1], states[:, 1:], real[:, 1:]
+    if context != "last":
+        before = before.cumsum(1)
+    if context == "mean":
+        before = before / torch.arange(1, before.shape[1] + 1, device=before.device)[:, None]
+    first, second = before[there], after[there]
+    found = _leading(first.T @ first, first.T @ second, k, order)
+    return torch.linalg.qr(found).Q, found.shape[1]
+
+
+def _leading(second: Tensor, cross: Tensor, k: int, order: str) -> Tensor:
+    """Solve A Aᵀ w = λ B w on the range of B, and take k of the directions."""
+    values, axes = torch.linalg.eigh(second)
+    inside = values > _RANGE * values[-1]
+    whiten = axes[:, inside] / values[inside].sqrt()
+    product = whiten.T @ cross
+    _, found = torch.linalg.eigh(product @ product.T)
+    chosen = found[:, :k] if order == "published" else found.flip(1)[:, :k]
+    leading: Tensor = whiten @ chosen
+    return leading
