@@ -69,8 +69,10 @@ def estimates(
         basis = krylov_basis(starts, options.depth, width, inputs, law, options.seed)
         if basis.weights is not None:
             basis = basis._replace(weights=basis.weights.to(device))
-        few = images[:_TRIED].to(embedder.dtype)
-        products = choose_products(embedder, few, basis.weights)
+        products = None
+        if basis.tall or basis.steps > 1:
+            few = images[:_TRIED].to(embedder.dtype)
+            products = choose_products(embedder, few, basis.weights)
         each = _GRAPHS * graph + 3 * rows * one.nbytes + 24 * rows * (width + rows)
         done: list[tuple[Tensor, Tensor]] = []
 
@@ -85,6 +87,8 @@ def estimates(
         blank = samples.new_full((len(samples),), torch.nan)
         count = torch.full((len(samples),), -1, dtype=torch.int64, device=device)
         none = samples.new_zeros(len(samples), 0)
-        return Spectra(embeddings, none, blank, count, None, samples, products.name)
+        return Spectra(
+            embeddings, none, blank, count, None, samples, products.name if products else ""
+        )
 
     return embedder.run(work, device)

@@ -4,8 +4,8 @@ With orthonormal starts :math:`u_i` the log-volume :math:`\frac12 \operatorname{
 about :math:`\frac{K}{2n} \sum_i u_i^\top \log(A) \, u_i`. Each term is a Gauss quadrature over the block
 Krylov space of the starts: rows uᵀW J by backward passes, the next block from W J v with v the part of
 these rows that is new. Its nodes are singular values of the rows, taken in float64. A Gauss quadrature of
-the logarithm is never too low, and what it is too high by falls with every step, by about a half on the
-encoders of docs/sketching.md: so the change of the last step is added once more.
+the logarithm is never too low, and what it is too high by falls with every step: as if by a half each time,
+the change of the last step is added once more.
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ def _finite(block: Tensor, bad: Tensor) -> Tensor:
 
 
 def start_samples(
-    embedder: Embedder, images: Tensor, basis: Basis, products: ForwardProducts, eps: float
+    embedder: Embedder, images: Tensor, basis: Basis, products: ForwardProducts | None, eps: float
 ) -> tuple[Tensor, Tensor]:
     """Build the Krylov space of each image of a chunk, and take what each start says of its log-volume.
 
@@ -128,7 +128,7 @@ def start_samples(
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
         images: (B, ...), of its dtype.
         basis: Coordinates, on the device of the images, starts and steps.
-        products: How J v is taken.
+        products: How J v is taken; ``None`` for a single step of rows, which takes none.
         eps: Singular values below it count as it.
 
     Returns:
@@ -137,7 +137,7 @@ def start_samples(
         single step.
     """
     leaf, embeddings = embed_with_graph(embedder, images)
-    ahead = products.begin(images)
+    ahead = None if products is None else products.begin(images)
     bad = ~torch.isfinite(embeddings).all(1)
     weights = basis.weights
 
@@ -154,6 +154,7 @@ def start_samples(
 
     def forth(block: Tensor) -> Tensor:
         """W J v, (B, n, K), float64, of directions v, (B, n, D)."""
+        assert ahead is not None
         directions = block.to(images.dtype).unbind(1)
         found = [ahead(direction.view_as(images)) for direction in directions]
         stacked = torch.stack(found, 1).double()

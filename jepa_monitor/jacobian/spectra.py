@@ -26,7 +26,7 @@ class Spectra(NamedTuple):
         samples: What each start of ``"lanczos"`` says of the log-volume, and by how much the last step
             has changed that, (B, n, 2), float64, nats; ``None`` for other methods. With it there are no
             singular values, (B, 0), and no floors, NaN.
-        products: How that took products J v, in words.
+        products: How that took products J v, in words; empty if it took none.
     """
 
     embeddings: Tensor

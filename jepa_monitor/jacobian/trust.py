@@ -132,10 +132,9 @@ def method_words(found: Spectra, law: Gaussian | None, options: ScoreOptions) ->
         starts, steps = found.samples.shape[1], options.depth
         if isinstance(law, RespondingLaw):
             kind = "whitened by the response to noise"
-        return (
-            f"lanczos, {starts} starts, {steps} steps, {starts * steps} of {width} rows, {kind}, "
-            f"{found.products}"
-        )
+        step = "1 step" if steps == 1 else f"{steps} steps"
+        words = f"lanczos, {starts} starts, {step}, {starts * steps} of {width} rows, {kind}"
+        return f"{words}, {found.products}" if found.products else words
     if found.basis is not None:
         return f"sketch, {len(found.basis)} of {width} rows, {kind}"
     return f"exact, {width} rows"

@@ -310,6 +310,12 @@ def test_errors_are_those_of_means_of_starts() -> None:
     assert torch.isnan(estimate_errors(samples[:1])).all()
 
 
+def test_a_single_step_takes_no_products() -> None:
+    found = estimate_scores(Through(Through3Once), images(4), rows=6, steps=1)
+    assert found.method == "lanczos, 6 starts, 1 step, 6 of 16 rows, plain"
+    assert torch.isnan(found.errors).all()  # nothing tells what further steps would change
+
+
 def test_exact_scores_have_no_error_and_a_sketch_none_that_is_known() -> None:
     exact = estimate_scores(rough(), images(4), method="exact")
     assert exact.errors.tolist() == [0.0] * 4
