@@ -329,7 +329,7 @@ def test_log_density_adds_the_whole_law_of_the_embedding() -> None:
     encoder, reference = rough(), images(300, 4)
     exact = log_density(encoder, images(5), reference)
     found = log_density(encoder, images(5), reference, method="lanczos")
-    torch.testing.assert_close(found.log_prior, exact.log_prior)
+    torch.testing.assert_close(found.log_prior, exact.log_prior, rtol=0, atol=1e-3)
     torch.testing.assert_close(found.log_density, found.jepa_score + found.log_prior)
 
 
