@@ -1,6 +1,6 @@
 """Does a ViT-MAE look as far as the closed form of the linear one says? The table of docs/recipes/mae.md.
 
-    JEPA_MONITOR_DATA=… python benchmarks/influence.py --picture docs/images/influence.png
+    JEPA_MONITOR_DATA=… python benchmarks/influence.py --picture influence.png
 
 Images: the CIFAR-10 subset in grey at 16 pixels, 10,000 to learn from. Closed form: the influence length of the
 linear masked autoencoder of 16 codes, and of the linear map that foretells hidden patches from all others. ViT-MAE:
@@ -154,7 +154,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--steps", type=int, default=600, help="(default: %(default)s)")
     options.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
-    options.add_argument("--sizes", type=int, nargs="+", default=[2, 4], help="(default: 2 4)")
+    options.add_argument("--sizes", type=int, nargs="+", default=[4], help="(default: 4)")
     options.add_argument(
         "--masks", type=float, nargs="+", default=[0.5, 0.75, 0.9], help="(default: .5 .75 .9)"
     )

@@ -64,7 +64,7 @@ TINY: dict[str, list[str]] = {
     "task_priors": ["--seeds=2", "--epochs=2"],
     "collapse_zoo": ["--show"],
     "keep": [],
-    "influence": ["--seeds=1", "--steps=2", "--sizes", "4"],
+    "influence": ["--seeds=1", "--steps=2"],
     "objectives": ["--seeds=1", "--data=digits", "--alphas", "1"],
 }
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.
