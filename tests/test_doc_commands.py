@@ -44,7 +44,7 @@ TINY: dict[str, list[str]] = {
         "--repeats=1",
         "--directions=1",
     ],
-    "lanczos": ["--images=16", "--steps=2", "--seeds=1", "--references=64"],
+    "lanczos": ["--images=8", "--steps=2", "--seeds=1", "--references=64", "--tolerance=0"],
     "layers": ["--images=1", "--repeats=1"],
     "cost": ["--most=1", "--repeats=1"],
     "gpu": ["--tiny", "--device=cpu"],
