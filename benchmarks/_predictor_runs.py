@@ -67,7 +67,7 @@ def make(recipe: str, seed: int) -> ScheduledModule:
     if recipe == "vicreg":
         return VicReg(**_CONV, seed=seed)
     if recipe == "ijepa":
-        return IJepa(**_SHAPE, patch_size=4, learning_rate=2e-3, seed=seed)
+        return IJepa(**_SHAPE, patch_size=4, learning_rate=2e-3, momentum=(0.99, 1.0), seed=seed)
     batchnorm = {"stem": "conv_batchnorm", "head_batchnorm": True, "class_token": False}
     return DinoV2(**(_CONV | batchnorm), momentum=(0.95, 0.99), seed=seed)
 

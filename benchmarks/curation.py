@@ -1,6 +1,6 @@
 """What do the scores of a data set find? Trouble is planted in handwritten digits and looked for.
 
-    for seed in 0 1; do python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4 --seed_everything $seed; done
+    for seed in 0 1; do python -m jepa_monitor.recipes.ijepa --config recipes/configs/ijepa_digits.yaml --seed_everything $seed; done
     python benchmarks/curation.py --first runs/ijepa/version_0/checkpoints/last.ckpt \
         --second runs/ijepa/version_1/checkpoints/last.ckpt
 

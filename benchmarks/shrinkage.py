@@ -1,6 +1,6 @@
 """Which shrunk law predicts held-out embeddings best? The table of docs/theory.md.
 
-    python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4        # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --config recipes/configs/ijepa_digits.yaml        # trains; 4 minutes on two cores
     python benchmarks/shrinkage.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Fits the law of a target encoder's embeddings of augmented digits with three kinds of shrinkage, before
@@ -30,7 +30,7 @@ def main() -> None:
     held_out = torch.stack([data.val_set[i][0] for i in range(len(data.val_set))])
     trained = IJepa.load_from_checkpoint(args.checkpoint, map_location="cpu").target_encoder.eval()
     torch.manual_seed(0)
-    encoders = {"before": IJepa().target_encoder.eval(), "after": trained}
+    encoders = {"before": IJepa(depth=6).target_encoder.eval(), "after": trained}
     print("| training | N | shrinkage | s | log-density | distance² / K | calibration error |")
     print("|---|---|---|---|---|---|---|")
     for name, encoder in encoders.items():

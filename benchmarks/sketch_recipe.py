@@ -1,6 +1,6 @@
 """How well do sketches order the images of the I-JEPA recipe's own run? A table of docs/sketching.md.
 
-    python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4        # trains; 4 minutes on two cores
+    python -m jepa_monitor.recipes.ijepa --config recipes/configs/ijepa_digits.yaml        # trains; 4 minutes on two cores
     python benchmarks/sketch_recipe.py runs/ijepa/version_0/checkpoints/last.ckpt
 
 Spearman correlation with the exact score, mean and range over five seeds of the sketch: on 100 held-out
@@ -53,7 +53,7 @@ def main() -> None:
     torch.manual_seed(0)
     print("| training | R of 64 rows | held-out images | with outliers |")
     print("|---|---|---|---|")
-    for name, encoder in (("before", IJepa().target_encoder.eval()), ("after", trained)):
+    for name, encoder in (("before", IJepa(depth=6).target_encoder.eval()), ("after", trained)):
         with torch.no_grad():
             law = Gaussian.fit(torch.cat([encoder(batch) for batch in seen.split(100)]))
         exact = jepa_score(encoder, images)

@@ -75,7 +75,7 @@ class IJepa(ScheduledModule):
         attention: str = "softmax",
         attention_published: bool = False,
         width: int = 64,
-        depth: int = 6,
+        depth: int = 3,
         heads: int = 2,
         predictor_width: int = 32,
         predictor_depth: int = 1,
@@ -89,7 +89,7 @@ class IJepa(ScheduledModule):
         final_learning_rate: float = 1e-6,
         warmup: float = 0.1,
         weight_decay: tuple[float, float] = (0.04, 0.4),
-        momentum: tuple[float, float] = (0.99, 1.0),
+        momentum: tuple[float, float] = (0.98, 1.0),
         seed: int = 0,
     ) -> None:
         super().__init__()

@@ -218,7 +218,7 @@ CIFAR = "--config recipes/configs/lejepa_cifar10_cpu.yaml"
 # What has to be there before: checkpoints of a recipe, tables of scores.
 BEFORE = {
     "docs/theory.md:2": "rm -rf runs",
-    "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa --data digits --data.crop_scale 0.4",
+    "docs/sketching.md:1": "rm -rf runs; python -m jepa_monitor.recipes.ijepa --config recipes/configs/ijepa_digits.yaml",
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
     **{f"docs/advise.md:{number}": MANY for number in (1, 2, 3, 4)},
