@@ -148,8 +148,8 @@ def _advised(sound: Sequence[Mapping[str, float]], unit: str) -> str:
     if best is told[-1]:
         return ""
     return (
-        f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2f}, here "
-        f"{told[-1]['advice/quality']:.2f}): try that one, too."
+        f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2g}, here "
+        f"{told[-1]['advice/quality']:.2g}): try that one, too."
     )
 
 
