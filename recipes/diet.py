@@ -387,4 +387,7 @@ def main(args: list[str] | None = None) -> Trainer:
 
 
 if __name__ == "__main__":
-    main()
+    # Under its own name: `old_domain` imports it by that, and classes of `__main__` would be others.
+    from jepa_monitor.recipes.diet import main as run
+
+    run()

@@ -131,7 +131,7 @@ def advice_sentence(scalars: Mapping[str, float]) -> str:
             f"Advice: keep this one (advice/quality {quality:.2g}): at no look have views of an image found "
             "each other more often."
         )
-    elif best - quality < noise:
+    elif not scalars.get("collapse/state") and best - quality < noise:
         said = (
             f"Advice: no look stands out. advice/quality was highest at step {step:.0f} ({best:.2g}), above "
             f"this one ({quality:.2g}) by less than it is known to (± {noise:.1g})."

@@ -103,6 +103,8 @@ def test_the_reason_is_said_and_no_accuracy_promised() -> None:
     assert "no look stands out" in advice_sentence(vague)
     assert "highest at step 10 (0.3), above this one (0.23)" in advice_sentence(vague)
     assert "(± 0.1)" in advice_sentence(vague)
+    collapsed = advice_sentence(vague | {"collapse/state": 1.0})  # which is no noise
+    assert collapsed == advice_sentence(falling)
     scalars = falling | {"collapse/state": 0.0, "collapse/alarm": 0.0}
     assert advice_sentence(falling) in str(judge(scalars, default_insights(0)))
     assert "accura" not in str(judge(scalars, default_insights(0)))

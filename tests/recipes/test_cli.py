@@ -302,3 +302,21 @@ def test_as_a_module_it_prints_a_config_that_it_accepts(folder, recipe) -> None:
     given = {argument.removeprefix("--") for argument in arguments}
     asked = {name: value for name, value in recipe.defaults.items() if name not in given}
     assert all(cli.config[name] == value for name, value in asked.items())
+
+
+def test_what_a_recipe_is_made_of_does_not_import_it_under_another_name() -> None:
+    """`python -m` runs a module as `__main__`: who imports it by name has other classes of the same name."""
+    texts = {path.stem: path.read_text() for path in Path(lejepa.__file__).parent.glob("*.py")}
+    entry = 'if __name__ == "__main__":'
+    imports = {
+        name: set(re.findall(r"from jepa_monitor\.recipes\.(\w+) import", text.partition(entry)[0]))
+        for name, text in texts.items()
+    }
+    run = [name for name, text in texts.items() if entry in text]
+    assert len(run) >= 8
+    for name in run:
+        needed = set(imports[name])
+        while (more := {each for other in needed for each in imports[other]}) - needed:
+            needed |= more
+        own = f"from jepa_monitor.recipes.{name} import" in texts[name].partition(entry)[2]
+        assert name not in needed or own, name

@@ -1,5 +1,6 @@
 """DIET-CP against its definition, and what a steered backbone must not lose."""
 
+import subprocess
 import sys
 from pathlib import Path
 
@@ -409,3 +410,13 @@ def test_the_config_is_valid(folder) -> None:
     # Two of DINOv2's blocks of width 384 (with LayerScale) and the last norm.
     block = 12 * 384**2 + (3 + 1 + 4 + 1) * 384 + 4 * 384 + 2 * 384
     assert sum(p.numel() for p in trained) == 2 * block + 2 * 384
+
+
+def test_from_the_shell_both_stages_run(tmp_path: Path) -> None:
+    """As `python -m` runs it, where the recipe's own module is `__main__`."""
+    words = [*SMALL, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
+    words += ["--old.epochs", "1", "--trainer.accelerator", "cpu"]
+    command = [sys.executable, "-m", "jepa_monitor.recipes.diet", *words]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "k-NN accuracy" in done.stdout
