@@ -80,7 +80,7 @@ def test_another_look_that_the_advice_prefers_is_named_beside() -> None:
     assert "advice" not in advised("00022", "00011", 0.1, 0.2, 0.3, 0.9, 0.9)
     assert "highest at step 10" in advised("00022", "00011", 0.1, 0.4, 0.3, 0.9, 0.9)
     assert (
-        "at epoch 10 (0.40"
+        "at epoch 10 (0.4, here 0.3)"
         in which_to_keep(
             [
                 {**look, "advice/quality": q}
