@@ -51,7 +51,7 @@ def estimate_errors(samples: Tensor) -> Tensor:
     With :math:`q_i` what start i says of an image, less the mean of that over the images, the variance of
     the mean of n starts is :math:`\operatorname{var}_i q_i / n`; of few starts it is known badly and is
     drawn to the mean over the images. To it the square of what the last step has changed is added. Twice the
-    root of the sum held the error of 95 to 100 % of images under ViTs, whose spectrum is flat in the coordinates
+    root of the sum held the error of 91 to 100 % of images under ViTs, whose spectrum is flat in the coordinates
     that are used, and **of 12 to 70 % under encoders where it is not** (docs/sketching.md).
 
     Args:
