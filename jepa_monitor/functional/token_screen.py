@@ -120,7 +120,7 @@ def screen_tokens(
         >>> texts = [f"fine on day {n}" for n in range(10, 50)] + ["a bore today"] * 40
         >>> found = screen_tokens(texts, [1] * 40 + [0] * 40)[0]
         >>> found.shape, found.label, found.texts, found.words, found.spurious
-        ('day', 1, 40, 1, True)
+        ('00', 1, 40, 40, True)
     """
     check_positive_int(min_count, "min_count")
     if len(texts) != len(labels):

@@ -162,6 +162,6 @@ def jacobian_rows(
         (gradient,) = torch.autograd.grad(
             embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
         )
-        found = gradient.view(fold, size, -1)[: len(asked)]
+        found = gradient.reshape(fold, size, -1)[: len(asked)]
         rows[:, start : start + len(asked)] = found.transpose(0, 1)
     return embeddings[:size].detach(), rows
