@@ -127,6 +127,7 @@ def draw(results: dict[str, Any], place: pathlib.Path) -> None:
         axes.tick_params(labelsize=7)
         axes.grid(alpha=0.3)
     figure.axes[0].set_ylabel("processor seconds", fontsize=8)
+    place.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(place)
 
 

@@ -164,6 +164,10 @@ def main() -> None:
     store(args.out, result)
 
 
+def _told(name: str, value: float | None) -> str:
+    return f"{name} {'not told' if value is None else f'{value:.3g}'}"
+
+
 def report_tables(result: dict[str, Any]) -> None:
     """Print what the JSON file holds as Markdown."""
     models = result["models"]
@@ -192,7 +196,7 @@ def report_tables(result: dict[str, Any]) -> None:
             )
         told = ("calibration_error", "gaussianity_effect", "gaussianity_z", "precondition")
         lines.append("")
-        lines.append(", ".join(f"{k} {values[f'density/{k}']:.3g}" for k in told))
+        lines.append(", ".join(_told(k, values.get(f"density/{k}")) for k in told))
     sys.stdout.write("\n".join(lines) + "\n")
 
 

@@ -46,7 +46,7 @@ __all__ = [
 ]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
-_BUSY_BYTES, _BUSY_IMAGES = 16 * 2**20, 64  # of a batch, where a CPU is, and a GPU is taken to be
+_BUSY_BYTES, _BUSY_IMAGES = 48 * 2**20, 64  # of a batch, where a CPU is, and a GPU is taken to be
 _REFINED_SHARE = 32  # of all rows at most one in so many is computed once more, in float64
 
 
@@ -72,8 +72,8 @@ def fold_of(device: torch.device, images: int, chunk: int, rows: int, graph: int
     """Say how many rows one backward pass should compute.
 
     A pass over a few small images is spent on calling kernels, not in them. So rows are folded into the
-    batch: on a CPU until its graph takes :data:`_BUSY_BYTES` (with one image of 32 px 2.9 times as fast
-    on a ViT-Ti/8, 2.8 times on a ResNet-18; ``benchmarks/cost.py``), on a GPU until it has :data:`_BUSY_IMAGES`,
+    batch: on a CPU until its graph takes :data:`_BUSY_BYTES` (with one image of 32 px 2.4 times as fast
+    on a ViT-Ti/8, 2.5 times on a ResNet-18; ``benchmarks/cost.py``), on a GPU until it has :data:`_BUSY_IMAGES`,
     which has been measured on none (``benchmarks/gpu.py`` does). The forward pass grows with the fold,
     and is kept to an eighth of the rows.
 

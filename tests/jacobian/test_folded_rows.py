@@ -73,13 +73,13 @@ MB = 2**20
         (GPU, (1, 1, 384, MB), 1),
         (GPU, (1, 1000, 16, MB), 2),
         (GPU, (1, 1000, 4, MB), 1),
-        (CPU, (1, 1000, 384, MB), 16),  # 16 MB
+        (CPU, (1, 1000, 384, 3 * MB), 16),  # 48 MB
         (CPU, (1, 1000, 384, 1000), 48),
         (CPU, (1, 1000, 384, 0), 48),
-        (CPU, (1, 1000, 384, 20 * MB), 1),
-        (CPU, (8, 1000, 384, MB), 2),
+        (CPU, (1, 1000, 384, 50 * MB), 1),
+        (CPU, (8, 1000, 384, 3 * MB), 2),
         (CPU, (1, 10, 384, MB), 8),  # of 5 to 10, 6 and 8 leave no copy without a row
-        (CPU, (1, 1000, 97, MB), 7),  # 14 passes of 7 take 98 rows
+        (CPU, (1, 1000, 97, 3 * MB), 7),  # 14 passes of 7 take 98 rows
     ],
 )
 def test_a_batch_is_filled_and_the_forward_pass_stays_small(
