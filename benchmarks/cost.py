@@ -29,8 +29,8 @@ from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
 from jepa_monitor.encoders.embedder import Embedder
-from jepa_monitor.jacobian.engine import fold_of, measure
-from jepa_monitor.jacobian.rows import jacobian_rows
+from jepa_monitor.jacobian.engine import fold_of
+from jepa_monitor.jacobian.rows import jacobian_rows, measure
 
 WIDTHS = (64, 128, 256, 512)
 SIDES = (32, 64, 128)

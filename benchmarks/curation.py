@@ -44,10 +44,10 @@ from jepa_monitor.encoders import Embedder
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.functional.neighbors import knn_distance
 from jepa_monitor.functional.outliers import robust_fence
-from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.rows import jacobian_rows
 from jepa_monitor.jacobian.score import density_terms
 from jepa_monitor.jacobian.sketch import sketch_matrix
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.trust import settle
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 

@@ -28,6 +28,7 @@ from unittest import mock
 
 import timm
 import torch
+from _listing import plain
 from _results import circumstances, parser, store, table
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -78,18 +79,6 @@ def tf32() -> Iterator[None]:
         yield
     finally:
         torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32 = before
-
-
-def plain(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The listing of arXiv 2510.05949, app. B."""
-    leaf = images.clone().requires_grad_()
-    summed = encoder(leaf).sum(0)
-    rows = [
-        torch.autograd.grad(summed[k], leaf, retain_graph=True)[0].flatten(1)
-        for k in range(len(summed))
-    ]
-    scores: Tensor = torch.linalg.svdvals(torch.stack(rows, 1)).clamp_min(1e-6).log().sum(1)
-    return scores
 
 
 def folded(encoder: nn.Module, images: Tensor, fold: int) -> Tensor:

@@ -24,6 +24,7 @@ from typing import Any
 
 import timm
 import torch
+from _listing import plain
 from _results import circumstances, kept, parser, store
 from scipy.stats import spearmanr
 from torch import Tensor, nn
@@ -51,17 +52,6 @@ def build(case: str, device: str) -> tuple[nn.Module, int]:
 
 def draw(count: int, side: int, device: str) -> Tensor:
     return torch.randn(count, 3, side, side, generator=torch.Generator().manual_seed(1)).to(device)
-
-
-def plain(encoder: nn.Module, images: Tensor) -> Tensor:
-    """The listing of arXiv 2510.05949, app. B: all rows of all images, float32 svdvals."""
-    leaf = images.clone().requires_grad_()
-    summed = encoder(leaf).sum(0)
-    rows = [
-        torch.autograd.grad(summed[k], leaf, retain_graph=True)[0].flatten(1)
-        for k in range(len(summed))
-    ]
-    return torch.linalg.svdvals(torch.stack(rows, 1)).clamp_min(1e-6).log().sum(1)
 
 
 def vectorised(encoder: nn.Module, images: Tensor) -> Tensor:

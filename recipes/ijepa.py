@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from jepa_monitor.recipes.attention import set_attention
-from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.masking import Masks, block_shapes, sample_masks
-from jepa_monitor.recipes.module import ScheduledModule, check_shares, check_warmup, follow
+from jepa_monitor.recipes.module import check_shares, check_warmup, follow
+from jepa_monitor.recipes.patch_prediction import PatchPrediction
 from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 from jepa_monitor.recipes.seen_patches import Predictor, build_encoder, encode_tokens, take
 
@@ -25,7 +25,7 @@ from jepa_monitor.recipes.seen_patches import Predictor, build_encoder, encode_t
 DEFAULTS: dict[str, Any] = {"data.crop_scale": 1.0}
 
 
-class IJepa(ScheduledModule):
+class IJepa(PatchPrediction):
     """I-JEPA: context encoder, EMA target encoder and predictor.
 
     Every random choice depends on ``(seed, epoch, batch)`` and every schedule on the global step,
@@ -155,46 +155,17 @@ class IJepa(ScheduledModule):
         context = encode_tokens(self.encoder, images, masks.context)
         return F.smooth_l1_loss(self.predictor(context, masks), self.targets(images, masks))
 
-    def masks(self, batch_size: int, *counters: int) -> Masks:
-        """Draw the masks of a batch.
+    def draw(self, batch_size: int, generator: torch.Generator) -> Masks:
+        """Draw masks.
 
         Args:
-            batch_size: Images in the batch.
-            counters: What identifies the batch, mixed with the seed and the process's rank.
+            batch_size: Images B.
+            generator: Source of all randomness, on the CPU.
 
         Returns:
-            Masks on the module's device.
+            Contexts and target blocks, on the CPU.
         """
-        seed = mixed_seed(self.hparams["seed"], self.global_rank, *counters)
-        generator = torch.Generator().manual_seed(seed)
-        masks = sample_masks(batch_size, self.grid, generator, **self.mask_options)
-        return Masks(masks.context.to(self.device), masks.targets.to(self.device))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of (images, labels); the labels are not looked at.
-
-        Args:
-            batch: Images (B, C, H, W) and labels (B,).
-            batch_idx: Number of the batch in the epoch.
-
-        Returns:
-            Scalar loss.
-        """
-        images = batch[0]
-        loss = self.loss(images, self.masks(len(images), 1 + self.current_epoch, batch_idx))
-        self.log("train/loss", loss, prog_bar=True)
-        return loss
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the loss of held-out images under masks that are the same in every epoch.
-
-        Args:
-            batch: Images (B, C, H, W) and labels (B,).
-            batch_idx: Number of the batch.
-        """
-        images = batch[0]
-        loss = self.loss(images, self.masks(len(images), 0, batch_idx))
-        self.log("val/loss", loss, batch_size=len(images), sync_dist=True)
+        return sample_masks(batch_size, self.grid, generator, **self.mask_options)
 
     def scheduled(self, step: int) -> dict[str, float]:
         """Learning rate, weight decay and momentum of one optimiser step.

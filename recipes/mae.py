@@ -14,9 +14,9 @@ import torch
 from torch import Tensor, nn
 
 from jepa_monitor.recipes.attention import set_attention
-from jepa_monitor.recipes.datasets import mixed_seed
 from jepa_monitor.recipes.masking import Masks, sample_random_masks
-from jepa_monitor.recipes.module import ScheduledModule, check_warmup
+from jepa_monitor.recipes.module import check_warmup
+from jepa_monitor.recipes.patch_prediction import PatchPrediction
 from jepa_monitor.recipes.seen_patches import Predictor, build_encoder, encode_tokens, take
 
 if TYPE_CHECKING:
@@ -157,7 +157,7 @@ class MaskedAutoencoder(nn.Module):
         return unpatchify(patches.scatter(1, places, predicted), self.grid, self.patch_size)
 
 
-class Mae(ScheduledModule):
+class Mae(PatchPrediction):
     """MAE: an encoder of the patches that are seen, and a decoder that predicts the hidden ones.
 
     Every random choice depends on ``(seed, epoch, batch)`` and every schedule on the global step,
@@ -252,45 +252,17 @@ class Mae(ScheduledModule):
         """
         return mae_loss(self.network.predict(images, masks), self.network.targets(images, masks))
 
-    def masks(self, batch_size: int, *counters: int) -> Masks:
-        """Draw the masks of a batch.
+    def draw(self, batch_size: int, generator: torch.Generator) -> Masks:
+        """Draw masks.
 
         Args:
-            batch_size: Images in the batch.
-            counters: What identifies the batch, mixed with the seed and the process's rank.
+            batch_size: Images B.
+            generator: Source of all randomness, on the CPU.
 
         Returns:
-            Masks on the module's device.
+            What is seen, and what is hidden, on the CPU.
         """
-        seed = mixed_seed(self.hparams["seed"], self.global_rank, *counters)
-        generator = torch.Generator().manual_seed(seed)
-        masks = sample_random_masks(batch_size, self.patches, generator, self.hparams["mask"])
-        return Masks(masks.context.to(self.device), masks.targets.to(self.device))
-
-    def training_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> Tensor:
-        """Return the loss of a batch of (images, labels); the labels are not looked at.
-
-        Args:
-            batch: Images (B, C, H, W) and labels (B,).
-            batch_idx: Number of the batch in the epoch.
-
-        Returns:
-            Scalar loss.
-        """
-        images = batch[0]
-        loss = self.loss(images, self.masks(len(images), 1 + self.current_epoch, batch_idx))
-        return self.log_terms({"loss": loss})
-
-    def validation_step(self, batch: tuple[Tensor, Tensor], batch_idx: int) -> None:
-        """Log the loss of held-out images under masks that are the same in every epoch.
-
-        Args:
-            batch: Images (B, C, H, W) and labels (B,).
-            batch_idx: Number of the batch.
-        """
-        images = batch[0]
-        loss = self.loss(images, self.masks(len(images), 0, batch_idx))
-        self.log("val/loss", loss, batch_size=len(images), sync_dist=True)
+        return sample_random_masks(batch_size, self.patches, generator, self.hparams["mask"])
 
 
 def main(args: list[str] | None = None) -> Trainer:

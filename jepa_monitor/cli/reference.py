@@ -25,9 +25,10 @@ from jepa_monitor.detectors import (
 )
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.law import law_scalars
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.prepared import embed
 from jepa_monitor.jacobian.score import LogDensity, density_terms
+from jepa_monitor.jacobian.spectra import Spectra
 
 __all__ = [
     "Law",

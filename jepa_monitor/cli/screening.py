@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import json
+from collections import Counter
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -87,9 +88,7 @@ def screen(
         "examples": [" ".join(each.examples) for each in found],
         "text": [_around(kept[each.row], each) for each in found],
     }
-    named = {str(name): 0 for name in classes}
-    for name in classes:
-        named[str(name)] += 1
+    named = Counter(map(str, classes))
     odd = sum(each.spurious for each in found)
     facts = [
         ("texts", f"{len(kept)} of {texts}" + (f"; {empty} are empty" if empty else "")),
@@ -112,12 +111,11 @@ def _verdict(odd: int) -> str:
     return f"{odd}: look at their texts before you train, and at where they come from"
 
 
-def _most(named: dict[str, int], shown: int = 6) -> list[tuple[str, int]]:
+def _most(named: Counter[str], shown: int = 6) -> list[tuple[str, int]]:
     """Take the largest classes, and how many texts the others have."""
-    ranked = sorted(named.items(), key=lambda pair: -pair[1])
-    rest = ranked[shown:]
-    others = [(f"{len(rest)} others", sum(count for _, count in rest))] if rest else []
-    return ranked[:shown] + others
+    first = named.most_common(shown)
+    rest, texts = len(named) - len(first), named.total() - sum(count for _, count in first)
+    return [*first, (f"{rest} others", texts)] if rest else first
 
 
 def _around(text: str, finding: TokenFinding) -> str:

@@ -14,11 +14,12 @@ from jepa_monitor.cli.images import Source
 from jepa_monitor.cli.reference import Law
 from jepa_monitor.cli.runs import Part
 from jepa_monitor.cli.task import Prepared, Task
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.prepared import embed
 from jepa_monitor.jacobian.response import RESPONSES, Nudges, responding_law
 from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.trust import TRIED, SketchAgreement, method_words, settle
 
 __all__ = ["Settled", "read_settled", "settle_rows"]

@@ -110,10 +110,10 @@ def next_token_perception(
     directions, chance_directions = _token_directions(states, real, context, k, order)
     if centred:
         means, target = means - means.mean(0), target - target.mean(0)
-    most = min(k, target.shape[1] - centred)
+    most, whiten = min(k, target.shape[1] - centred), _whitening(means.T @ means)
 
     def overlap(classes: Tensor) -> tuple[Tensor, int]:
-        own = _leading(means.T @ means, means.T @ classes, most, order)
+        own = _leading(whiten, means.T @ classes, most, order)
         basis = torch.linalg.qr(own).Q if orthonormal else own
         seen = (directions.T @ basis).square().sum() / basis.square().sum()
         return seen, own.shape[1]
@@ -181,15 +181,20 @@ def _token_directions(
     if context == "mean":
         before = before / torch.arange(1, before.shape[1] + 1, device=before.device)[:, None]
     first, second = before[there], after[there]
-    found = _leading(first.T @ first, first.T @ second, k, order)
+    found = _leading(_whitening(first.T @ first), first.T @ second, k, order)
     return torch.linalg.qr(found).Q, found.shape[1]
 
 
-def _leading(second: Tensor, cross: Tensor, k: int, order: str) -> Tensor:
-    """Solve A Aᵀ w = λ B w on the range of B, and take k of the directions."""
+def _whitening(second: Tensor) -> Tensor:
+    """Make coordinates of the range of a second moment B in which it is the identity, (d, rank)."""
     values, axes = torch.linalg.eigh(second)
     inside = values > _RANGE * values[-1]
-    whiten = axes[:, inside] / values[inside].sqrt()
+    whiten: Tensor = axes[:, inside] / values[inside].sqrt()
+    return whiten
+
+
+def _leading(whiten: Tensor, cross: Tensor, k: int, order: str) -> Tensor:
+    """Solve A Aᵀ w = λ B w on the range of B, and take k of the directions."""
     product = whiten.T @ cross
     _, found = torch.linalg.eigh(product @ product.T)
     chosen = found[:, :k] if order == "published" else found.flip(1)[:, :k]

@@ -16,13 +16,14 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.look import Look, scored_sets
 from jepa_monitor.insights.parts import Part
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.leverage import leverages
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.prepared import embed
 from jepa_monitor.jacobian.response import Nudges, responding_law
 from jepa_monitor.jacobian.score import density_terms
 from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.trust import method_words, settle
 
 __all__ = ["Gatherer", "Sources"]

@@ -21,10 +21,8 @@ from jepa_monitor.insights.parts import Part
 __all__ = ["Filled", "Influences", "Reach", "Reconstruction"]
 
 _BATCH = 8  # images whose graph is kept at a time
-_PLACES, _PIXELS = (
-    64,
-    32,
-)  # tokens of an image, and hidden pixels of it, of which gradients are taken
+_PLACES = 64  # tokens of an image of which gradients are taken
+_PIXELS = 32  # hidden pixels of it, likewise
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.response import RespondingLaw
 from jepa_monitor.jacobian.rows import check_samples_apart, measure
-from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.jacobian.sketch import check_width, row_count
 from jepa_monitor.jacobian.spectra import Spectra
 
 __all__ = ["estimates"]
@@ -57,10 +57,7 @@ def estimates(
         one = images[:1].to(embedder.dtype)
         width, graph = measure(embedder, one)
         inputs = one.numel()
-        if reference is not None and reference.width != width:
-            raise ValueError(
-                f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
-            )
+        check_width(reference, width)
         rows = row_count(options, width, inputs, whitened=reference is not None)
         if rows is None:
             return None

@@ -34,16 +34,7 @@ from jepa_monitor.jacobian.spectrum import (
     uncertain,
 )
 
-__all__ = [
-    "Frame",
-    "Spectra",
-    "blockwise",
-    "fold_of",
-    "frame",
-    "measure",
-    "plan",
-    "spectra",
-]
+__all__ = ["Frame", "blockwise", "fold_of", "frame", "plan", "spectra"]
 
 _GRAPH_COPIES = 2  # the graph, and what a backward pass allocates beside it
 _BUSY_BYTES, _BUSY_IMAGES = 48 * 2**20, 64  # of a batch, where a CPU is, and a GPU is taken to be

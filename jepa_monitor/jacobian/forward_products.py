@@ -195,6 +195,7 @@ def choose_products(
         ValueError: If none does.
     """
     tried: dict[str, tuple[float, _Way]] = {}
+    failed: list[str] = []
     for step in _STEPS:
         way = _differences(step)
         found = _disagreement(embedder, images, way, weights)
@@ -208,13 +209,15 @@ def choose_products(
                 # Of torch about itself, where it compiles decompositions at the first forward mode.
                 warnings.simplefilter("ignore", FutureWarning)
                 tried[name] = _disagreement(embedder, images, way, weights), way
-        except (RuntimeError, NotImplementedError) as problem:
+        except RuntimeError as problem:  # an operation has no such derivative: the next way may do
             if is_out_of_memory(problem):
                 raise
+            failed.append(f"{name}: {str(problem).partition(chr(10))[0]}")
     for name, (error, way) in tried.items():
         if error <= _MOST:
             return ForwardProducts(name, partial(way, embedder), error)
     found_errors = ", ".join(f"{name} {error:.2g}" for name, (error, _) in tried.items())
+    found_errors = "; ".join([found_errors, *failed])
     raise ValueError(
         "`method` must be 'exact' or 'sketch' for this encoder, got 'lanczos': its products with "
         f"directions of the input disagree with its backward passes (relative errors: {found_errors})."

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor
@@ -107,28 +107,37 @@ def selector(embeddings: Tensor, cotangents: Tensor | None, k: int) -> Tensor:
 
 
 def row_passes(
-    leaf: Tensor, embeddings: Tensor, cotangents: Tensor | None, indices: Iterable[int]
+    leaf: Tensor,
+    embeddings: Tensor,
+    cotangents: Tensor | None,
+    indices: Sequence[int],
+    fold: int = 1,
 ) -> Iterator[Tensor]:
-    """Take one backward pass for each of some rows.
+    """Take one backward pass for each of some rows, or for every ``fold`` of them.
 
     Samples do not interact, so that one pass of the k-th column of the embeddings gives the k-th
     row for all images (arXiv 2510.05949, app. B).
 
     Args:
-        leaf: The images, (B, ...), of which ``embeddings`` is a function.
-        embeddings: (B, K), with their graph, which is kept.
+        leaf: The images, (B, ...), of which ``embeddings`` is a function; ``fold`` times one after another.
+        embeddings: Of all of these, (fold · B, K), with their graph, which is kept.
         cotangents: See :func:`selector`.
         indices: Which rows.
+        fold: How many rows one backward pass computes, each from another copy of the images.
 
     Yields:
         The rows, (B, D), one by one.
     """
-    for k in indices:
-        chosen = selector(embeddings, cotangents, k)
+    size = len(embeddings) // fold
+    for start in range(0, len(indices), fold):
+        asked = indices[start : start + fold]
+        chosen = torch.zeros_like(embeddings)  # copies that are left over compute nothing
+        for copy, k in zip(torch.split(chosen, size), asked, strict=False):
+            copy.copy_(selector(copy, cotangents, k))
         (gradient,) = torch.autograd.grad(
             embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
         )
-        yield gradient.flatten(1)
+        yield from torch.split(gradient.flatten(1), size)[: len(asked)]
 
 
 def jacobian_rows(
@@ -150,18 +159,6 @@ def jacobian_rows(
     leaf, embeddings = embed_with_graph(embedder, torch.cat([images] * fold))
     count = embeddings.shape[1] if cotangents is None else len(cotangents)
     rows = leaf.new_empty(size, count, leaf[0].numel())
-    if fold == 1:
-        for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count))):
-            rows[:, k] = row
-        return embeddings.detach(), rows
-    for start in range(0, count, fold):
-        asked = range(start, min(start + fold, count))
-        chosen = torch.zeros_like(embeddings)  # copies that are left over compute nothing
-        for copy, k in zip(torch.split(chosen, size), asked, strict=False):
-            copy.copy_(selector(copy, cotangents, k))
-        (gradient,) = torch.autograd.grad(
-            embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
-        )
-        found = gradient.reshape(fold, size, -1)[: len(asked)]
-        rows[:, start : start + len(asked)] = found.transpose(0, 1)
+    for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count), fold)):
+        rows[:, k] = row
     return embeddings[:size].detach(), rows

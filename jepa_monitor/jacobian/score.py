@@ -13,12 +13,13 @@ from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.differentiable import differentiable_score
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.estimate import spectra_within
 from jepa_monitor.jacobian.fibre import Fibre, InputLaw, fibre_terms, input_law
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
 from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, prepared
 from jepa_monitor.jacobian.sketch import check_fixed_rows
+from jepa_monitor.jacobian.spectra import Spectra
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack

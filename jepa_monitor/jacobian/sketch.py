@@ -8,7 +8,7 @@ from torch import Tensor
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.options import ScoreOptions
 
-__all__ = ["check_fixed_rows", "row_count", "sketch_matrix"]
+__all__ = ["check_fixed_rows", "check_width", "row_count", "sketch_matrix"]
 
 _SHARE = 16  # of the K rows, one in so many
 _LEAST = 16  # fewer are too few where the spectrum is flat: docs/sketching.md
@@ -58,6 +58,22 @@ def row_count(options: ScoreOptions, width: int, inputs: int, whitened: bool) ->
     return options.rows
 
 
+def check_width(reference: Gaussian | None, width: int) -> None:
+    """Refuse a law of other embeddings.
+
+    Args:
+        reference: Law of the embeddings; ``None`` for none.
+        width: K.
+
+    Raises:
+        ValueError: If it has another width.
+    """
+    if reference is not None and reference.width != width:
+        raise ValueError(
+            f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
+        )
+
+
 def check_fixed_rows(options: ScoreOptions) -> None:
     """Refuse settings under which other rows are taken of each image.
 
@@ -98,10 +114,7 @@ def sketch_matrix(
         ValueError: If more rows are asked for than there are, the law has another width, the
             sketch is whitened and K > D, or ``"lanczos"`` chooses rows for each image by itself.
     """
-    if reference is not None and reference.width != width:
-        raise ValueError(
-            f"`reference` must be a law of embeddings of width {width}, got {reference.width}."
-        )
+    check_width(reference, width)
     count = row_count(options, width, inputs, reference is not None)
     if count is None:
         return None

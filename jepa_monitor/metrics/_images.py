@@ -14,9 +14,10 @@ from jepa_monitor._checks import check_choice, check_images
 from jepa_monitor.encoders import Embedder, Pool, check_pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.score import plot_histogram
-from jepa_monitor.jacobian.engine import Spectra, spectra
+from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, fit_reference
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, joined
 from jepa_monitor.probes.images import collect_images
 

@@ -8,9 +8,9 @@ from torch import Tensor
 
 from jepa_monitor.encoders import Pool
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.score import density_terms
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.metrics._images import ImageScores
 
 __all__ = ["JepaScore", "LogDensity"]

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor, ScoreOptions, jepa_score, log_density
 from jepa_monitor.functional.gaussian import Gaussian
-from jepa_monitor.jacobian.engine import Spectra
 from jepa_monitor.jacobian.sketch import row_count
+from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.trust import settle, sketch_agreement
 
 
