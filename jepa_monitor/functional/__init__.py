@@ -4,6 +4,7 @@ All compute in float64 and return float64 tensors.
 """
 
 from jepa_monitor.functional._intervals import wilson_interval as wilson_interval
+from jepa_monitor.functional.archetypes import archetypal_analysis as archetypal_analysis
 from jepa_monitor.functional.calibration import calibration_error as calibration_error
 from jepa_monitor.functional.calibration import coverage_curve as coverage_curve
 from jepa_monitor.functional.calibration import coverage_gap as coverage_gap
@@ -37,6 +38,13 @@ from jepa_monitor.functional.dense_structure import dense_structure as dense_str
 from jepa_monitor.functional.detection import auroc as auroc
 from jepa_monitor.functional.detection import average_precision as average_precision
 from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr
+from jepa_monitor.functional.dictionaries import atom_use as atom_use
+from jepa_monitor.functional.dictionaries import dictionary_coherence as dictionary_coherence
+from jepa_monitor.functional.dictionaries import dictionary_stability as dictionary_stability
+from jepa_monitor.functional.dictionaries import footprint_entropy as footprint_entropy
+from jepa_monitor.functional.dictionaries import gaussian_hoyer as gaussian_hoyer
+from jepa_monitor.functional.dictionaries import hoyer_sparsity as hoyer_sparsity
+from jepa_monitor.functional.dictionaries import welch_bound as welch_bound
 from jepa_monitor.functional.ema_lag import ema_lag as ema_lag
 from jepa_monitor.functional.ema_lag import ema_straightness as ema_straightness
 from jepa_monitor.functional.ema_lag import functional_lag as functional_lag
@@ -83,11 +91,23 @@ from jepa_monitor.functional.probing import ridge_predict as ridge_predict
 from jepa_monitor.functional.self_clustering import self_clustering as self_clustering
 from jepa_monitor.functional.separation import separation as separation
 from jepa_monitor.functional.sequential import predictive_pit as predictive_pit
+from jepa_monitor.functional.sparse_codes import Decoder as Decoder
+from jepa_monitor.functional.sparse_codes import LocalPca as LocalPca
+from jepa_monitor.functional.sparse_codes import batch_topk_codes as batch_topk_codes
+from jepa_monitor.functional.sparse_codes import kmeans_pca as kmeans_pca
+from jepa_monitor.functional.sparse_codes import pam_decoder_step as pam_decoder_step
+from jepa_monitor.functional.sparse_codes import power_cells as power_cells
+from jepa_monitor.functional.sparse_codes import topk_codes as topk_codes
 from jepa_monitor.functional.task_priors import prior_kernel as prior_kernel
 from jepa_monitor.functional.task_priors import sample_tasks as sample_tasks
 from jepa_monitor.functional.task_priors import task_prior_performance as task_prior_performance
 from jepa_monitor.functional.token_cosines import class_token_cosines as class_token_cosines
 from jepa_monitor.functional.token_cosines import other_image_cosine as other_image_cosine
+from jepa_monitor.functional.token_geometry import geodesics as geodesics
+from jepa_monitor.functional.token_geometry import matched_gaussian as matched_gaussian
+from jepa_monitor.functional.token_geometry import pca_dimensions as pca_dimensions
+from jepa_monitor.functional.token_geometry import position_axes as position_axes
+from jepa_monitor.functional.token_geometry import token_geometry as token_geometry
 from jepa_monitor.functional.token_norms import token_norms as token_norms
 from jepa_monitor.functional.token_rank import token_rank as token_rank
 from jepa_monitor.functional.token_screen import TokenFinding as TokenFinding

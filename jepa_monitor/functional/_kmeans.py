@@ -15,24 +15,35 @@ class Clusters(NamedTuple):
 
     Args:
         labels: Cluster of each point, shape (G, N), int64.
-        centroids: Shape (G, C, K), float64.
+        centroids: Shape (G, C, K), of the points' dtype.
     """
 
     labels: Tensor
     centroids: Tensor
 
 
-def kmeans(points: Tensor, clusters: int, seed: int, restarts: int = 1) -> Clusters:
+def kmeans(
+    points: Tensor,
+    clusters: int,
+    seed: int,
+    restarts: int = 1,
+    *,
+    iterations: int = _ITERATIONS,
+    by_products: bool = False,
+) -> Clusters:
     """Cluster each set of points by Lloyd's algorithm from k-means++ seeds.
 
     Centroids that lose all their points move to the points that lie furthest from theirs. Random
     numbers are the function's own: torch's global generator is neither read nor seeded.
 
     Args:
-        points: G sets of N points, float64, shape (G, N, K).
+        points: G sets of N points, floating point, shape (G, N, K).
         clusters: Number C of clusters, at most N.
         seed: Of the first centroids.
         restarts: Starts, of which the one of the lowest sum of squared distances counts, set by set.
+        iterations: At most.
+        by_products: Whether distances are made of inner products, many times faster and, for points far from the
+            origin, less exact: centre them.
 
     Returns:
         Labels and centroids, on the device of the points.
@@ -45,21 +56,26 @@ def kmeans(points: Tensor, clusters: int, seed: int, restarts: int = 1) -> Clust
     everything = points.repeat(restarts, 1, 1)
     centroids = _seeds(everything, clusters, generator)
     labels = torch.full(everything.shape[:2], -1, device=points.device)
-    for _ in range(_ITERATIONS):
-        distances = _squared_distances(everything, centroids)
+    for _ in range(iterations):
+        distances = _squared_distances(everything, centroids, by_products)
         nearest = distances.argmin(dim=2)
         if bool((nearest == labels).all()):
             break
         labels = nearest
         centroids = _means(everything, labels, distances)
-    spread = _squared_distances(everything, centroids).amin(dim=2).sum(dim=1)
+    spread = _squared_distances(everything, centroids, by_products).amin(dim=2).sum(dim=1)
     best = spread.view(restarts, sets).argmin(dim=0) * sets + torch.arange(
         sets, device=points.device
     )
     return Clusters(labels[best], centroids[best])
 
 
-def _squared_distances(points: Tensor, centroids: Tensor) -> Tensor:
+def _squared_distances(points: Tensor, centroids: Tensor, by_products: bool) -> Tensor:
+    if by_products:
+        products = torch.baddbmm(
+            centroids.square().sum(2)[:, None], points, centroids.transpose(1, 2), alpha=-2
+        )
+        return products.add_(points.square().sum(2)[..., None]).clamp_(min=0)
     distances: Tensor = torch.cdist(
         points, centroids, compute_mode="donot_use_mm_for_euclid_dist"
     ).square()
