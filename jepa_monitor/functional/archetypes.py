@@ -112,8 +112,8 @@ def _simplex(rows: Tensor) -> Tensor:
 
 def _norm(gram: Tensor) -> Tensor:
     """An upper bound of the largest eigenvalue of positive matrices, (G, 1, 1)."""
-    largest = torch.linalg.matrix_norm(gram)
-    return largest.clamp(min=torch.finfo(gram.dtype).tiny)[:, None, None]
+    largest: Tensor = torch.linalg.matrix_norm(gram).clamp(min=torch.finfo(gram.dtype).tiny)
+    return largest[:, None, None]
 
 
 def _mixtures(x: Tensor, found: Tensor, start: Tensor, steps: int) -> Tensor:

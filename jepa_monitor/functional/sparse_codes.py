@@ -276,7 +276,7 @@ class LocalPca(NamedTuple):
         require_same_width(x, self.centroids, ("points", "centroids"))
         cell = torch.cdist(x, self.centroids).argmin(1)
         found = torch.empty_like(x)
-        for number in cell.unique().tolist():
+        for number in torch.unique(cell).tolist():
             inside, axes = cell == number, self.axes[number]
             centred = x[inside] - self.centroids[number]
             found[inside] = self.centroids[number] + (centred @ axes.T) @ axes

@@ -111,7 +111,8 @@ def matched_gaussian(points: Tensor, seed: int = 0) -> Tensor:
     )
     left, triangle = torch.linalg.qr(noise - noise.mean(0))
     left = (left * triangle.diagonal().sign()).to(x.device)  # else the law is not uniform
-    return (left * sizes[:, None, :rank]) @ axes[:, :rank] + centre
+    drawn: Tensor = (left * sizes[:, None, :rank]) @ axes[:, :rank] + centre
+    return drawn
 
 
 def pca_dimensions(points: Tensor, share: float = 0.95) -> Tensor:
