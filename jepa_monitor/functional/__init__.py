@@ -5,6 +5,8 @@ All compute in float64 and return float64 tensors.
 
 from jepa_monitor.functional._intervals import wilson_interval as wilson_interval
 from jepa_monitor.functional.archetypes import archetypal_analysis as archetypal_analysis
+from jepa_monitor.functional.atom_use import atom_use as atom_use
+from jepa_monitor.functional.atom_use import footprint_entropy as footprint_entropy
 from jepa_monitor.functional.calibration import calibration_error as calibration_error
 from jepa_monitor.functional.calibration import coverage_curve as coverage_curve
 from jepa_monitor.functional.calibration import coverage_gap as coverage_gap
@@ -38,10 +40,8 @@ from jepa_monitor.functional.dense_structure import dense_structure as dense_str
 from jepa_monitor.functional.detection import auroc as auroc
 from jepa_monitor.functional.detection import average_precision as average_precision
 from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr
-from jepa_monitor.functional.dictionaries import atom_use as atom_use
 from jepa_monitor.functional.dictionaries import dictionary_coherence as dictionary_coherence
 from jepa_monitor.functional.dictionaries import dictionary_stability as dictionary_stability
-from jepa_monitor.functional.dictionaries import footprint_entropy as footprint_entropy
 from jepa_monitor.functional.dictionaries import gaussian_hoyer as gaussian_hoyer
 from jepa_monitor.functional.dictionaries import hoyer_sparsity as hoyer_sparsity
 from jepa_monitor.functional.dictionaries import welch_bound as welch_bound

@@ -282,14 +282,47 @@ def token_geometry(
         (6.8, 6.4)
     """
     t = as_views(tokens, "tokens", min_samples=1, min_views=3)
+    resolution = torch.finfo(tokens.dtype).eps
+    return shape_of_tokens(t, resolution, archetypes, neighbors, place_axes, share, seed)
+
+
+def shape_of_tokens(
+    t: Tensor,
+    resolution: float,
+    archetypes: int,
+    neighbors: int,
+    place_axes: int,
+    share: float,
+    seed: int,
+) -> TokenGeometry:
+    """Compute :func:`token_geometry` of tokens in float64.
+
+    Args:
+        t: (B, P, d), float64.
+        resolution: Machine epsilon of the dtype in which they came.
+        archetypes: See :func:`token_geometry`.
+        neighbors: See :func:`token_geometry`.
+        place_axes: See :func:`token_geometry`.
+        share: See :func:`token_geometry`.
+        seed: See :func:`token_geometry`.
+
+    Returns:
+        As :func:`token_geometry`.
+
+    Raises:
+        ValueError: If there are too few tokens for what is asked.
+    """
     if check_positive_int(archetypes, "archetypes") < 2:
         raise ValueError(f"`archetypes` must be at least 2, got {archetypes}.")
     if archetypes > t.shape[1]:
         raise ValueError(
             f"`archetypes` must be at most the {t.shape[1]} tokens of an image, got {archetypes}."
         )
+    if check_positive_int(neighbors, "neighbors") >= t.shape[1]:
+        raise ValueError(f"`neighbors` must be at most {t.shape[1] - 1}, got {neighbors}.")
+    if check_positive_int(place_axes, "place_axes") > min(t.shape[1:]):
+        raise ValueError(f"`place_axes` must be at most {min(t.shape[1:])}, got {place_axes}.")
     require_number(share, "share", 0.0, 1.0)
-    resolution = torch.finfo(tokens.dtype).eps
     axes, position_rank = position_axes(t, place_axes)
     content = t - t @ axes.T @ axes
     variances = _variances(t, resolution)

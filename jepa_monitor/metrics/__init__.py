@@ -5,6 +5,8 @@ They accumulate over batches and processes; each result equals the function's on
 
 from jepa_monitor.metrics.calibration import DensityCalibration as DensityCalibration
 from jepa_monitor.metrics.cluster_learnability import ClusterLearnability as ClusterLearnability
+from jepa_monitor.metrics.dictionaries import DictionaryGeometry as DictionaryGeometry
+from jepa_monitor.metrics.dictionaries import TokenGeometry as TokenGeometry
 from jepa_monitor.metrics.gaussianity import Gaussianity as Gaussianity
 from jepa_monitor.metrics.hypersphere import Alignment as Alignment
 from jepa_monitor.metrics.hypersphere import CollapseLevel as CollapseLevel

@@ -13,6 +13,7 @@ from jepa_monitor.metrics import (
     ClusterLearnability,
     CollapseLevel,
     DensityCalibration,
+    DictionaryGeometry,
     EffectiveRank,
     Gaussianity,
     JacobianAlignment,
@@ -30,6 +31,7 @@ from jepa_monitor.metrics import (
     Separation,
     StableRank,
     TaskPriors,
+    TokenGeometry,
     TwoNN,
     Uniformity,
 )
@@ -101,6 +103,25 @@ def alignments(jacobians, inputs):
         "jacobian_shuffled": jacobian.shuffled.mean(),
         "rank_one_share": share.mean(),
     }
+
+
+ATOMS, OTHER_ATOMS = normal(K, 7, seed=12), normal(K + 2, 7, seed=13)
+
+
+def of_dictionary(codes, places=None, other=None, seed=0):
+    flat = codes.double().flatten(0, -2)
+    use = functional.atom_use(flat, ATOMS)
+    energy = use.energy.sort(descending=True).values
+    found = functional.dictionary_coherence(ATOMS, seed=seed)._asdict()
+    if other is not None:
+        stability = functional.dictionary_stability(ATOMS, other, seed=seed)
+        found |= {"stability": stability.cosine, "stability_random": stability.random}
+    found |= {"active": use.active, "dead": use.dead}
+    found |= {"energy_top_share": energy[0] / energy.sum(), "frequency_max": use.firing.max()}
+    if places:
+        footprint = functional.footprint_entropy(codes)._asdict()
+        found |= {f"footprint_{name}": value for name, value in footprint.items()}
+    return found
 
 
 # Name: how to make it, its inputs, and the function that it must agree with on all data.
@@ -180,6 +201,29 @@ CASES = {
         lambda: OODDetection(tpr=0.6),
         (SCORES, LABELS),
         lambda scores, labels: detection(scores, labels, 0.6),
+    ),
+    "DictionaryGeometry": (lambda: DictionaryGeometry(ATOMS), (VIEWS,), of_dictionary),
+    "DictionaryGeometry(other, seed)": (
+        lambda: DictionaryGeometry(ATOMS, other=OTHER_ATOMS, seed=1),
+        (VIEWS,),
+        lambda codes: of_dictionary(codes, other=OTHER_ATOMS, seed=1),
+    ),
+    "DictionaryGeometry(places)": (
+        lambda: DictionaryGeometry(ATOMS, places=4),
+        (VIEWS,),
+        lambda codes: of_dictionary(codes, places=4),
+    ),
+    "TokenGeometry": (
+        lambda: TokenGeometry(4, K, 3, 2),
+        (VIEWS,),
+        lambda z: functional.token_geometry(z, archetypes=3, neighbors=2)._asdict(),
+    ),
+    "TokenGeometry(archetypes, neighbors, place_axes, share, seed)": (
+        lambda: TokenGeometry(4, K, 2, 3, place_axes=1, share=0.6, seed=1),
+        (VIEWS,),
+        lambda z: functional.token_geometry(
+            z, archetypes=2, neighbors=3, place_axes=1, share=0.6, seed=1
+        )._asdict(),
     ),
     "JacobianAlignment": (lambda: JacobianAlignment(OTHERS), (JACOBIANS, INPUTS), alignments),
     "TaskPriors": (
