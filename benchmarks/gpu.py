@@ -7,7 +7,7 @@ For ViT-S/14 and ViT-L/14 at 224 px (DINOv2's, random weights: the cost does not
 
 - images a second: the listing of arXiv 2510.05949, app. B (*plain*, all rows of a batch, float32 `svdvals`), the same
   with TF32, `jepa_score` with one row a backward pass, with rows folded into the batch by 2, 4, … and as it chooses,
-  and with the default sketch; each with its largest difference from float64 where that is affordable;
+  with the default sketch, and with `precision="tf32"`; each with its largest difference from float64 where that is affordable;
 - one backward pass: launched by PyTorch, and captured in a CUDA graph; FLOPs a second, as a share of what one
   large matrix product in float32 reaches on the same device;
 - a look of `JepaScoreCallback` with its defaults beside a step of DINOv2 (two views of 224 px and eight of 96, a
@@ -114,6 +114,8 @@ def rates(
         "ours, as it chooses": partial(jepa_score, encoder),
         "ours, sketched": partial(jepa_score, encoder, method="sketch", reference=reference),
     }
+    if images.is_cuda:
+        methods["ours, TF32 refined"] = partial(jepa_score, encoder, precision="tf32")
     for name, method in methods.items():
         if clock.now() > until:
             return

@@ -44,6 +44,8 @@ TINY: dict[str, list[str]] = {
         "--repeats=1",
         "--directions=1",
     ],
+    "attention": ["--seeds=1", "--epochs=1", "--train=256"],
+    "tf32": ["--images=3", "--steps=2"],
     "lanczos": ["--images=8", "--steps=2", "--seeds=1", "--references=64", "--tolerance=0"],
     "layers": ["--images=1", "--repeats=1"],
     "cost": ["--most=1", "--repeats=1"],

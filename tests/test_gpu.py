@@ -48,6 +48,16 @@ def test_scores_are_those_of_float64_on_a_cpu(name: str, count: int) -> None:
     assert torch.get_float32_matmul_precision() == "high"
 
 
+@pytest.mark.parametrize("name", ["test_vit", "test_resnet"])
+def test_passes_in_tf32_are_refined(name: str) -> None:
+    torch.manual_seed(0)
+    encoder = timm.create_model(name, num_classes=0).eval()
+    batch = torch.rand(3, 3, 160, 160)
+    expected = float64_score(encoder, batch)
+    found = jepa_score(encoder.cuda(), batch.cuda(), precision="tf32")
+    torch.testing.assert_close(found.cpu(), expected, rtol=0, atol=0.2)
+
+
 def test_a_budget_of_memory_is_kept() -> None:
     encoder, batch = mlp(192, 64, 512).cuda(), images(64).cuda()
     plain = spectra(Embedder(encoder), batch, ScoreOptions()).singular_values

@@ -10,7 +10,7 @@ from __future__ import annotations
 import random
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import numpy as np
@@ -20,7 +20,7 @@ from torch import nn
 from jepa_monitor.encoders.holdings import Holdings
 from jepa_monitor.encoders.modules import inner_module, is_of_distributed
 
-__all__ = ["full_float32", "neutralise", "seed_all", "undisturbed"]
+__all__ = ["check_tf32", "full_float32", "neutralise", "seed_all", "tensor_float32", "undisturbed"]
 
 # Since torch 2.9 every backend has a switch of its own beside the older global ones. Whichever kind
 # the user has set is used here, since an encoder that reads the other kind would raise.
@@ -56,27 +56,58 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
 
 
 @contextmanager
-def full_float32() -> Iterator[None]:
-    """Compute float32 products in float32: no TF32, no bfloat16, no reduced-precision sums.
-
-    Yields:
-        Nothing; the settings of every backend are restored on exit.
-    """
+def _products(older: str, newer: str) -> Iterator[None]:
+    """Compute float32 products by one precision, in the words of both kinds of switches."""
     with ExitStack() as stack:
         try:
             before = torch.get_float32_matmul_precision()
             convolutions = torch.backends.cudnn.allow_tf32
         except RuntimeError:  # the user has set the newer switches, which forbids reading these
             for path in _PRECISION_SWITCHES:
-                stack.enter_context(_attribute(_backend(path), "fp32_precision", "ieee"))
+                stack.enter_context(_attribute(_backend(path), "fp32_precision", newer))
         else:
             stack.callback(torch.set_float32_matmul_precision, before)
             stack.callback(setattr, torch.backends.cudnn, "allow_tf32", convolutions)
-            torch.set_float32_matmul_precision("highest")
-            torch.backends.cudnn.allow_tf32 = False
+            torch.set_float32_matmul_precision(older)
+            torch.backends.cudnn.allow_tf32 = older != "highest"
         for name in _REDUCTION_SWITCHES:
             stack.enter_context(_attribute(torch.backends.cuda.matmul, name, False))
         yield
+
+
+def full_float32() -> AbstractContextManager[None]:
+    """Compute float32 products in float32: no TF32, no bfloat16, no reduced-precision sums.
+
+    Returns:
+        A context, on exit of which the settings of every backend are restored.
+    """
+    return _products("highest", "ieee")
+
+
+def tensor_float32() -> AbstractContextManager[None]:
+    """Compute float32 products of matrices and convolutions in TF32 where the device can.
+
+    Returns:
+        A context, on exit of which the settings of every backend are restored.
+    """
+    return _products("high", "tf32")
+
+
+def check_tf32(device: torch.device) -> None:
+    """Refuse a device without TF32.
+
+    Args:
+        device: Where the encoder is.
+
+    Raises:
+        ValueError: If it is no CUDA device of compute capability 8.0 or above.
+    """
+    if device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0):
+        return
+    raise ValueError(
+        "`precision='tf32'` is for CUDA devices of compute capability 8.0 and above, the encoder is "
+        f"on {device}: use 'float32'."
+    )
 
 
 @contextmanager

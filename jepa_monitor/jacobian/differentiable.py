@@ -47,9 +47,13 @@ def differentiable_score(
         (B,), float64.
 
     Raises:
-        ValueError: If the parameters are spread over processes.
+        ValueError: If the parameters are spread over processes, or the precision is TF32's.
         RuntimeError: In the backward pass, if an operation cannot be differentiated twice.
     """
+    if options.precision == "tf32":
+        raise ValueError(
+            "`differentiable=True` takes `precision` 'float32' or 'float64', got 'tf32'."
+        )
     kept = embedder.with_own_buffers()
     scores: Tensor = _Score.apply(kept, options, reference, images, *embedder.trainable)
     return scores

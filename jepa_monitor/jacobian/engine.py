@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.encoders.isolation import check_tf32
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.deep import estimates
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
@@ -140,7 +141,12 @@ def frame(
 
 
 def blockwise(
-    embedder: Embedder, image: Tensor, cotangents: Tensor | None, rows: int, block: int
+    embedder: Embedder,
+    image: Tensor,
+    cotangents: Tensor | None,
+    rows: int,
+    block: int,
+    tf32: bool = False,
 ) -> tuple[Tensor, Spectrum]:
     """Decompose the Jacobian of one image whose rows do not all fit: block against block.
 
@@ -152,6 +158,7 @@ def blockwise(
         cotangents: See :func:`~jepa_monitor.jacobian.rows.selector`.
         rows: R.
         block: How many rows to hold at a time.
+        tf32: Whether the backward passes may use TF32.
 
     Returns:
         The embedding (1, K), and singular values with left vectors.
@@ -161,12 +168,14 @@ def blockwise(
     scale = image.new_ones(())  # of the first rows, so that squares neither overflow nor vanish
     for start in range(0, rows, block):
         stop = min(start + block, rows)
-        kept = torch.stack([*row_passes(leaf, embeddings, cotangents, range(start, stop))], 1)
+        part = range(start, stop)
+        kept = torch.stack([*row_passes(leaf, embeddings, cotangents, part, tf32=tf32)], 1)
         scale = scale if start else power_of_two(kept)
         kept = kept / scale
         gram[:, start:stop, start:stop] = cross_gram(kept, kept)
         rest = range(stop, rows)
-        for k, row in zip(rest, row_passes(leaf, embeddings, cotangents, rest), strict=True):
+        others = row_passes(leaf, embeddings, cotangents, rest, tf32=tf32)
+        for k, row in zip(rest, others, strict=True):
             products = cross_gram(kept, row[:, None] / scale)
             gram[:, start:stop, k] = products[:, :, 0]
             gram[:, k, start:stop] = products[:, :, 0]
@@ -181,8 +190,9 @@ def _refined(
     rows: Tensor,
     found: Spectrum,
     eps: float,
+    tf32: bool,
 ) -> tuple[Tensor, Tensor]:
-    """Recompute, in float64, the few singular values that float32 cannot resolve.
+    """Recompute, in float64, the few singular values that float32, or TF32, cannot resolve.
 
     Args:
         precise: The encoder in float64.
@@ -191,12 +201,13 @@ def _refined(
         rows: Their float32 Jacobians, (B, R, D).
         found: Their decomposition.
         eps: The clipping value.
+        tf32: Whether the rows come of passes in TF32.
 
     Returns:
         All singular values, (B, min(K, D)), and which images have been refined, (B,).
     """
     values = found.values.clone()
-    doubtful = uncertain(values, rows.dtype, eps)
+    doubtful = uncertain(values, rows.dtype, eps, tf32=tf32)
     counts = doubtful.sum(1)
     most = max(2, rows.shape[1] // _REFINED_SHARE)
     chosen = ((counts > 0) & (counts <= most)).nonzero().flatten().tolist()
@@ -257,6 +268,10 @@ def spectra(
             return estimated
         options = options.turned("exact")
     device = images.device
+    # Who takes the rows themselves gets them in float32.
+    tf32 = options.precision == "tf32" and embedder.dtype == torch.float32 and on_rows is None
+    if tf32:
+        check_tf32(device)
     budget = options.max_memory or default_budget(device)
     precise = None
     if embedder.dtype == torch.float32 and 4 * embedder.parameter_bytes <= budget:
@@ -283,16 +298,16 @@ def spectra(
             nonlocal fold
             inputs, rows = images[part].to(embedder.dtype), None
             if block < count:
-                embeddings, found = blockwise(embedder, inputs, cotangents, count, block)
+                embeddings, found = blockwise(embedder, inputs, cotangents, count, block, tf32)
             else:
                 fold = 1 if part.start in tried else fold  # memory ran out, and will again
                 tried.add(part.start)
-                embeddings, rows = jacobian_rows(embedder, inputs, cotangents, fold)
+                embeddings, rows = jacobian_rows(embedder, inputs, cotangents, fold, tf32)
                 found = decompose(rows)
-            floors = noise_floor(found.values, embedder.dtype, squared=block < count)
+            floors = noise_floor(found.values, embedder.dtype, squared=block < count, tf32=tf32)
             values, refined = found.values, torch.zeros_like(floors, dtype=torch.bool)
             if precise is not None and rows is not None:
-                values, refined = _refined(precise, inputs, basis, rows, found, options.eps)
+                values, refined = _refined(precise, inputs, basis, rows, found, options.eps, tf32)
             # A NaN that was put in the place of an embedding leaves a Jacobian of zeros behind.
             finite = torch.isfinite(embeddings).all(1)
             values = torch.where(finite[:, None], values, torch.nan)

@@ -51,7 +51,10 @@ class ScoreOptions:
             none is asked for.
         eps: Singular values below it count as it (the paper's clipping; arXiv 2510.05949, app. B).
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
-            everything after it in float64; ``"float64"`` runs the encoder in float64 too.
+            everything after it in float64; ``"float64"`` runs the encoder in float64 too. ``"tf32"``
+            is float32 with the backward passes in TF32, on CUDA devices that have it, for ``"exact"``
+            and sketches: what that blurs is refined in float64. By :func:`audit_precision` one sees
+            whether it is good enough.
         max_memory: Bytes to use at most beyond the model; default: a quarter of what is free, on a
             CPU at most 1 GiB.
         seed: Of the sketch; the same for all images, evaluations and processes.
@@ -81,7 +84,12 @@ class ScoreOptions:
                 )
         self._check_depth()
         check_positive(self.eps, "eps")
-        check_choice(self.precision, "precision", ("float32", "float64"))
+        check_choice(self.precision, "precision", ("float32", "tf32", "float64"))
+        if self.precision == "tf32" and self.may_be_deep:
+            raise ValueError(
+                "`precision='tf32'` is for rows: neither `method='lanczos'` nor a `tolerance` or "
+                "`correlation`, which may choose it."
+            )
         if self.max_memory is not None:
             check_positive_int(self.max_memory, "max_memory")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 
 from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.encoders.isolation import tensor_float32
 from jepa_monitor.jacobian.memory import graph_bytes
 
 __all__ = [
@@ -112,6 +114,7 @@ def row_passes(
     cotangents: Tensor | None,
     indices: Sequence[int],
     fold: int = 1,
+    tf32: bool = False,
 ) -> Iterator[Tensor]:
     """Take one backward pass for each of some rows, or for every ``fold`` of them.
 
@@ -124,6 +127,7 @@ def row_passes(
         cotangents: See :func:`selector`.
         indices: Which rows.
         fold: How many rows one backward pass computes, each from another copy of the images.
+        tf32: Whether passes may use TF32; the embeddings, already computed, are not touched by it.
 
     Yields:
         The rows, (B, D), one by one.
@@ -134,14 +138,19 @@ def row_passes(
         chosen = torch.zeros_like(embeddings)  # copies that are left over compute nothing
         for copy, k in zip(torch.split(chosen, size), asked, strict=False):
             copy.copy_(selector(copy, cotangents, k))
-        (gradient,) = torch.autograd.grad(
-            embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
-        )
+        with tensor_float32() if tf32 else nullcontext():
+            (gradient,) = torch.autograd.grad(
+                embeddings, leaf, chosen, retain_graph=True, materialize_grads=True
+            )
         yield from torch.split(gradient.flatten(1), size)[: len(asked)]
 
 
 def jacobian_rows(
-    embedder: Embedder, images: Tensor, cotangents: Tensor | None, fold: int = 1
+    embedder: Embedder,
+    images: Tensor,
+    cotangents: Tensor | None,
+    fold: int = 1,
+    tf32: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Compute rows of the Jacobians of a chunk of images.
 
@@ -151,6 +160,7 @@ def jacobian_rows(
         cotangents: See :func:`selector`.
         fold: How many rows one backward pass computes: the images are embedded so many times in one
             batch, each copy of them for another row. It changes how long that takes, and no row.
+        tf32: Whether the backward passes may use TF32.
 
     Returns:
         The embeddings (B, K) and the rows (B, R, D).
@@ -159,6 +169,6 @@ def jacobian_rows(
     leaf, embeddings = embed_with_graph(embedder, torch.cat([images] * fold))
     count = embeddings.shape[1] if cotangents is None else len(cotangents)
     rows = leaf.new_empty(size, count, leaf[0].numel())
-    for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count), fold)):
+    for k, row in enumerate(row_passes(leaf, embeddings, cotangents, range(count), fold, tf32)):
         rows[:, k] = row
     return embeddings[:size].detach(), rows

@@ -28,6 +28,10 @@ __all__ = [
 ]
 
 _ONE_THREAD = 128  # rows
+_TF32 = (
+    2.0**-13
+)  # what zeros come out with, in largest singular values: an eighth of its machine epsilon
+_DOUBTFUL_FLOORS = {False: 32, True: 2}  # of TF32 more would be most of a spectrum
 _BLOCK_BYTES = 64 * 2**20  # of float64 copies at a time
 
 
@@ -171,44 +175,50 @@ def power_of_two(matrices: Tensor) -> Tensor:
     return torch.where(torch.isfinite(largest) & (largest > 0), scale, 1.0)
 
 
-def noise_floor(values: Tensor, dtype: torch.dtype, *, squared: bool = False) -> Tensor:
+def noise_floor(
+    values: Tensor, dtype: torch.dtype, *, squared: bool = False, tf32: bool = False
+) -> Tensor:
     r"""The size below which singular values of a computed Jacobian are rounding error.
 
     :math:`2 \, \epsilon_\text{machine} \, \sigma_1`. Directions in which the Jacobian is exactly zero
     (behind a LayerNorm, say) come out of a float32 backward pass with 0.6 to 1.3 machine epsilons
-    times :math:`\sigma_1`, measured on ViTs, a ConvNeXt and an MLP (``benchmarks/noise_floor.py``).
+    times :math:`\sigma_1`, measured on ViTs, a ConvNeXt and an MLP (``benchmarks/noise_floor.py``). Those
+    of passes in TF32, whose operands have 10 bits, with 0.01 to 0.18 of its machine epsilon
+    :math:`2^{-10}` (``benchmarks/tf32.py``); the floor is a quarter of it.
 
     Args:
         values: Singular values, (B, r), descending.
         dtype: The type in which the Jacobian was computed.
         squared: Whether the values come of the products of its rows, whose rounding counts for
             float64: the square root of its machine epsilon.
+        tf32: Whether backward passes used TF32.
 
     Returns:
         (B,), float64.
     """
-    rounding = torch.finfo(dtype).eps
+    rounding = _TF32 if tf32 else torch.finfo(dtype).eps
     if squared:
         rounding = max(rounding, math.sqrt(torch.finfo(torch.float64).eps))
     return 2 * rounding * values[:, 0]
 
 
-def uncertain(values: Tensor, dtype: torch.dtype, eps: float) -> Tensor:
+def uncertain(values: Tensor, dtype: torch.dtype, eps: float, *, tf32: bool = False) -> Tensor:
     """Find the singular values that rounding may have moved by more than a part in ten thousand.
 
-    Rounding error adds to a singular value in quadrature, so that 32 floors suffice. Values that
-    are clipped at ``eps`` whatever their rounding error is do not count.
+    Rounding error adds to a singular value in quadrature, so that 32 floors suffice. Of TF32, two are
+    taken, beyond which a value is off by some percent at most. Values that are clipped at ``eps`` whatever their rounding error is do not count.
 
     Args:
         values: Singular values, (B, r), descending.
         dtype: The type in which the Jacobian was computed.
         eps: The clipping value.
+        tf32: Whether backward passes used TF32.
 
     Returns:
         (B, r), bool; in each row one run, maybe empty.
     """
-    floor = noise_floor(values, dtype)[:, None]
-    return (values < 32 * floor) & (values + floor > eps)
+    floor = noise_floor(values, dtype, tf32=tf32)[:, None]
+    return (values < _DOUBTFUL_FLOORS[tf32] * floor) & (values + floor > eps)
 
 
 def refine(matrix: Tensor, spectrum: Spectrum, first: int, rows: Tensor) -> Tensor:
