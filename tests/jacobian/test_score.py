@@ -249,7 +249,7 @@ WRONG: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "nan pixels": (lambda: jepa_score(mlp(), GOOD * torch.tensor([[1.0], [torch.nan]])), ValueError, "1 of 2 images hold NaN"),
     "eps": (lambda: jepa_score(mlp(), GOOD, eps=0.0), ValueError, "`eps` must be finite and above 0, got 0.0"),
     "eps type": (lambda: jepa_score(mlp(), GOOD, eps="1"), TypeError, "`eps` must be a number"),
-    "precision": (lambda: jepa_score(mlp(), GOOD, precision="half"), ValueError, "`precision` must be one of float32, float64, got 'half'"),
+    "precision": (lambda: jepa_score(mlp(), GOOD, precision="half"), ValueError, "`precision` must be one of float32, tf32, float64, got 'half'"),
     "max_memory": (lambda: jepa_score(mlp(), GOOD, max_memory=0), ValueError, "`max_memory` must be at least 1"),
     "max_memory type": (lambda: jepa_score(mlp(), GOOD, max_memory=1.5), TypeError, "`max_memory` must be an integer"),
     "pool": (lambda: jepa_score(mlp(), GOOD, pool="max"), ValueError, "`pool` must be one of auto, mean, cls, flatten, got 'max'"),
