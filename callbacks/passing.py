@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from jepa_monitor.encoders.texts import is_texts, join_texts
+
 __all__ = ["PassingImages"]
 
 
@@ -39,7 +41,8 @@ class PassingImages:
         """The images, (N, ...), once they are complete: enough of them, or all of one pass."""
         if not self._taken or (self._missing > 0 and not self._ended):
             return None
-        return torch.cat(self._taken)
+        joined = join_texts if is_texts(self._taken[0]) else torch.cat
+        return joined(self._taken)
 
     @property
     def _missing(self) -> int:

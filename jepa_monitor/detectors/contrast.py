@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from jepa_monitor.detectors._normal import NormalFeatures
 from jepa_monitor.detectors.inputs import ScoredSet
+from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.functional.contrast import log_contrast
 
 __all__ = ["Contrast"]
@@ -23,6 +25,8 @@ class Contrast(NormalFeatures):
             data: The images and what is known of them.
 
         Returns:
-            (B, 1), float64.
+            (B, 1), float64; NaN of texts, which have none.
         """
+        if is_texts(data.images):
+            return torch.full((len(data.images), 1), torch.nan, dtype=torch.float64)
         return log_contrast(data.images)[:, None]

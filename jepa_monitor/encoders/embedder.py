@@ -4,28 +4,27 @@ from __future__ import annotations
 
 import copy
 import math
-import weakref
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from jepa_monitor._warnings import warn
+from jepa_monitor.encoders.explaining import explained, tell_of_randomness
 from jepa_monitor.encoders.holdings import Holdings
 from jepa_monitor.encoders.isolation import neutralise, seed_all, undisturbed
 from jepa_monitor.encoders.modules import modules_of, unwrap
 from jepa_monitor.encoders.pooling import Pool, check_pool, pool_output
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.sharding import check_whole, gather, tensor_at
+from jepa_monitor.encoders.texts import is_texts
+from jepa_monitor.encoders.token_encoder import TokenEncoder
 
 __all__ = ["Embedder"]
 
 _T = TypeVar("_T")
 _EMBEDDED_TWICE = 4  # images that tell whether an encoder repeats itself
-_TOLD: weakref.WeakValueDictionary[int, Any] = weakref.WeakValueDictionary()  # encoders warned of
 _SAMPLE_MIXING = nn.modules.batchnorm._BatchNorm
 
 
@@ -240,6 +239,41 @@ class Embedder:
             finally:
                 self._forget()
 
+    def inputs(self, images: Tensor) -> Tensor:
+        """Give what derivatives are taken to; only inside :meth:`run`.
+
+        Args:
+            images: (B, ...), or texts, (B, T, 2), for a
+                :class:`~jepa_monitor.encoders.token_encoder.TokenEncoder`.
+
+        Returns:
+            The images in this embedder's dtype; of texts the embeddings of their tokens, (B, t, d + 1).
+
+        Raises:
+            TypeError: If the encoder takes no texts.
+        """
+        if not is_texts(images):
+            return images.to(self.dtype)
+        if not isinstance(self._encoder, TokenEncoder):
+            raise TypeError(
+                "`encoder` must be a TokenEncoder where the data are texts, got "
+                f"{type(self._encoder).__name__}: pass TokenEncoder(model)."
+            )
+        return self._encoder.embed(images).to(self.dtype)
+
+    def input_count(self, images: Tensor) -> int:
+        """Count the numbers of an input to which derivatives are taken, D.
+
+        Args:
+            images: (B, ...), or texts.
+
+        Returns:
+            Those of an image, or of the longest text.
+        """
+        if is_texts(images) and isinstance(self._encoder, TokenEncoder):
+            return images.shape[1] * self._encoder.width
+        return images[0].numel()
+
     @property
     def randomness(self) -> float | None:
         """How far a second pass moves the embeddings, relative to their length.
@@ -332,18 +366,11 @@ class Embedder:
         return moved if moved > 100 * torch.finfo(first.dtype).eps else 0.0
 
     def _tell(self) -> None:
-        """Warn of an encoder that does not repeat itself, once in its life and in one process."""
         known = self.modules[0] if self.modules else self._encoder
-        if _TOLD.get(id(known)) is known or not self._speaks:
-            return
-        with suppress(TypeError):  # an object that cannot be referred to weakly is told of again
-            _TOLD[id(known)] = known
-        warn(
-            f"`encoder` gives other embeddings at every pass, in eval mode too: a second one moved "
-            f"them by {self.randomness:.1%} of their length. It masks, drops or samples at random, or "
-            "counts its passes. Looks use the same seed for every image, so that they can be compared; "
-            "their numbers hold for this seed only. Pass a function that turns the randomness off."
-        )
+        if self._speaks:
+            # A TokenEncoder may be made anew for every look.
+            known = known.model if isinstance(known, TokenEncoder) else known
+            tell_of_randomness(known, self.randomness)
 
     def _embed(self, images: Tensor, seed: int) -> Tensor:
         seed_all(seed, images.device)
@@ -360,37 +387,5 @@ class Embedder:
         return embeddings
 
     def _output(self, images: Tensor) -> Any:
-        """Call the encoder, and have its errors say what it was called with."""
-        try:
+        with explained(images):
             return self._encoder(images)
-        except (KeyError, MemoryError, torch.OutOfMemoryError):
-            raise  # a key is no message, and memory is not a matter of the kind of input
-        except RuntimeError as error:
-            if "Inference tensors cannot be saved" in str(error):
-                raise RuntimeError(
-                    "`encoder` keeps a tensor that it made in inference mode (a cached position "
-                    "table or mask, say), through which no gradient can be taken. Build it in "
-                    "__init__, or validate with Trainer(inference_mode=False)."
-                ) from error
-            if "argument #1 'indices'" in str(error):
-                raise TypeError(
-                    "`encoder` takes token ids, which have no gradient. Score it with respect to "
-                    "their embeddings: pass a function of these, and the embeddings as images."
-                ) from error
-            _explain(error, images)
-            raise
-        except Exception as error:
-            _explain(error, images)
-            raise
-
-
-def _explain(error: Exception, images: Tensor) -> None:
-    """Add to an error's message what the encoder was given, and what to do if it takes another kind."""
-    if not error.args or isinstance(error.args[0], str):
-        said = f"{error.args[0]}\n" if error.args else ""
-        given = (
-            f"{said}`encoder` was given a {images.dtype} tensor of shape {tuple(images.shape)}. If it "
-            "takes a list, a dict or several views, pass a function that makes them of a batch of "
-            "images, such as lambda x: encoder([x])[0]."
-        )
-        error.args = (given, *error.args[1:])

@@ -31,6 +31,7 @@ class Alignments(Part[tuple[Tensor, ...]]):
     """
 
     samples: int = 16
+    of_images = True
 
     def gather(self, at: Gatherer) -> tuple[Tensor, ...]:
         """Measure them.

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.insights.base import Insight
 from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.parts import Part
@@ -69,6 +70,8 @@ def _checked(
     for part in insight.needs:
         if part in broken:
             raise broken[part]
+        if part not in look.parts and part.of_images and is_texts(look.probe.images):
+            raise LookupError("it is of images, and the probe holds texts")
         if part not in look.parts:
             raise LookupError(f"it needs {part.source or part}, which was not given")
     for part in insight.wants:

@@ -31,6 +31,7 @@ class Weights(Part[Tensor]):
     samples: int = 32
 
     source = "an encoder with attention"
+    of_images = True
 
     def gather(self, at: Gatherer) -> Tensor:
         """Pass the images through the encoder.

@@ -13,6 +13,8 @@ from torch import Tensor
 from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect, most_scored
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.texts import is_texts
+from jepa_monitor.encoders.token_encoder import as_token_encoder
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.look import Look, scored_sets
 from jepa_monitor.insights.parts import Part
@@ -20,7 +22,7 @@ from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.leverage import leverages
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.prepared import embed
-from jepa_monitor.jacobian.response import Nudges, responding_law
+from jepa_monitor.jacobian.response import RESPONSES, Nudges, responding_law
 from jepa_monitor.jacobian.score import density_terms
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.spectra import Spectra
@@ -107,6 +109,8 @@ class Gatherer:
         self.options = options
         self.pool = pool
         self.processes = processes or Processes(False)
+        if is_texts(sources.images):
+            encoder, pool = as_token_encoder(encoder, pool), "auto"
         self.embedder = Embedder(encoder, pool, options.dtype, processes=self.processes)
         self.device = self.embedder.device or torch.device("cpu")
         self._law: Gaussian | None = None
@@ -142,7 +146,8 @@ class Gatherer:
 
         if self._sketches():
             trial = self.sources.images[: self.sources.scored]
-            self.options, agreement = settle(self.options, trial, sketched)
+            inputs = self.embedder.input_count(trial)
+            self.options, agreement = settle(self.options, trial, sketched, inputs)
         known = tried.get(self.options)
         self.probe, method = self._score(self.sources.images, self.sources.scored, known)
         if agreement is not None:
@@ -193,6 +198,8 @@ class Gatherer:
         Raises:
             Exception: Whatever gathering it raises, and again whenever it is asked for.
         """
+        if part.of_images and is_texts(self.sources.images):
+            return None
         if part in self._lost:
             raise self._lost[part]
         if part not in self._parts:
@@ -301,7 +308,7 @@ class Gatherer:
             return True
         if self._law is None:
             return self.options.method == "sketch"
-        inputs = self.sources.images[0].numel()
+        inputs = self.embedder.input_count(self.sources.images)
         return row_count(self.options, self._law.width, inputs, whitened=True) is not None
 
     def _fit(self, base: Tensor) -> Gaussian:
@@ -310,7 +317,8 @@ class Gatherer:
         if not self.options.may_be_deep or self.sources.reference is None:
             return law
         nudges = Nudges()
-        moved = nudges(self.sources.reference[self.sources.calibrating :])
+        some = self.sources.reference[self.sources.calibrating :][:RESPONSES].to(self.device)
+        moved = nudges(self.embedder.run(lambda: self.embedder.inputs(some), self.device).cpu())
         return responding_law(law, nudges.response(*(self.embeddings(some) for some in moved)))
 
     def _base(self) -> tuple[Tensor | None, Tensor | None]:

@@ -58,6 +58,7 @@ class Layers(Part[LayerSet]):
     samples: int = 512
 
     source = "an encoder that is a chain of blocks"
+    of_images = True
 
     def gather(self, at: Gatherer) -> LayerSet:
         """Pass the images through the encoder.
@@ -116,6 +117,7 @@ class ScoredLayers(Part[dict[str, LayerScores]]):
     most: int = 6
 
     source = "images (B, C, H, W) of 1 or 3 channels"
+    of_images = True
 
     def gather(self, at: Gatherer) -> dict[str, LayerScores] | None:
         """Score them.

@@ -42,6 +42,7 @@ class ExtremeMaps(Part[_Maps]):
     count: int
 
     source = "images (B, C, H, W) of 1 or 3 channels, with finite scores"
+    of_images = True
 
     def gather(self, at: Gatherer) -> _Maps | None:
         """Take the Jacobians of these images once more.

@@ -72,6 +72,7 @@ class Influences(Part[Reach]):
     samples: int = 32
 
     source = "images (B, C, H, W), and an encoder with patch tokens on a grid"
+    of_images = True
 
     def gather(self, at: Gatherer) -> Reach | None:
         """Take gradients, of each image of up to 64 tokens along a random direction each.
@@ -112,6 +113,7 @@ class Reconstruction(Part[Filled]):
     mask: float = 0.75
 
     source = "an encoder with a method `reconstruct(images, hidden)`"
+    of_images = True
 
     def gather(self, at: Gatherer) -> Filled | None:
         """Take gradients of up to 32 hidden pixels of each image, under a mask of its own.

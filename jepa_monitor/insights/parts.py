@@ -43,9 +43,11 @@ class Part(ABC, Generic[_T]):
 
     Attributes:
         source: What must have been given to the monitor for it, in words.
+        of_images: Whether it is made of pixels, so that there is none of texts.
     """
 
     source: str = ""
+    of_images: bool = False
 
     @abstractmethod
     def gather(self, at: Gatherer) -> _T | None:
@@ -130,6 +132,7 @@ class Corrupted(Part[dict[str, dict[int, Tensor]]]):
     severities: tuple[int, ...] = (max(SEVERITIES),)
 
     source = "images (B, C, H, W)"
+    of_images = True
 
     def gather(self, at: Gatherer) -> dict[str, dict[int, Tensor]] | None:
         """Score them.
@@ -160,6 +163,7 @@ class Contrasted(Part[Tensor]):
     samples: int = 8
 
     source = "images (B, C, H, W)"
+    of_images = True
 
     def gather(self, at: Gatherer) -> Tensor | None:
         """Score them.

@@ -87,6 +87,7 @@ class Tokens(Part[TokenSet]):
     samples: int = 64
 
     source = "an encoder with patch tokens"
+    of_images = True
 
     def gather(self, at: Gatherer) -> TokenSet:
         """Pass the images through the encoder, and their views.

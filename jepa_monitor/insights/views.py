@@ -39,6 +39,7 @@ class Views(Part[Tensor]):
     views: int = 2
 
     source = "images (B, C, H, W)"
+    of_images = True
 
     def images(self, at: Gatherer) -> list[Tensor] | None:
         """Make the views.
@@ -101,6 +102,7 @@ class Consistent(Part[ViewConsistency]):
     views: Views = VIEWS
 
     source = "images (B, C, H, W), at least 12"
+    of_images = True
 
     def gather(self, at: Gatherer) -> ViewConsistency | None:
         """Compare the views.

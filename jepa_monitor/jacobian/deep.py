@@ -53,8 +53,8 @@ def estimates(
 
     def work() -> Spectra | None:
         if len(images) > 1:
-            check_samples_apart(embedder, images[:2].to(embedder.dtype))
-        one = images[:1].to(embedder.dtype)
+            check_samples_apart(embedder, images)
+        one = embedder.inputs(images[:1])
         width, graph = measure(embedder, one)
         inputs = one.numel()
         check_width(reference, width)
@@ -68,13 +68,13 @@ def estimates(
             basis = basis._replace(weights=basis.weights.to(device))
         products = None
         if basis.tall or basis.steps > 1:
-            few = images[:_TRIED].to(embedder.dtype)
+            few = embedder.inputs(images[:_TRIED])
             products = choose_products(embedder, few, basis.weights)
         each = _GRAPHS * graph + 3 * rows * one.nbytes + 24 * rows * (width + rows)
         done: list[tuple[Tensor, Tensor]] = []
 
         def estimate(part: slice) -> None:
-            chunk = images[part].to(embedder.dtype)
+            chunk = embedder.inputs(images[part])
             done.append(start_samples(embedder, chunk, basis, products, options.eps))
 
         for part, _ in adaptive_chunks(len(images), max(1, budget // each), estimate):

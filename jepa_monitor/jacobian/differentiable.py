@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from jepa_monitor._warnings import warn
 from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.texts import is_texts, text_lengths
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.engine import frame, spectra
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
@@ -176,7 +177,8 @@ def _gradients(
     blurred = 0
 
     def work() -> tuple[Tensor, list[Tensor | None]]:
-        one = images[:1].to(embedder.dtype)
+        longest = int(text_lengths(images).argmax()) if is_texts(images) else 0
+        one = embedder.inputs(images[longest : longest + 1]).detach()
         _, cotangents, count, chunk, _, graph = frame(
             embedder, one, options, reference, budget, _GRAPHS
         )
@@ -189,7 +191,7 @@ def _gradients(
 
         def take(part: slice) -> None:
             nonlocal blurred
-            inputs = images[part].to(embedder.dtype)
+            inputs = embedder.inputs(images[part])
             _, rows = jacobian_rows(embedder, inputs, cotangents)
             targets, doubtful = _targets(rows, embedder.dtype, options.eps)
             targets *= weights[part, None, None].to(embedder.dtype)
@@ -215,7 +217,10 @@ def _gradients(
                     inner, [leaf, *held], retain_graph=True, allow_unused=True
                 )
                 own = _added(own, moved)
-            if own[0] is not None:
+            if own[0] is not None and is_texts(images):  # on to the table of the embeddings
+                further = torch.autograd.grad(inputs, held, own[0], allow_unused=True)
+                own = _added(own, [None, *further])
+            elif own[0] is not None:
                 of_images[part] = own[0].to(images.dtype)
             totals[:] = _added(totals, own[1:])
             blurred += doubtful

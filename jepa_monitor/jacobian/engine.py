@@ -11,6 +11,7 @@ from torch.nn.utils.rnn import pad_sequence
 
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.isolation import check_tf32
+from jepa_monitor.encoders.texts import is_texts, text_lengths
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.deep import estimates
 from jepa_monitor.jacobian.memory import adaptive_chunks, default_budget
@@ -248,12 +249,12 @@ def spectra(
 
     Args:
         embedder: The encoder.
-        images: (B, ...), checked, on the encoder's device.
+        images: (B, ...), or texts, checked, on the encoder's device.
         options: How to score.
         reference: Law of the embeddings, for a whitened sketch.
         progress: Called after each chunk with the number of images that it held.
-        on_rows: Called with each chunk of images and its rows, (B, ...) and (B, R, D), in the order of
-            the images. It may take as much memory as they do.
+        on_rows: Called with each chunk of images, not of texts, and its rows, (B, ...) and (B, R, D), in
+            the order of the images. It may take as much memory as they do.
 
     Returns:
         Embeddings and singular values, or the estimates of ``"lanczos"``, in the order of the images.
@@ -262,6 +263,22 @@ def spectra(
         MemoryError: If ``on_rows`` is given and the rows of one image do not fit.
         ValueError: If ``on_rows`` is given and the rows are others for each image.
     """
+    if is_texts(images):
+        # The longest first: it says how many fit, and texts of like length share a batch.
+        order = text_lengths(images).argsort(descending=True, stable=True)
+        found = _spectra(embedder, images[order], options, reference, progress, on_rows)
+        return found.take(order.argsort())
+    return _spectra(embedder, images, options, reference, progress, on_rows)
+
+
+def _spectra(
+    embedder: Embedder,
+    images: Tensor,
+    options: ScoreOptions,
+    reference: Gaussian | None,
+    progress: Callable[[int], None] | None,
+    on_rows: Callable[[Tensor, Tensor], None] | None,
+) -> Spectra:
     if options.method == "lanczos" and on_rows is None:
         estimated = estimates(embedder, images, options, reference, progress)
         if estimated is not None:
@@ -279,8 +296,8 @@ def spectra(
 
     def work() -> Spectra:
         if len(images) > 1:
-            check_samples_apart(embedder, images[:2].to(embedder.dtype))
-        one = images[:1].to(embedder.dtype)
+            check_samples_apart(embedder, images)
+        one = embedder.inputs(images[:1])
         basis, cotangents, count, chunk, block, graph = frame(
             embedder, one, options, reference, budget if on_rows is None else budget // 2
         )
@@ -296,7 +313,7 @@ def spectra(
 
         def score(part: slice) -> None:
             nonlocal fold
-            inputs, rows = images[part].to(embedder.dtype), None
+            inputs, rows = embedder.inputs(images[part]), None
             if block < count:
                 embeddings, found = blockwise(embedder, inputs, cotangents, count, block, tf32)
             else:
@@ -314,6 +331,10 @@ def spectra(
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
             if on_rows is not None and rows is not None:
                 on_rows(inputs, rows)
+            if is_texts(
+                images
+            ):  # the Jacobian of a shorter text has fewer columns, and as many rows
+                values = torch.nn.functional.pad(values, (0, count - values.shape[1]))
             done.append((embeddings, values, floors, under))
 
         for part, _ in adaptive_chunks(len(images), chunk, score):

@@ -91,7 +91,10 @@ def spectra_within(
     agreement = None
     if options.demanding:
         options, agreement = settle(
-            options, images, lambda some, how: spectra(embedder, some, how, law)
+            options,
+            images,
+            lambda some, how: spectra(embedder, some, how, law),
+            embedder.input_count(images),
         )
     return spectra(embedder, images, options, law), options, agreement
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
+from jepa_monitor._checks import check_images
 from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.gaussian import Gaussian
@@ -114,7 +115,7 @@ def leverages(
 
     def work() -> LeverageMap:
         if len(images) > 1:
-            check_samples_apart(embedder, images[:2].to(embedder.dtype))
+            check_samples_apart(embedder, images)
         one = images[:1].to(embedder.dtype)
         _, cotangents, count, chunk, block, _ = frame(embedder, one, options, reference, budget)
         done: list[tuple[Tensor, Tensor]] = []
@@ -195,5 +196,5 @@ def leverage_map(
     """
     how = ScoreOptions(**options)
     check_fixed_rows(how)
-    embedder, images, law = prepared(encoder, images, how, reference, pool)
+    embedder, images, law = prepared(encoder, check_images(images), how, reference, pool)
     return leverages(embedder, images, how, law)

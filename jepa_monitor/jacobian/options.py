@@ -39,7 +39,8 @@ class ScoreOptions:
             suits backbones (docs/sketching.md). ``"auto"`` sketches
             where a reference is given and 32 < K ≤ D; a monitor and the command then take more rows, or
             all, where sketched and exact scores of a few images correlate below 0.9. Sketched and exact
-            scores differ by far: never compare the two.
+            scores differ by far: never compare the two. Functions that score texts
+            (:class:`~jepa_monitor.encoders.TokenEncoder`) sketch unless a method is named.
         rows: R, rows of a sketch (default: K/16, at least 16) or of ``"lanczos"`` (default: a start
             for every 32 of K, at least 6, times ``steps``).
         steps: Blocks of rows of ``"lanczos"``, each of R/``steps`` rows; default: 2.

@@ -7,11 +7,12 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from jepa_monitor._checks import check_choice, check_images
+from jepa_monitor._checks import check_choice
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.functional.calibration import density_agreement
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.jacobian.prepared import check_inputs
 from jepa_monitor.jacobian.spectrum import log_volume
 
 __all__ = ["PrecisionAudit", "audit_precision"]
@@ -65,7 +66,7 @@ def audit_precision(
         ValueError: If there are fewer than 3 images, or for what :func:`jepa_score` raises.
     """
     check_choice(precision, "precision", ("float32", "tf32"))
-    images = check_images(images)
+    images = check_inputs(encoder, images)
     if len(images) < 3:
         raise ValueError(f"`images` must hold at least 3 images, got {len(images)}.")
     embedder = Embedder(encoder, pool)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
@@ -11,7 +11,8 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_images
 from jepa_monitor._warnings import warn
-from jepa_monitor.encoders import Embedder, Pool
+from jepa_monitor.encoders import Embedder, Pool, TokenEncoder
+from jepa_monitor.encoders.modules import unwrap
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.threads import faster_threads, using_threads
 from jepa_monitor.functional.gaussian import Gaussian
@@ -19,7 +20,15 @@ from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.jacobian.response import Nudges, responding_law
 from jepa_monitor.probes.images import visit_images
 
-__all__ = ["REFERENCE_IMAGES", "embed", "fit_reference", "fitting_threads", "prepared"]
+__all__ = [
+    "REFERENCE_IMAGES",
+    "check_inputs",
+    "embed",
+    "fit_reference",
+    "fitting_threads",
+    "prepared",
+    "scoring",
+]
 
 REFERENCE_IMAGES = 4096  # whose embeddings determine μ and Σ; forward passes only
 _EMBEDDING_BATCH = 64
@@ -39,7 +48,7 @@ def embed(embedder: Embedder, images: Tensor, device: torch.device) -> Tensor:
     """
     with torch.no_grad():
         batches = torch.split(images, _EMBEDDING_BATCH)
-        return torch.cat([embedder(batch.to(device, embedder.dtype)).cpu() for batch in batches])
+        return torch.cat([embedder(embedder.inputs(batch.to(device))).cpu() for batch in batches])
 
 
 @contextmanager
@@ -96,7 +105,8 @@ def fit_reference(
     def take(images: Tensor) -> None:
         parts.append(embed(embedder, images, device))
         if responding:
-            ahead, behind = (embed(embedder, moved, device) for moved in nudges(images))
+            inputs = embedder.inputs(images.to(device))
+            ahead, behind = (embed(embedder, moved, device) for moved in nudges(inputs))
             responses.append(nudges.response(ahead, behind))
 
     def work() -> None:
@@ -115,6 +125,39 @@ def fit_reference(
     return responding_law(law, torch.cat(responses[1:])) if responding else law
 
 
+def scoring(encoder: Any, options: Mapping[str, Any]) -> ScoreOptions:
+    """Make settings of keyword arguments: texts are sketched unless another method is named.
+
+    Args:
+        encoder: A module or callable.
+        options: See :class:`~jepa_monitor.ScoreOptions`.
+
+    Returns:
+        How to score.
+    """
+    usual = {"method": "sketch"} if isinstance(unwrap(encoder), TokenEncoder) else {}
+    return ScoreOptions(**{**usual, **options})
+
+
+def check_inputs(encoder: Any, images: Any) -> Tensor:
+    """Check what is to be scored.
+
+    Args:
+        encoder: A module or callable.
+        images: (B, ...), or for a :class:`~jepa_monitor.encoders.token_encoder.TokenEncoder` texts as a
+            tokenizer gives them.
+
+    Returns:
+        The images, detached, or the texts as (B, T, 2).
+    """
+    encoder = unwrap(encoder)
+    if isinstance(encoder, TokenEncoder) and not (
+        isinstance(images, Tensor) and images.is_floating_point()
+    ):
+        return encoder.tokens(images)
+    return check_images(images)
+
+
 def prepared(
     encoder: Any, images: Tensor, options: ScoreOptions, reference: Any, pool: Pool
 ) -> tuple[Embedder, Tensor, Gaussian | None]:
@@ -122,7 +165,7 @@ def prepared(
 
     Args:
         encoder: A module or callable.
-        images: (B, ...).
+        images: (B, ...), or texts for a TokenEncoder.
         options: How to score.
         reference: See :func:`fit_reference`; ``None`` for none.
         pool: How outputs become (B, K).
@@ -131,7 +174,7 @@ def prepared(
         The encoder as a function, the images, detached, and the law.
     """
     embedder = Embedder(encoder, pool, options.dtype)
-    images = check_images(images)
+    images = check_inputs(encoder, images)
     law = None
     if reference is not None:
         law = fit_reference(embedder, reference, images.device, options.may_be_deep)

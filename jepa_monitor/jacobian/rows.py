@@ -10,6 +10,7 @@ from torch import Tensor
 
 from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.isolation import tensor_float32
+from jepa_monitor.encoders.texts import is_texts, trim_texts
 from jepa_monitor.jacobian.memory import graph_bytes
 
 __all__ = [
@@ -47,17 +48,26 @@ def embed_with_graph(embedder: Embedder, images: Tensor) -> tuple[Tensor, Tensor
 
 
 def check_samples_apart(embedder: Embedder, images: Tensor) -> None:
-    """Refuse an encoder whose embedding of one image depends on another image of the batch.
+    """Refuse an encoder whose embedding of one image depends on another of the batch, or on padding.
 
     Args:
         embedder: Inside its :meth:`~jepa_monitor.encoders.embedder.Embedder.run`.
-        images: Two of them.
+        images: Two or more, of which two are looked at: of texts a shortest and a longest, which are last
+            and first.
 
     Raises:
         ValueError: If it does.
     """
-    leaf, embeddings = embed_with_graph(embedder, images)
+    few = images[[-1, 0]] if is_texts(images) else images[:2]
+    leaf, embeddings = embed_with_graph(embedder, embedder.inputs(few))
     (gradient,) = torch.autograd.grad(embeddings[0].sum(), leaf)
+    if is_texts(images):
+        padding = trim_texts(few)[0, :, 1] == 0
+        if bool((gradient[0, padding].nan_to_num(0.0) != 0).any()):
+            raise ValueError(
+                "`encoder` does not heed `attention_mask`: the embedding of a text depends on what pads "
+                "it. A pool of your own must leave out what is not real."
+            )
     # Not a number is 0 × ∞ of an image whose Jacobian is not finite, not another image's influence.
     if bool((gradient[1:].nan_to_num(0.0) != 0).any()):
         raise ValueError(

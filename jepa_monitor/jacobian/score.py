@@ -11,13 +11,14 @@ from torch import Tensor
 from jepa_monitor._checks import check_images
 from jepa_monitor._settings import takes
 from jepa_monitor.encoders import Pool
+from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.differentiable import differentiable_score
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.estimate import spectra_within
 from jepa_monitor.jacobian.fibre import Fibre, InputLaw, fibre_terms, input_law
 from jepa_monitor.jacobian.options import ScoreArguments, ScoreOptions
-from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, prepared
+from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, prepared, scoring
 from jepa_monitor.jacobian.sketch import check_fixed_rows
 from jepa_monitor.jacobian.spectra import Spectra
 
@@ -97,7 +98,8 @@ def jacobian_spectrum(
 
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
-        images: (B, ...), floating point, as the encoder takes them; D numbers an image.
+        images: (B, ...), floating point, as the encoder takes them; D numbers an image. For a
+            :class:`~jepa_monitor.encoders.TokenEncoder` texts, as a tokenizer gives them.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
@@ -121,7 +123,7 @@ def jacobian_spectrum(
         >>> jacobian_spectrum(encoder, torch.zeros(1, 3))
         tensor([[3.0000, 0.5000]], dtype=torch.float64)
     """
-    how = ScoreOptions(**options)
+    how = scoring(encoder, options)
     check_fixed_rows(how)
     embedder, images, law = prepared(encoder, images, how, reference, pool)
     return spectra(embedder, images, how, law).singular_values
@@ -151,7 +153,8 @@ def jepa_score(
 
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
-        images: (B, ...), floating point, as the encoder takes them.
+        images: (B, ...), floating point, as the encoder takes them; for a
+            :class:`~jepa_monitor.encoders.TokenEncoder` texts, as a tokenizer gives them.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader) or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`, which whitens the sketch.
         pool: How outputs become (B, K); see :func:`~jepa_monitor.encoders.pooling.pool_output`.
@@ -176,12 +179,14 @@ def jepa_score(
         >>> jepa_score(encoder, torch.zeros(1, 3))  # log 3 + log 0.5
         tensor([0.4055], dtype=torch.float64)
     """
-    how = ScoreOptions(**options)
+    how = scoring(encoder, options)
     if differentiable:
         check_fixed_rows(how)
     embedder, checked, law = prepared(encoder, images, how, reference, pool)
     if differentiable:
-        return differentiable_score(embedder, images, how, law)
+        # Images as they were given, with their graph.
+        given = checked if is_texts(checked) else images
+        return differentiable_score(embedder, given, how, law)
     found, how, _ = spectra_within(embedder, checked, how, law)
     return found.scores(how.eps)
 
@@ -219,7 +224,8 @@ def log_density(
 
     Args:
         encoder: A module or callable that maps (B, ...) to (B, K), tokens, maps or structures.
-        images: (B, ...), floating point, as the encoder takes them.
+        images: (B, ...), floating point, as the encoder takes them; for a
+            :class:`~jepa_monitor.encoders.TokenEncoder` texts, as a tokenizer gives them.
         reference: Images of the training distribution (a tensor, Dataset or DataLoader), whose
             first 4096 give :math:`\mu` and :math:`\Sigma`, or a fitted
             :class:`~jepa_monitor.functional.gaussian.Gaussian`.
@@ -252,7 +258,7 @@ def log_density(
     """
     if reference is None:
         raise ValueError("`reference` must be images or a fitted Gaussian, got None.")
-    how = ScoreOptions(**options)
+    how = scoring(encoder, options)
     inputs = None
     if fibre is not None:
         check_fixed_rows(how)

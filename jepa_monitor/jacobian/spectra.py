@@ -50,6 +50,19 @@ class Spectra(NamedTuple):
             return self.samples[:, :, 0].mean(1)
         return log_volume(self.singular_values, eps)
 
+    def take(self, which: Tensor) -> Spectra:
+        """Give those of some images.
+
+        Args:
+            which: Their indices, (b,), int64.
+
+        Returns:
+            Of b images.
+        """
+        samples = None if self.samples is None else self.samples[which]
+        embeddings, values, floors, under = (part[which] for part in self[:4])
+        return Spectra(embeddings, values, floors, under, self.basis, samples, self.products)
+
     def joined(self, more: Spectra) -> Spectra:
         """Append those of other images, of the same rows.
 

@@ -214,7 +214,10 @@ def _good(found: SketchAgreement, options: ScoreOptions) -> bool:
 
 
 def _settle_on(
-    options: ScoreOptions, images: Tensor, spectra_of: Callable[[Tensor, ScoreOptions], Spectra]
+    options: ScoreOptions,
+    images: Tensor,
+    spectra_of: Callable[[Tensor, ScoreOptions], Spectra],
+    inputs: int,
 ) -> tuple[ScoreOptions, SketchAgreement | None]:
     """Take the cheapest that is good enough; all rows where nothing is."""
     few = images[:_MORE]
@@ -223,7 +226,7 @@ def _settle_on(
         return exactly, None
     trial, agreement = _Trial(options, spectra_of), None
     one = spectra_of(few[:1], exactly)
-    width, inputs = one.embeddings.shape[1], few[0].numel()
+    width = one.embeddings.shape[1]
     # Where there is no reference a sketch would be plain: `auto` does not.
     plain = dataclasses.replace(options, rows=None) if options.method == "auto" else options
     whitened = plain.method == "auto" and row_count(plain, width, inputs, True) is not None
@@ -243,7 +246,10 @@ def _settle_on(
 
 
 def settle(
-    options: ScoreOptions, images: Tensor, spectra_of: Callable[[Tensor, ScoreOptions], Spectra]
+    options: ScoreOptions,
+    images: Tensor,
+    spectra_of: Callable[[Tensor, ScoreOptions], Spectra],
+    inputs: int | None = None,
 ) -> tuple[ScoreOptions, SketchAgreement | None]:
     """Measure how far a sketch or an estimate can be trusted, and take more where it cannot.
 
@@ -256,13 +262,14 @@ def settle(
         options: How to score.
         images: Some images, (B, ...); of fewer than 4 nothing is measured.
         spectra_of: Takes their Jacobians with given options.
+        inputs: D; default: the numbers of an image.
 
     Returns:
         How to score then, and how far sketches or estimates, the last ones tried, agree with exact
         scores; ``None`` where all rows are taken anyway or too few scores are finite.
     """
     if options.demanding:
-        return _settle_on(options, images, spectra_of)
+        return _settle_on(options, images, spectra_of, inputs or images[0].numel())
     few = images[:TRIED]
     if len(few) < LEAST:
         return options, None

@@ -10,13 +10,13 @@ import torch
 from torch import Tensor
 from torchmetrics.utilities import dim_zero_cat
 
-from jepa_monitor._checks import check_choice, check_images
+from jepa_monitor._checks import check_choice
 from jepa_monitor.encoders import Embedder, Pool, check_pool
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.score import plot_histogram
 from jepa_monitor.jacobian.engine import spectra
 from jepa_monitor.jacobian.options import ScoreOptions
-from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, fit_reference
+from jepa_monitor.jacobian.prepared import REFERENCE_IMAGES, check_inputs, fit_reference
 from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.metrics._base import MonitorMetric, NotComputableError, joined
 from jepa_monitor.probes.images import collect_images
@@ -95,11 +95,11 @@ class ImageScores(MonitorMetric):
         """Score images.
 
         Args:
-            images: (B, ...).
+            images: (B, ...), or texts for a :class:`~jepa_monitor.encoders.TokenEncoder`.
         """
         encoder, reference = self._reference.target
         embedder = Embedder(encoder, self.pool, self.options.dtype)
-        images = check_images(images)
+        images = check_inputs(encoder, images)
         if reference is not None and self._law is None:
             if isinstance(reference, Iterator):  # it can be read once; each reset needs it again
                 reference = collect_images(reference, REFERENCE_IMAGES, name="reference")

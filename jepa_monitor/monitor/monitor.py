@@ -14,6 +14,8 @@ from jepa_monitor._warnings import warn
 from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.texts import is_texts
+from jepa_monitor.encoders.token_encoder import as_token_encoder
 from jepa_monitor.insights import (
     CONTRASTED,
     LABELS,
@@ -42,6 +44,11 @@ if TYPE_CHECKING:
     from typing_extensions import Unpack
 
 __all__ = ["DensityMonitor"]
+
+_OF_TEXTS = (
+    " Of texts there are no corruptions, crops, contrast or pixels: density/polarity, views/*, contrast*/*, "
+    "data/* and quality/knn_pixels are absent."
+)
 
 
 @takes(MonitorSettings)
@@ -110,7 +117,9 @@ class DensityMonitor:
                     shuffle_seed=seed,
                 )
             )
-            if name != "probe" and images.shape[1:] != self.images.shape[1:]:
+            if name == "probe" or (is_texts(images) and is_texts(self.images)):
+                return images, classes if len(classes) else None
+            if images.shape[1:] != self.images.shape[1:]:
                 raise ValueError(
                     f"`{name}` must hold images of the probe's shape, "
                     f"{tuple(self.images.shape[1:])}, got {tuple(images.shape[1:])}."
@@ -265,10 +274,13 @@ class DensityMonitor:
             A sentence.
         """
         processes = Processes(self.distributed)
-        embedder = Embedder(encoder, self.pool, self.options.dtype, processes=processes)
+        texts, pool = is_texts(self.images), self.pool
+        if texts:
+            encoder, pool = as_token_encoder(encoder, pool), "auto"
+        embedder = Embedder(encoder, pool, self.options.dtype, processes=processes)
         device = embedder.device or torch.device("cpu")
         one = embedder.run(lambda: embed(embedder, self.images[:1], device), device)
-        width, inputs = one.shape[1], self.images[0].numel()
+        width, inputs = one.shape[1], embedder.input_count(self.images)
         rows = row_count(self.settled, width, inputs, self.reference is not None)
         sets = [self.images, *self.ood.values()]
         sets += [] if self.reference is None else [self.reference]
@@ -286,9 +298,9 @@ class DensityMonitor:
         if rows is not None and self.settled.method == "lanczos":
             passes, kind = 2 * rows - rows // self.settled.depth, "backward passes and products J v"
         return (
-            f"a look embeds {sum(map(len, sets))} images{seen}, and scores {scored} of them and "
-            f"{changed} changed ones with {passes} {kind} each{checked}, "
-            f"{passes * (scored + changed) + exactly} in all."
+            f"a look embeds {sum(map(len, sets))} {'texts' if texts else 'images'}{seen}, and scores "
+            f"{scored} of them and {changed} changed ones with {passes} {kind} each{checked}, "
+            f"{passes * (scored + changed) + exactly} in all.{_OF_TEXTS if texts else ''}"
         )
 
 

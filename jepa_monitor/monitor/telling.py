@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.origin import find_origin
 from jepa_monitor.monitor.verdict import Verdict
 
@@ -73,14 +74,18 @@ def settings_of(monitor: DensityMonitor) -> dict[str, str]:
     """
     reference, ood = monitor.reference, monitor.ood
     return {
-        "probe": f"{len(monitor.images)} images",
+        "probe": _counted(monitor.images),
         "images": _digest(monitor.images),
-        "reference": "none" if reference is None else f"{len(reference)} images",
+        "reference": "none" if reference is None else _counted(reference),
         "out of distribution": ", ".join(ood) or "none",
         "scored of each": str(monitor.max_probe_samples),
         "options": str(monitor.options),
         **find_origin(),
     }
+
+
+def _counted(images: Tensor) -> str:
+    return f"{len(images)} {'texts' if is_texts(images) else 'images'}"
 
 
 def _digest(images: Tensor) -> str:

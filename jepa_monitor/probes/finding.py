@@ -10,7 +10,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["batch_images", "batch_labels", "batch_views"]
+from jepa_monitor.encoders.texts import as_texts
+
+__all__ = ["batch_images", "batch_labels", "batch_texts", "batch_views", "text_fields"]
 
 # In the order of preference: the whole image before a view of it, large crops before small ones.
 _IMAGE_KEYS = (
@@ -21,7 +23,7 @@ _IMAGE_KEYS = (
 _VIEW_KEYS = ("views", "global_views", "global_crops", "crops")
 _LABEL_KEYS = (
     "label", "labels", "target", "targets", "y", "class", "classes", "class_id", "cls",
-    "fine_label", "category",
+    "fine_label", "category", "label_ids",
 )  # fmt: skip
 
 
@@ -136,6 +138,55 @@ def batch_images(batch: Any) -> Tensor:
     )
 
 
+def text_fields(batch: Any) -> Mapping[Any, Any] | None:
+    """Find what has the tokens of texts in a batch, or in an item of a data set.
+
+    Args:
+        batch: As for :func:`batch_images`.
+
+    Returns:
+        A dict with ``input_ids``; ``None`` where there is none, or where there are images too.
+    """
+    fields = _fields(batch)
+    if fields is not None:
+        if "input_ids" in fields:
+            pictured = any(_tensor(fields[key]) is not None for key in _IMAGE_KEYS if key in fields)
+            return None if pictured else fields
+        parts = list(fields.values())
+    else:
+        parts = list(batch) if isinstance(batch, list | tuple) else []
+    if any(_is_picture(part) for part in parts):
+        return None
+    nested = (text_fields(part) for part in parts if not isinstance(part, Tensor))
+    return next((found for found in nested if found is not None), None)
+
+
+def _is_picture(part: Any) -> bool:
+    tensor = _tensor(part)
+    return tensor is not None and tensor.ndim >= 3
+
+
+def batch_texts(batch: Any, name: str = "batch") -> Tensor | None:
+    """Find the texts in a batch: what has ``input_ids`` and is not beside images.
+
+    Args:
+        batch: As for :func:`batch_images`.
+        name: What the texts are called in errors.
+
+    Returns:
+        (B, T, 2), int64, as of :func:`~jepa_monitor.encoders.texts.as_texts`, which raises what there
+        is to be raised; ``None`` where there are none.
+
+    Example:
+        >>> import torch
+        >>> from jepa_monitor.probes.finding import batch_texts
+        >>> batch_texts({"input_ids": torch.tensor([[5, 3]]), "labels": torch.tensor([1])}).tolist()
+        [[[5, 1], [3, 1]]]
+    """
+    fields = text_fields(batch)
+    return None if fields is None else as_texts(fields, name)
+
+
 def batch_views(batch: Any) -> tuple[Tensor, Tensor] | None:
     """Find two views of each image in a batch, where it says that it holds views.
 
@@ -196,7 +247,7 @@ def _two_alike(parts: Any) -> tuple[Tensor, Tensor] | None:
 
 
 def batch_labels(batch: Any) -> Tensor | None:
-    """Find the classes of the images in a batch.
+    """Find the classes of the images, or texts, in a batch.
 
     They are the first tensor of B integers, or (B, 1): in a dict or dataclass under ``label``,
     ``labels``, ``target``, ``targets``, ``y``, ``class`` and the like; in a tuple or list after the
@@ -208,8 +259,9 @@ def batch_labels(batch: Any) -> Tensor | None:
     Returns:
         (B,), int64, or ``None`` where there are none.
     """
+    fields = text_fields(batch)
     try:
-        count = len(batch_images(batch))
+        count = len(batch_images(batch)) if fields is None else len(fields["input_ids"])
     except TypeError:
         return None
     found = _labels(batch, count)

@@ -7,6 +7,7 @@ import functools
 import itertools
 import random
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import Any, TypeAlias
 
 import numpy as np
@@ -17,8 +18,9 @@ from torch.utils.data import DataLoader, Dataset
 from jepa_monitor._checks import check_images
 from jepa_monitor._warnings import warn
 from jepa_monitor.encoders.isolation import undisturbed
+from jepa_monitor.encoders.texts import as_texts, is_texts, join_texts
 from jepa_monitor.probes.apart import Unread, can_read_apart, read_apart
-from jepa_monitor.probes.finding import batch_images, batch_labels
+from jepa_monitor.probes.finding import batch_images, batch_labels, batch_texts
 from jepa_monitor.probes.sources import Source, draw_batches, has_indices, is_inert, is_map_style
 
 __all__ = [
@@ -77,7 +79,7 @@ def find_images(batch: Any, batch_to_images: BatchToImages, name: str) -> Tensor
         name: Of the set: ``probe``, ``reference``, ``ood['name']``.
 
     Returns:
-        (B, ...), float32, on the CPU.
+        (B, ...), float32, on the CPU; of texts (B, T, 2), int64.
 
     Raises:
         TypeError: If there are none, or none of floating-point numbers.
@@ -86,18 +88,24 @@ def find_images(batch: Any, batch_to_images: BatchToImages, name: str) -> Tensor
     if isinstance(batch_to_images, Mapping):
         batch_to_images = batch_to_images.get(name.partition("[")[0])
     if batch_to_images is None:
+        texts = batch if is_texts(batch) else batch_texts(batch, name)
+        if texts is not None:
+            return texts.to("cpu", copy=True)
         try:
             images = batch_images(batch)
         except TypeError as error:
             raise TypeError(f"`{name}`: {error}") from None
     else:
         try:
-            images = batch_to_images(batch)
+            found: Any = batch_to_images(batch)
         except Exception as error:
             raise ValueError(
                 f"`batch_to_images` failed on a batch of type {type(batch).__name__} of `{name}`: "
                 f"{type(error).__name__}: {error}"
             ) from error
+        if is_texts(found) or isinstance(found, Mapping):
+            return as_texts(found, name).to("cpu", copy=True)
+        images = found
     return check_images(images, name).to("cpu", torch.float32, copy=True)
 
 
@@ -158,7 +166,7 @@ def collect_images(
             a length.
 
     Returns:
-        (N, ...), float32, on the CPU, N ≤ count.
+        (N, ...), float32, on the CPU, N ≤ count; of texts (N, T, 2), int64.
 
     Raises:
         ValueError: If the images differ in shape. What :func:`visit_images` raises besides.
@@ -239,6 +247,8 @@ def collect_labelled(
 
 
 def _joined(taken: list[Tensor], name: str) -> Tensor:
+    if all(is_texts(texts) for texts in taken):
+        return join_texts(taken)
     shapes = {tuple(images.shape[1:]) for images in taken}
     if len(shapes) > 1:
         raise ValueError(f"`{name}` must hold images of one shape, got {sorted(shapes)}.")
@@ -255,6 +265,8 @@ def _read(
 ) -> None:
     """Read images, and what belongs to them, until there are enough."""
     source = data if isinstance(data, Source) else Source(data)
+    if isinstance(source.data, Mapping) and "input_ids" in source.data:
+        source = replace(source, data=[source.data])  # a tokenizer's answer is one batch
     data, left, batches = source.data, count, 0
     if isinstance(data, Tensor):
         take(*find(data[:count]))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -23,7 +23,7 @@ from torch.utils.data import (
     default_collate,
 )
 
-from jepa_monitor.probes.finding import batch_images, batch_labels
+from jepa_monitor.probes.finding import batch_images, batch_labels, text_fields
 
 __all__ = [
     "Source",
@@ -158,7 +158,9 @@ def draw_batches(source: Source, count: int, shuffle_seed: int | None = None) ->
     else:
         order = _order(None, data, shuffle_seed)
         batched = source.yields_batches or (len(order) > 0 and _is_batch(data[order[0]]))
-        yield from _loader(data, batch_size=None if batched else min(_BATCH, count), sampler=order)
+        size = None if batched else min(_BATCH, count)
+        collate = None if batched else collate_items
+        yield from _loader(data, batch_size=size, sampler=order, collate_fn=collate)
 
 
 def _loader(dataset: Any, **options: Any) -> DataLoader[Any]:
@@ -209,7 +211,33 @@ def _of_iterable(data: Iterable[Any], count: int, batched: bool | None) -> Itera
             return
         batched, items = _is_batch(first, lone=True), itertools.chain([first], items)
     while batch := list(itertools.islice(items, 1 if batched else min(_BATCH, count))):
-        yield batch[0] if batched else default_collate(batch)
+        yield batch[0] if batched else collate_items(batch)
+
+
+def collate_items(items: list[Any]) -> Any:
+    """Make a batch of items, of texts without padding them.
+
+    Args:
+        items: Of a data set.
+
+    Returns:
+        What PyTorch's own function makes of them; of texts, which may differ in length, lists of ids
+        and of what goes with them, and labels.
+    """
+    first = items[0]
+    if text_fields(first) is None:
+        return default_collate(items)
+    if isinstance(first, Mapping):
+        return {key: _column([item[key] for item in items]) for key in first}
+    return [collate_items(list(parts)) for parts in zip(*items, strict=True)]
+
+
+def _column(values: list[Any]) -> Any:
+    """Stack numbers; what may differ in length stays a list."""
+    single = all(
+        isinstance(value, int | float) or getattr(value, "ndim", 1) == 0 for value in values
+    )
+    return default_collate(values) if single else values
 
 
 def _is_batch(item: Any, lone: bool = False) -> bool:
@@ -217,6 +245,10 @@ def _is_batch(item: Any, lone: bool = False) -> bool:
     # It is if it has a label for each of its images. Images alone, (N, C, H, W), may also be one
     # video; they are a batch in a stream, where batching is a stage like others, if C is a number
     # of colours.
+    fields = text_fields(item)
+    if fields is not None:
+        ids = fields["input_ids"]
+        return len(ids) > 0 and not isinstance(ids[0], int) and torch.as_tensor(ids[0]).ndim > 0
     try:
         images = batch_images(item)
     except TypeError:
