@@ -113,6 +113,13 @@ def _usual_encoder(pl_module: pl.LightningModule) -> tuple[str, nn.Module]:
     found = _usual_part(pl_module, USUAL_NAMES, 2)
     if found is not None:
         return found
+    texts = [
+        (name, child)
+        for name, child in pl_module.named_children()
+        if callable(getattr(child, "get_input_embeddings", None))
+    ]
+    if len(texts) == 1:  # `bert`, `transformer`, `lm`: a model of Hugging Face's kind
+        return texts[0]
     seen = [f"{name} ({type(child).__name__})" for name, child in pl_module.named_children()]
     raise ValueError(
         f"`encoder` was not given, and {type(pl_module).__name__} has no submodule of a usual name "

@@ -47,8 +47,9 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
     Args:
         trainer: The Trainer, which knows the data and the loggers.
         encoder: What to watch: a dotted path in the model, a module, or a function of the model.
-            ``None`` takes the model without its head (``model.base_model``).
-        probe: Held-out images; ``None`` takes the Trainer's ``eval_dataset`` or, where there is none,
+            ``None`` takes the model without its head (``model.base_model``). Of texts the mean of its
+            states, or what a :class:`~jepa_monitor.encoders.TokenEncoder` pools.
+        probe: Held-out images or tokenized texts; ``None`` takes the Trainer's ``eval_dataset`` or, where there is none,
             a fixed sample of its ``train_dataset``, with a warning.
         every_n_steps: Look when so many optimizer steps have passed.
         max_overhead: Largest share of the wall time to spend, once a first minute of looks has been

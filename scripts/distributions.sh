@@ -34,6 +34,7 @@ try "" "python -c '$score'; jepa-monitor --help > /dev/null"
 try cli 'jepa-monitor score --help > /dev/null'
 try recipes 'python -m jepa_monitor.recipes.ijepa --help > /dev/null'
 try hf 'python -c "import transformers, jepa_monitor"'
+try text 'python -c "import transformers, tokenizers, jepa_monitor.encoders.token_encoder"'
 try open-clip 'python -c "import open_clip, jepa_monitor"'
 
 # The source distribution builds the same wheel.

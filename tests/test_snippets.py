@@ -63,7 +63,7 @@ class Words(nn.Module):
     def get_input_embeddings(self) -> nn.Module:
         return self.table
 
-    def forward(self, inputs_embeds: Tensor) -> SimpleNamespace:
+    def forward(self, inputs_embeds: Tensor, attention_mask: Tensor) -> SimpleNamespace:
         return SimpleNamespace(last_hidden_state=self.mix(inputs_embeds).tanh())
 
 
@@ -84,7 +84,8 @@ def given(folder: pathlib.Path) -> dict[str, Any]:
         "writer": SummaryWriter(str(folder / "events")),
         "step": 7,
         "model": Words(),
-        "ids": torch.arange(12).view(2, 6) % 9,
+        "tokenizer": lambda texts: {"input_ids": [[len(w) for w in t.split()] for t in texts]},
+        "training_texts": ["a text of so many words"[: 3 + n] for n in range(20)],
     }
 
 
@@ -125,9 +126,15 @@ def the_scores(names: dict[str, Any], folder: pathlib.Path) -> None:
     torch.testing.assert_close(scores, expected, rtol=0, atol=1e-3)
 
 
-def the_tokens(names: dict[str, Any], folder: pathlib.Path) -> None:
-    inputs = names["model"].get_input_embeddings()(names["ids"]).detach()
-    assert names["jepa_score"](names["encoder"], inputs).shape == (2,)
+def the_texts(names: dict[str, Any], folder: pathlib.Path) -> None:
+    table = names["model"].get_input_embeddings().weight
+    ids = torch.tensor(names["batch"]["input_ids"][0])
+    jacobian = torch.autograd.functional.jacobian(
+        lambda x: names["model"](x, None).last_hidden_state.mean(0), table[ids].detach()
+    )
+    expected = torch.linalg.svdvals(jacobian.flatten(1).double()).log().sum()
+    found = names["jepa_score"](names["encoder"], names["batch"], method="exact")
+    assert float(found[0]) == pytest.approx(float(expected), abs=1e-3)
 
 
 def two_domains(names: dict[str, Any], folder: pathlib.Path) -> None:
@@ -179,9 +186,9 @@ DONE: dict[str, Callable[[dict[str, Any], pathlib.Path], None]] = {
     "README.md:2": the_callback,
     "README.md:3": the_loop,
     "README.md:4": the_scores,
-    "docs/compatibility.md:1": the_tokens,
     "docs/recipes/diet.md:1": two_domains,
     "docs/scoring.md:1": the_table,
+    "docs/text.md:1": the_texts,
 }
 PYTHON = snippets("python")
 

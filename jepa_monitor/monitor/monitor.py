@@ -46,7 +46,7 @@ if TYPE_CHECKING:
 __all__ = ["DensityMonitor"]
 
 _OF_TEXTS = (
-    " Of texts there are no corruptions, crops, contrast or pixels: density/polarity, views/*, contrast*/*, "
+    " Of texts there are no corruptions, crops, contrast or pixels: density/polarity and /order, views/*, contrast*/*, "
     "data/* and quality/knn_pixels are absent."
 )
 

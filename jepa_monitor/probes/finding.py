@@ -260,6 +260,8 @@ def batch_labels(batch: Any) -> Tensor | None:
         (B,), int64, or ``None`` where there are none.
     """
     fields = text_fields(batch)
+    if fields is batch and fields is not None:  # lists are labels of tokens, or words
+        batch = {key: value for key, value in fields.items() if not isinstance(value, list)}
     try:
         count = len(batch_images(batch)) if fields is None else len(fields["input_ids"])
     except TypeError:
