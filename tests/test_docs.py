@@ -9,6 +9,7 @@ import pytest
 import timm
 import torch
 from helpers import Tiny, images, mlp, trainer
+from text_models import TextItems, TinyText
 from torch import Tensor
 from torch.utils.data import DataLoader
 
@@ -50,7 +51,9 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         images(160),
         reference=images(160, 2),
         ood={"dark": images(160) / 4},
-        insights=[name for name in INSIGHTS if name not in ("tokens", "mae", "attention")],
+        insights=[
+            name for name in INSIGHTS if name not in ("tokens", "mae", "attention", "perception")
+        ],
         labels=torch.arange(160) % 4,
         compare_with=mlp(192),
         online=mlp(192, 20),
@@ -68,8 +71,11 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     vit.reconstruct = lambda data, hidden: data.mean((2, 3), keepdim=True).expand_as(data)
     asked = ["tokens", "mae", "attention"]
     tokens = DensityMonitor(images(16), insights=asked, max_probe_samples=2).evaluate(vit)
+    texts = DensityMonitor(TextItems(24, 3), insights=["perception"]).evaluate(TinyText())
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
-    logged = {*full.history[-1], *report.scalars, *quick, *tokens.scalars} - {"step"}
+    logged = {*full.history[-1], *report.scalars, *quick, *tokens.scalars, *texts.scalars} - {
+        "step"
+    }
     assert len(logged) >= 90
     rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
     assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []

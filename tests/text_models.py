@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.data import Dataset
 
 VOCABULARY, WIDTH, PLACES = 40, 12, 24
 
@@ -65,6 +66,19 @@ def lists(count: int, seed: int = 1, longest: int = 9) -> list[list[int]]:
     draw = torch.Generator().manual_seed(seed)
     lengths = torch.randint(1, longest + 1, (count,), generator=draw).tolist()
     return [torch.randint(1, VOCABULARY, (n,), generator=draw).tolist() for n in lengths]
+
+
+class TextItems(Dataset):  # type: ignore[type-arg]
+    """Items as a tokenizer without padding leaves them; of two classes."""
+
+    def __init__(self, count: int, seed: int) -> None:
+        self.texts = lists(count, seed)
+
+    def __len__(self) -> int:
+        return len(self.texts)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        return {"input_ids": self.texts[index], "labels": self.texts[index][0] % 2}
 
 
 def padded(texts: list[list[int]], side: str = "right") -> dict[str, Tensor]:

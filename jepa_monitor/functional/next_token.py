@@ -16,7 +16,14 @@ from torch import Tensor
 from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.functional._checks import as_views
 
-__all__ = ["Perception", "next_token_perception"]
+__all__ = [
+    "Perception",
+    "TokenMoments",
+    "check_context",
+    "next_token_perception",
+    "perception_of",
+    "token_moments",
+]
 
 _RANGE = 1e-8  # of the largest eigenvalue: directions below it are none of the states'
 
@@ -99,15 +106,108 @@ def next_token_perception(
         >>> found.chance, found.label_directions, found.token_directions
         (0.25, 1, 8)
     """
+    check_context(context)
+    found = token_moments(hidden, mask, context)
+    if found.pairs == 0:
+        raise ValueError("`mask` leaves one token of each text: there is no next token.")
+    return perception_of(
+        found,
+        labels,
+        k=k,
+        order=order,
+        orthonormal=orthonormal,
+        centred=centred,
+        shuffles=shuffles,
+        seed=seed,
+    )
+
+
+def check_context(context: str) -> str:
+    """Return ``context`` if it is one of :func:`next_token_perception`.
+
+    Args:
+        context: What the caller gave.
+
+    Returns:
+        The value.
+    """
+    return check_choice(context, "context", ("sum", "mean", "last"))
+
+
+class TokenMoments(NamedTuple):
+    """What is needed of the states of texts, which adds up over batches.
+
+    Args:
+        second: Second moment of the contexts, a sum, (d, d), float64.
+        cross: Of contexts and next states, likewise.
+        means: Mean state of each text, (B, d), float64.
+        pairs: How many next states there are.
+    """
+
+    second: Tensor
+    cross: Tensor
+    means: Tensor
+    pairs: int
+
+
+def token_moments(hidden: Tensor, mask: Tensor, context: str) -> TokenMoments:
+    """Reduce the states of a batch of texts.
+
+    Args:
+        hidden: (B, T, d).
+        mask: (B, T), boolean.
+        context: See :func:`next_token_perception`.
+
+    Returns:
+        The moments.
+    """
+    states, real = _packed(hidden, mask)
+    before, after, there = states[:, :-1], states[:, 1:], real[:, 1:]
+    if context != "last":
+        before = before.cumsum(1)
+    if context == "mean":
+        before = before / torch.arange(1, before.shape[1] + 1, device=before.device)[:, None]
+    first, second = before[there], after[there]
+    means = states.sum(1) / real.sum(1, keepdim=True)
+    return TokenMoments(first.T @ first, first.T @ second, means, int(there.sum()))
+
+
+def perception_of(
+    found: TokenMoments,
+    labels: Tensor,
+    *,
+    k: int = 16,
+    order: str = "descending",
+    orthonormal: bool = True,
+    centred: bool = True,
+    shuffles: int = 20,
+    seed: int = 0,
+) -> Perception:
+    """Compare directions, given the moments of all texts; see :func:`next_token_perception`.
+
+    Args:
+        found: Of at least one pair of states.
+        labels: Classes, (B,), integers.
+        k: How many directions.
+        order: ``"descending"`` or ``"published"``.
+        orthonormal: Whether the directions of the classes all count alike.
+        centred: Whether classes and means are taken without what all texts have.
+        shuffles: How often classes are shuffled for the null.
+        seed: Of the shuffles.
+
+    Returns:
+        The value, what chance has, and how many directions there were.
+
+    Raises:
+        ValueError: If ``shuffles`` is no such number, or there is one class.
+    """
     check_positive_int(k, "k")
-    check_choice(context, "context", ("sum", "mean", "last"))
     check_choice(order, "order", ("descending", "published"))
     if isinstance(shuffles, bool) or not isinstance(shuffles, int) or shuffles < 0:
         raise ValueError(f"`shuffles` must be an integer of at least 0, got {shuffles!r}.")
-    states, real = _packed(hidden, mask)
-    target = _one_hot(labels, len(states))
-    means = states.sum(1) / real.sum(1, keepdim=True)
-    directions, chance_directions = _token_directions(states, real, context, k, order)
+    means, target = found.means, _one_hot(labels, len(found.means))
+    leading = _leading(_whitening(found.second), found.cross, k, order)
+    directions, chance_directions = torch.linalg.qr(leading).Q, leading.shape[1]
     if centred:
         means, target = means - means.mean(0), target - target.mean(0)
     most, whiten = min(k, target.shape[1] - centred), _whitening(means.T @ means)
@@ -118,28 +218,28 @@ def next_token_perception(
         seen = (directions.T @ basis).square().sum() / basis.square().sum()
         return seen, own.shape[1]
 
-    value, found = overlap(target)
+    value, taken = overlap(target)
     draw = torch.Generator().manual_seed(seed)
     others = [
         overlap(target[torch.randperm(len(target), generator=draw).to(target.device)])[0]
         for _ in range(shuffles)
     ]
     null = torch.stack(others) if others else value.new_full((1,), torch.nan)
-    chance = chance_directions / states.shape[2]
+    chance = chance_directions / means.shape[1]
     return Perception(
         value,
         chance,
         (value - chance) / (1 - chance) if chance < 1 else torch.full_like(value, torch.nan),
         null.mean(),
         null.std() if len(null) > 1 else torch.full_like(value, torch.nan),
-        found,
+        taken,
         chance_directions,
     )
 
 
 def _packed(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     """Put real tokens first, in their order, and zeros behind them."""
-    states = as_views(hidden, "hidden", min_samples=2, min_views=1).detach()
+    states = as_views(hidden, "hidden", min_samples=0, min_views=1).detach()
     if not isinstance(mask, Tensor) or mask.dtype != torch.bool:
         got = mask.dtype if isinstance(mask, Tensor) else type(mask).__name__
         raise TypeError(f"`mask` must be a boolean tensor, got {got}.")
@@ -151,8 +251,6 @@ def _packed(hidden: Tensor, mask: Tensor) -> tuple[Tensor, Tensor]:
     if bool((counts == 0).any()):
         row = int((counts == 0).nonzero()[0])
         raise ValueError(f"`mask` leaves no token of text {row}: it is all padding.")
-    if bool((counts < 2).all()):
-        raise ValueError("`mask` leaves one token of each text: there is no next token.")
     order = torch.argsort(~mask, dim=1, stable=True)
     real = mask.gather(1, order)
     packed = states.gather(1, order[..., None].expand_as(states))
@@ -169,20 +267,6 @@ def _one_hot(labels: Tensor, texts: int) -> Tensor:
     if len(classes) < 2:
         raise ValueError(f"`labels` must be of at least 2 classes, got {len(classes)}.")
     return torch.nn.functional.one_hot(index, len(classes)).double()
-
-
-def _token_directions(
-    states: Tensor, real: Tensor, context: str, k: int, order: str
-) -> tuple[Tensor, int]:
-    """Find an orthonormal basis of what tells the next state."""
-    before, after, there = states[:, :-1], states[:, 1:], real[:, 1:]
-    if context != "last":
-        before = before.cumsum(1)
-    if context == "mean":
-        before = before / torch.arange(1, before.shape[1] + 1, device=before.device)[:, None]
-    first, second = before[there], after[there]
-    found = _leading(_whitening(first.T @ first), first.T @ second, k, order)
-    return torch.linalg.qr(found).Q, found.shape[1]
 
 
 def _whitening(second: Tensor) -> Tensor:

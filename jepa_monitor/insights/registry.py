@@ -26,6 +26,7 @@ from jepa_monitor.insights.neighbors import Neighbors
 from jepa_monitor.insights.ood import OutOfDistribution
 from jepa_monitor.insights.outliers import Outliers
 from jepa_monitor.insights.parts import LABELS
+from jepa_monitor.insights.perception import Perception
 from jepa_monitor.insights.polarity import Polarity, SeverityOrder
 from jepa_monitor.insights.quality import Quality
 from jepa_monitor.insights.score import Score
@@ -53,6 +54,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             SeverityOrder(),
             Influence(),
             AttentionWeights(),
+            Perception(),
         )
     }
 )

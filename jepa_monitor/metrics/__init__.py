@@ -19,6 +19,7 @@ from jepa_monitor.metrics.jepa_score import LogDensity as LogDensity
 from jepa_monitor.metrics.lidar import LiDAR as LiDAR
 from jepa_monitor.metrics.mutual_neighbors import MutualKNN as MutualKNN
 from jepa_monitor.metrics.neighbor_consistency import NeighborConsistency as NeighborConsistency
+from jepa_monitor.metrics.next_token import NextTokenPerception as NextTokenPerception
 from jepa_monitor.metrics.outliers import OODDetection as OODDetection
 from jepa_monitor.metrics.outliers import OutlierFraction as OutlierFraction
 from jepa_monitor.metrics.ranks import AlphaReQ as AlphaReQ

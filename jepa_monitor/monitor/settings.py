@@ -60,7 +60,8 @@ class MonitorSettings:
             dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
             of the pixels on which the lowest and the highest scores rest), ``"tokens"`` (patch tokens of
             64 probe images and of a crop of each), ``"severity"`` (milder versions too: do scores fall with
-            how bad an image is?), insights of your own
+            how bad an image is?), ``"perception"`` (of texts with classes: do directions that tell the next
+            token tell the class?), insights of your own
             (:class:`~jepa_monitor.insights.Insight`), and metrics of torchmetrics over embeddings.
             One that fails is counted in ``monitor/failed_insights`` and reported in one warning.
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and

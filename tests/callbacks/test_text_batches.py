@@ -11,27 +11,14 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from helpers import interpreter_settings, trainer
-from text_models import TinyText, lists, padded, score_of_one
+from text_models import TextItems, TinyText, lists, padded, score_of_one
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.encoders import TokenEncoder
 from jepa_monitor.probes import collect_images
-
-
-class Texts(Dataset):  # type: ignore[type-arg]
-    """Items as a tokenizer without padding leaves them."""
-
-    def __init__(self, count: int, seed: int) -> None:
-        self.texts = lists(count, seed)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        return {"input_ids": self.texts[index], "labels": self.texts[index][0] % 2}
 
 
 def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
@@ -40,7 +27,7 @@ def collate(items: list[dict[str, Any]]) -> dict[str, Tensor]:
 
 
 def loader(count: int, seed: int) -> DataLoader:  # type: ignore[type-arg]
-    return DataLoader(Texts(count, seed), batch_size=8, collate_fn=collate)
+    return DataLoader(TextItems(count, seed), batch_size=8, collate_fn=collate)
 
 
 class Classifier(pl.LightningModule):
@@ -107,17 +94,17 @@ def test_the_scores_are_those_of_the_texts(tmp_path: pathlib.Path) -> None:
         max_overhead=None, max_probe_samples=4, options=ScoreOptions("exact"), labels=None
     )
     module = fitted(tmp_path, callback)
-    truth = [score_of_one(module.model, text, "mean") for text in Texts(40, 3).texts[:4]]
+    truth = [score_of_one(module.model, text, "mean") for text in TextItems(40, 3).texts[:4]]
     found = callback.history[-1]["jepa_score/mean"]
     assert found == pytest.approx(sum(truth) / 4, abs=1e-3)
 
 
 def test_a_monitor_takes_texts_of_any_length_and_its_encoder_pools_as_told() -> None:
     model = TinyText(True, width=16)
-    monitor = DensityMonitor(Texts(24, 3), reference=[padded(lists(40, 4), "left")])
+    monitor = DensityMonitor(TextItems(24, 3), reference=[padded(lists(40, 4), "left")])
     assert monitor.labels is not None
     report = monitor.evaluate(TokenEncoder(model, "last"))
-    truth = [score_of_one(model, text, "last") for text in Texts(24, 3).texts]
+    truth = [score_of_one(model, text, "last") for text in TextItems(24, 3).texts]
     torch.testing.assert_close(
         report.probe.scores, torch.tensor(truth, dtype=torch.float64), rtol=0, atol=1e-3
     )
@@ -136,7 +123,7 @@ def test_what_is_of_images_is_absent_with_a_reason(name: str) -> None:
 
 def test_other_insights_work_on_texts() -> None:
     names = ["neighbors", "dimension", "separation", "tasks"]
-    data = Texts(48, 3)
+    data = TextItems(48, 3)
     monitor = DensityMonitor(
         data, insights=names, compare_with=TinyText(seed=2), max_probe_samples=4
     )
@@ -147,7 +134,7 @@ def test_other_insights_work_on_texts() -> None:
 
 
 def test_any_source_of_texts_is_read() -> None:
-    items = Texts(10, 5)
+    items = TextItems(10, 5)
     expected = collect_images({"input_ids": items.texts}, 10)
     sources: list[Any] = [items, DataLoader(items, 4, collate_fn=collate), [padded(items.texts)], expected]  # fmt: skip
     for source in sources:

@@ -10,9 +10,9 @@ import lightning.pytorch as pl
 import pytest
 import torch
 from helpers import trainer as lightning_trainer
-from text_models import VOCABULARY, lists, padded, score_of_one
+from text_models import VOCABULARY, TextItems, padded, score_of_one
 from torch import Tensor, nn
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader
 
 transformers = pytest.importorskip("transformers")
 
@@ -120,18 +120,6 @@ def test_of_an_encoder_without_embeddings_as_inputs_it_says_so() -> None:
         TokenEncoder(Ids())
 
 
-class Texts(Dataset):  # type: ignore[type-arg]
-    def __init__(self, count: int, seed: int) -> None:
-        self.texts = lists(count, seed)
-
-    def __len__(self) -> int:
-        return len(self.texts)
-
-    def __getitem__(self, index: int) -> dict[str, Any]:
-        text = self.texts[index]
-        return {"input_ids": text, "labels": text[0] % 2}
-
-
 def collate(items: list[dict[str, Any]]) -> Any:
     labels = torch.tensor([item["labels"] for item in items])
     batch = padded([item["input_ids"] for item in items])
@@ -179,7 +167,7 @@ def test_a_fit_in_lightning_is_watched_and_is_what_it_would_be(
     def run(*callbacks: pl.Callback) -> Tuned:
         pl.seed_everything(4)
         module = Tuned(kind, suffix)
-        data = (DataLoader(Texts(count, seed), 8, collate_fn=collate) for count, seed in ((32, 2), (40, 3)))  # fmt: skip
+        data = (DataLoader(TextItems(count, seed), 8, collate_fn=collate) for count, seed in ((32, 2), (40, 3)))  # fmt: skip
         lightning_trainer(tmp_path, list(callbacks)).fit(module, *data)
         return module
 
@@ -207,7 +195,7 @@ def test_a_run_of_transformers_trainer_is_watched_and_is_what_it_would_be(
             disable_tqdm=True, learning_rate=1e-2, save_strategy="no", report_to=[],
         )  # fmt: skip
         made = transformers.Trainer(
-            found, arguments, train_dataset=Texts(48, 2), eval_dataset=Texts(40, 3),
+            found, arguments, train_dataset=TextItems(48, 2), eval_dataset=TextItems(40, 3),
             data_collator=collate,
         )  # fmt: skip
         callback = None

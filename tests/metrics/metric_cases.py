@@ -23,6 +23,7 @@ from jepa_monitor.metrics import (
     MSTDimension,
     MutualKNN,
     NeighborConsistency,
+    NextTokenPerception,
     OODDetection,
     OutlierFraction,
     ParticipationRatio,
@@ -53,10 +54,21 @@ LAW = Gaussian.fit(FITTED, shrinkage=0.0)
 REFERENCE = normal(99, seed=6) - 300
 JACOBIANS, INPUTS, OTHERS = normal(N, 5, K, seed=7), normal(N, K, seed=8), normal(9, K, seed=9)
 CLASSES = torch.arange(N) % 4
+STATES = normal(N, 5, K, seed=12)
+STATES = STATES + STATES.cumsum(1) * torch.linspace(0, 1, K)
+REAL = (torch.arange(5) < 2 + torch.arange(N)[:, None] % 4).long()
 PICTURES, PICTURES_BEFORE = normal(N, 6, seed=10).float(), normal(40, 6, seed=11).float()
 ENCODER = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 4))
 for _seed, _values in enumerate(ENCODER.parameters()):
     _values.data = normal(*_values.shape, seed=20 + _seed).float() / 2
+
+
+def perception(hidden, mask, labels, k, how):
+    hidden, real = hidden.double(), mask != 0
+    order = ((hidden * real[..., None]).sum(1) / real.sum(1, keepdim=True))[:, 0].argsort()
+    found = functional.next_token_perception(hidden[order], real[order], labels[order], k=k, **how)
+    kept = ("value", "chance", "excess", "null", "null_std")
+    return {name: torch.as_tensor(getattr(found, name)).double() for name in kept}
 
 
 def calibration(z, num_levels=19):
@@ -251,6 +263,21 @@ CASES = {
         (Z, CLASSES),
         lambda z, classes: functional.separation(z, classes, 0.55)._asdict(),
     ),
+    **{
+        f"NextTokenPerception{name}": (
+            lambda k=k, how=how: NextTokenPerception(K, k, **how),
+            (STATES, REAL, CLASSES),
+            lambda hidden, mask, labels, k=k, how=how: perception(hidden, mask, labels, k, how),
+        )
+        for name, k, how in (
+            ("", 3, {}),
+            ("(k, context)", 5, {"context": "last"}),
+            ("(order)", 3, {"order": "published"}),
+            ("(orthonormal, centred)", 3, {"orthonormal": False, "centred": False}),
+            ("(centred)", 3, {"centred": False}),
+            ("(shuffles)", 3, {"shuffles": 5}),
+        )
+    },
     "MutualKNN": (lambda: MutualKNN(K, 5), (Z, INPUTS[:, :5]), functional.mutual_knn),
     "MutualKNN(k, chance_corrected)": (
         lambda: MutualKNN(K, 5, k=7, chance_corrected=False),
