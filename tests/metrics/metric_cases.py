@@ -271,11 +271,12 @@ CASES = {
         )
         for name, k, how in (
             ("", 3, {}),
-            ("(k, context)", 5, {"context": "last"}),
-            ("(order)", 3, {"order": "published"}),
-            ("(orthonormal, centred)", 3, {"orthonormal": False, "centred": False}),
-            ("(centred)", 3, {"centred": False}),
-            ("(shuffles)", 3, {"shuffles": 5}),
+            ("(k, context, order)", 5, {"context": "last", "order": "published"}),
+            (
+                "(orthonormal, centred, shuffles)",
+                3,
+                {"orthonormal": False, "centred": False, "shuffles": 4},
+            ),
         )
     },
     "MutualKNN": (lambda: MutualKNN(K, 5), (Z, INPUTS[:, :5]), functional.mutual_knn),
