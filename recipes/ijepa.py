@@ -155,6 +155,21 @@ class IJepa(PatchPrediction):
         context = encode_tokens(self.encoder, images, masks.context)
         return F.smooth_l1_loss(self.predictor(context, masks), self.targets(images, masks))
 
+    @torch.no_grad()
+    def predictive_pairs(self, images: Tensor, masks: Masks) -> tuple[Tensor, Tensor]:
+        """Give what :func:`~jepa_monitor.functional.predictive_overlap` compares with classes.
+
+        Args:
+            images: Shape (B, C, H, W).
+            masks: Where context and the M targets are.
+
+        Returns:
+            The mean of the context's tokens, and that of each target block's, (B·M, K) each.
+        """
+        context = encode_tokens(self.encoder, images, masks.context).mean(1)
+        targets = self.targets(images, masks).mean(2)
+        return context.repeat_interleave(targets.shape[1], 0), targets.flatten(0, 1)
+
     def draw(self, batch_size: int, generator: torch.Generator) -> Masks:
         """Draw masks.
 

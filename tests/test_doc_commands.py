@@ -67,6 +67,7 @@ TINY: dict[str, list[str]] = {
     "collapse_zoo": ["--show"],
     "keep": [],
     "influence": ["--seeds=1", "--steps=2"],
+    "predictive": ["--seeds=1", "--epochs=1"],
     "objectives": ["--seeds=1", "--data=digits", "--alphas", "1"],
 }
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.

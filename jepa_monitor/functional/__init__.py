@@ -75,6 +75,7 @@ from jepa_monitor.functional.neighbors import knn_distance as knn_distance
 from jepa_monitor.functional.neighbors import knn_score as knn_score
 from jepa_monitor.functional.next_token import Perception as Perception
 from jepa_monitor.functional.next_token import next_token_perception as next_token_perception
+from jepa_monitor.functional.next_token import predictive_overlap as predictive_overlap
 from jepa_monitor.functional.normality import Normality as Normality
 from jepa_monitor.functional.normality import normality as normality
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction

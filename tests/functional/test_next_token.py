@@ -8,7 +8,7 @@ import scipy.linalg
 import torch
 from torch import Tensor
 
-from jepa_monitor.functional import next_token_perception
+from jepa_monitor.functional import next_token_perception, predictive_overlap
 
 B, T, D, K = 300, 9, 12, 4
 
@@ -158,3 +158,53 @@ def test_errors(place: int, wrong: Tensor, error: type[Exception], message: str)
 def test_options_are_checked(options: dict[str, object]) -> None:
     with pytest.raises(ValueError, match=f"`{next(iter(options))}`"):
         next_token_perception(*GOOD, **options)  # type: ignore[arg-type]
+
+
+def test_predictive_overlap_is_that_of_scipys_subspace_angles() -> None:
+    draw = torch.Generator().manual_seed(3)
+    x = (
+        1
+        + torch.randn(400, D, generator=draw, dtype=torch.float64)
+        @ torch.diag(torch.arange(1.0, D + 1)).double()
+    )
+    y = x[:, :5] @ torch.randn(5, 7, generator=draw, dtype=torch.float64) + torch.randn(
+        400, 7, generator=draw, dtype=torch.float64
+    )
+    labels = (x[:, 1] > 1).long() + (x[:, 8] > 9).long()
+    found = predictive_overlap(x, y, x[:200], labels[:200], k=K)
+    a, b, m = (part.numpy() - part.numpy().mean(0) for part in (x, y, x[:200]))
+    one_hot = np.eye(3)[labels[:200].numpy()]
+    v = directions(a.T @ a, a.T @ b, K, True)
+    u = directions(m.T @ m, m.T @ (one_hot - one_hot.mean(0)), 2, True)
+    expected = np.mean(np.cos(scipy.linalg.subspace_angles(u, v)) ** 2)
+    assert found.value.item() == pytest.approx(expected, abs=1e-6)
+    assert (found.chance, found.label_directions) == (K / D, 2)
+
+
+def test_predictive_overlap_of_what_is_and_is_not_predicted() -> None:
+    draw = torch.Generator().manual_seed(4)
+    x = torch.randn(4000, D, generator=draw, dtype=torch.float64)
+    of_class = {place: (x[:, place] > 0).long() for place in (0, 9)}
+    seen, unseen = (predictive_overlap(x, x[:, :3], x, of_class[place], k=3) for place in (0, 9))
+    assert seen.value > 0.95
+    assert unseen.value < 0.02
+    assert abs(seen.null - 3 / D) < 0.1  # inputs that vary alike in all directions
+
+
+@pytest.mark.parametrize(
+    ("place", "wrong", "message"),
+    [
+        (1, torch.rand(3, 2), "`targets` must be as many as `inputs`, 20, got 3"),
+        (2, torch.rand(9, 4), "`embeddings` must have the width of `inputs`, 6, got 4"),
+        (0, torch.ones(20, 6), "`inputs` must vary, got 20 that are the same"),
+        (2, torch.ones(9, 6), "`embeddings` must vary, got 9 that are the same"),
+        (3, torch.zeros(9).long(), "at least 2 classes"),
+    ],
+)
+def test_predictive_overlap_checks_what_it_is_given(
+    place: int, wrong: Tensor, message: str
+) -> None:
+    given = [torch.rand(20, 6), torch.rand(20, 2), torch.rand(9, 6), torch.arange(9) % 2]
+    given[place] = wrong
+    with pytest.raises(ValueError, match=message):
+        predictive_overlap(*given)

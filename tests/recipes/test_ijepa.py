@@ -392,3 +392,28 @@ def test_take_equals_indexing() -> None:
     tokens, indices = torch.randn(2, 5, 3), torch.tensor([[4, 0], [1, 1]])
     expected = torch.stack([tokens[0, [4, 0]], tokens[1, [1, 1]]])
     assert torch.equal(take(tokens, indices), expected)
+
+
+def test_pairs_of_what_is_given_and_what_is_predicted_are_means_of_tokens() -> None:
+    torch.manual_seed(0)
+    model = off_the_start(IJepa(**TINY)).eval()
+    pictures = torch.rand(3, 1, 16, 16, generator=generator())
+    masks = model.draw(3, generator(1))
+    inputs, targets = model.predictive_pairs(pictures, masks)
+    every = model.target_encoder.norm(
+        model.target_encoder.blocks(
+            model.target_encoder.patch_embed(pictures) + model.target_encoder.pos_embed
+        )
+    )
+    wanted = (every - every.mean(2, keepdim=True)) / (
+        every.var(2, correction=0, keepdim=True) + 1e-5
+    ).sqrt()
+    count = masks.targets.shape[1]
+    assert inputs.shape == targets.shape == (3 * count, 16)
+    for image, blocks in enumerate(masks.targets.tolist()):
+        for number, block in enumerate(blocks):
+            expected = wanted[image, block].mean(0)
+            torch.testing.assert_close(targets[image * count + number], expected, rtol=0, atol=1e-5)
+            assert torch.equal(inputs[image * count + number], inputs[image * count])
+    seen = encode_tokens(model.encoder, pictures, masks.context)
+    torch.testing.assert_close(inputs[::count], seen.mean(1))
