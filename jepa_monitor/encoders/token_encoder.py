@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from jepa_monitor._checks import check_choice
 from jepa_monitor.encoders.modules import unwrap
 from jepa_monitor.encoders.pooling import Pool
-from jepa_monitor.encoders.texts import as_texts, is_texts, trim_texts
+from jepa_monitor.encoders.texts import as_texts, is_texts, text_lengths, trim_texts
 
 __all__ = ["TokenEncoder", "TokenPool", "as_token_encoder"]
 
@@ -115,7 +115,7 @@ class TokenEncoder(nn.Module):
             (B, T, 2), int64: ids, and 0 for padding or 1 + token type.
 
         Raises:
-            ValueError: If an id is beyond the vocabulary.
+            ValueError: If an id is beyond the vocabulary, or padding is not masked.
         """
         texts = as_texts(batch)
         highest = int(texts[..., 0].max())
@@ -125,7 +125,26 @@ class TokenEncoder(nn.Module):
                 f"`texts` must have ids below {self.vocabulary}, the size of the model's vocabulary, "
                 f"text {row} has {int(texts[row, :, 0].max())}: another tokenizer's?"
             )
+        self._check_masked(texts)
         return texts
+
+    def _check_masked(self, texts: Tensor) -> None:
+        """Refuse texts that begin or end in the padding token: a mask has been left out."""
+        config = getattr(self.model, "config", None)
+        pad, *others = (
+            getattr(config, f"{name}_token_id", None)
+            for name in ("pad", "bos", "eos", "cls", "sep")
+        )
+        if not isinstance(pad, int) or pad in others:
+            return  # a decoder's padding is often its end of text, which may be meant
+        last = (text_lengths(texts) - 1)[:, None]
+        ends = torch.cat([texts[:, :1, 0], texts[..., 0].gather(1, last)], 1)
+        if bool((ends == pad).any()):
+            row = int((ends == pad).any(1).nonzero()[0])
+            raise ValueError(
+                f"`texts` must have an `attention_mask` where they are padded: text {row} begins or ends "
+                f"in the padding token, {pad}, which is not masked."
+            )
 
     def embed(self, texts: Tensor) -> Tensor:
         """Give what derivatives are taken to.

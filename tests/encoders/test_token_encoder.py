@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -195,6 +196,20 @@ def test_packing_puts_padding_last_on_either_side_and_takes_lists() -> None:
 def test_texts_are_checked(batch: Any, message: str) -> None:
     with pytest.raises((TypeError, ValueError), match=message):
         jepa_score(TokenEncoder(TinyText()), batch)
+
+
+def test_padding_without_a_mask_is_told_where_the_model_knows_its_padding_token() -> None:
+    model = TinyText()
+    ids = padded(TEXTS, "left")["input_ids"]
+    assert TokenEncoder(model).tokens({"input_ids": ids}).shape == (4, 8, 2)
+    model.config = SimpleNamespace(pad_token_id=0, eos_token_id=2)
+    with pytest.raises(
+        ValueError, match=r"must have an `attention_mask`.*text 1 begins or ends in"
+    ):
+        TokenEncoder(model).tokens({"input_ids": ids})
+    assert TokenEncoder(model).tokens(padded(TEXTS)).shape == (4, 8, 2)
+    model.config = SimpleNamespace(pad_token_id=2, eos_token_id=2)
+    assert TokenEncoder(model).tokens({"input_ids": ids.clamp_min(2)}).shape == (4, 8, 2)
 
 
 class Headless(nn.Module):
