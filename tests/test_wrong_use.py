@@ -103,7 +103,7 @@ CALLS: dict[str, tuple[Callable[[], object], type[Exception], str]] = {
     "rows": (lambda: ScoreOptions("sketch", rows=0), ValueError, "`rows` must be at least 1, got 0"),
     "too many rows": (lambda: jepa_score(mlp(), GOOD, method="sketch", rows=9, reference=GOOD), ValueError, "`rows` must be at most the width of the embeddings, 8, got 9"),
     "eps": (lambda: ScoreOptions(eps=-1), ValueError, "`eps` must be finite and above 0, got -1"),
-    "precision": (lambda: ScoreOptions(precision=torch.float32), ValueError, "`precision` must be one of float32, float64"),
+    "precision": (lambda: ScoreOptions(precision=torch.float32), ValueError, "`precision` must be one of float32, tf32, float64"),
     "memory": (lambda: ScoreOptions(max_memory="4GB"), TypeError, "`max_memory` must be an integer, got '4GB'"),
     "seed": (lambda: ScoreOptions(seed="a"), TypeError, "`seed` must be an integer, got 'a'"),
     "no reference": (lambda: log_density(mlp(), GOOD, None), ValueError, "`reference` must be images or a fitted Gaussian, got None"),
