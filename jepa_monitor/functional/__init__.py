@@ -57,6 +57,9 @@ from jepa_monitor.functional.hypersphere import alignment as alignment
 from jepa_monitor.functional.hypersphere import mean_cosine as mean_cosine
 from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squared_cosine
 from jepa_monitor.functional.hypersphere import uniformity as uniformity
+from jepa_monitor.functional.identifiability import map_agreement as map_agreement
+from jepa_monitor.functional.identifiability import mean_correlation as mean_correlation
+from jepa_monitor.functional.identifiability import unbiased_cka as unbiased_cka
 from jepa_monitor.functional.isotropic import isotropic_baseline as isotropic_baseline
 from jepa_monitor.functional.jacobian_alignment import centroid_alignment as centroid_alignment
 from jepa_monitor.functional.jacobian_alignment import jacobian_alignment as jacobian_alignment

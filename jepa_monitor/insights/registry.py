@@ -15,6 +15,7 @@ from jepa_monitor.insights.contrast import Contrast
 from jepa_monitor.insights.dimension import Dimension
 from jepa_monitor.insights.ema import Ema
 from jepa_monitor.insights.generalisation import Generalisation
+from jepa_monitor.insights.identifiability import Identifiability
 from jepa_monitor.insights.law import Law
 from jepa_monitor.insights.layers import LayerWise
 from jepa_monitor.insights.leverage import Leverage
@@ -46,6 +47,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             Tasks(),
             Separation(),
             Neighbors(),
+            Identifiability(),
             Leverage(),
             Dimension(),
             Lidar(),

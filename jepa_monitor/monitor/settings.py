@@ -56,7 +56,8 @@ class MonitorSettings:
             is given, all rows otherwise.
         insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
             their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
-            (agreement with the first evaluation, and with ``compare_with``), ``"dimension"`` (intrinsic
+            (agreement with the first evaluation, and with ``compare_with``), ``"identifiability"`` (up to which
+            maps the embeddings agree with those of ``compare_with``), ``"dimension"`` (intrinsic
             dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
             of the pixels on which the lowest and the highest scores rest), ``"tokens"`` (patch tokens of
             64 probe images and of a crop of each), ``"severity"`` (milder versions too: do scores fall with
@@ -71,7 +72,7 @@ class MonitorSettings:
             there are any; a tensor (N,), of the probe's; a function that finds them in a batch, (B,);
             ``None`` for none. They are only read, and nothing but ``quality/*``, ``"tasks"`` and
             ``"separation"`` depends on them.
-        compare_with: Another encoder, whose neighbourhoods to compare with.
+        compare_with: Another encoder, with which to compare neighbourhoods and whole embeddings.
         online: The encoder that is trained, where its moving average is looked at (``ema/*``); the
             callback finds it by itself.
 
