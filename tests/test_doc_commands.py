@@ -45,7 +45,6 @@ TINY: dict[str, list[str]] = {
         "--directions=1",
     ],
     "attention": ["--seeds=1", "--epochs=1", "--train=256"],
-    "fog": ["--seeds=1", "--epochs=1", "--train=128", "--test=64"],
     "identifiability": ["--steps", "0", "1"],
     "tf32": ["--images=3", "--steps=2"],
     "lanczos": ["--images=8", "--steps=2", "--seeds=1", "--references=64", "--tolerance=0"],
