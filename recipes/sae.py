@@ -292,8 +292,9 @@ def draw(
         return None
     side = tokens.images.shape[2] / tokens.grid[0], tokens.images.shape[3] / tokens.grid[1]
     strongest = energy.topk(min(atoms, len(energy))).indices.tolist()
-    figure = Figure(figsize=(1.0 * shown, 1.08 * len(strongest)), layout="constrained")
+    figure = Figure(figsize=(shown + 0.25, len(strongest)))
     axes = figure.subplots(len(strongest), shown, squeeze=False)
+    figure.subplots_adjust(0.25 / (shown + 0.25), 0.005, 0.995, 0.995, 0.06, 0.06)
     for row, atom in zip(axes, strongest, strict=True):
         value, place = codes[:, :, atom].max(1)
         best = value.topk(min(shown, len(value))).indices.tolist()
@@ -321,7 +322,7 @@ def parser() -> argparse.ArgumentParser:
         Its parser.
     """
     made = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
-    add, h = made.add_argument, Settings(epochs=10)
+    add, h = made.add_argument, Settings()
     add("--encoder", help="timm/NAME, a checkpoint, …; default: a small LeJEPA, trained first")
     add("--encoder_epochs", type=int, default=10, help="of that LeJEPA")
     add("--data", default="textures", help=", ".join(NAMES))

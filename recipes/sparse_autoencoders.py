@@ -36,7 +36,8 @@ class Settings:
             dictionaries shares it between seeds.
         points_per_atom: Centroids for each atom, of which archetypal atoms are mixtures.
         relaxation: How far an archetypal atom may leave the hull of the centroids, in their units.
-        auxiliary: Weight of what unused atoms make of the residual, against dead atoms; 0 for none.
+        auxiliary: Weight of what unused atoms make of the residual, against dead atoms, 0.1 as published; 0
+            for none.
         alpha: α of the exact decoder step, of the sum over points; so are the next three.
         beta: β.
         mu: μ, also of the encoder's weight at each epoch.
@@ -49,20 +50,20 @@ class Settings:
 
     variant: str = "topk"
     codes: str = "topk"
-    atoms: int = 1024
+    atoms: int = 512
     k: int = 8
     tied: bool = False
     start: str = "random"
     start_seed: int | None = None
     points_per_atom: int = 4
     relaxation: float = 1.0
-    auxiliary: float = 0.1
+    auxiliary: float = 0.0
     alpha: float = 1e-6
     beta: float = 1e-6
     mu: float = 1e-3
     nu: float = 1e-3
-    epochs: int = 20
-    batch_size: int = 1024
+    epochs: int = 10
+    batch_size: int = 256
     learning_rate: float = 1e-3
     seed: int = 0
 
@@ -163,6 +164,24 @@ class SparseAutoencoder(nn.Module):
         self.atoms = None if settings.tied or archetypal else nn.Parameter(atoms.clone())
         self.register_buffer("threshold", torch.zeros(()))
         self.threshold: Tensor
+        if not settings.tied:
+            self.fit_scale(points[:4096])
+
+    @torch.no_grad()
+    def fit_scale(self, points: Tensor) -> None:
+        """Scale the encoder so that the first reconstructions have the best length.
+
+        Centroids crowd where points do: several fire along one direction, and their sum is too long.
+
+        Args:
+            points: (N, d).
+        """
+        found = self(points)[1] - self.bias
+        length = found.square().sum()
+        gain = (found * (points - self.bias)).sum() / length
+        if bool(length > 0) and bool(gain > 0):
+            self.weight.mul_(gain)
+            self.threshold.zero_()
 
     def dictionary(self) -> Tensor:
         """Make the atoms.

@@ -35,6 +35,14 @@ TINY: dict[str, list[str]] = {
     **dict.fromkeys(("ijepa", "mae", "lejepa", "vicreg", "dinov2"), RECIPE),
     "diet": [*RECIPE, "--old.epochs=1", "--old_monitor.max_probe_samples=4"],
     "grokking": ["--seeds=1", "--steps=6", "--looks=2"],
+    "sae": [
+        "--images=24",
+        "--encoder_epochs=0",
+        "--atoms=24",
+        "--k=2",
+        "--epochs=1",
+        "--image_size=16",
+    ],
     "counting": ["--seeds", "0", "--steps=6", "--looks=2"],
     "known_density": ["--seeds=1", "--jobs=1", "--cases=1"],
     "gradients": [
@@ -87,6 +95,8 @@ LEFT_OUT = {
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",
     "mnist": "downloads",
+    "timm/vit_small_patch16_dinov3.lvd1689m": "downloads",
+    "dictionaries": "trains for minutes, and takes Fashion-MNIST",
 }
 
 SHIM = """
@@ -228,6 +238,7 @@ BEFORE = {
     "docs/scoring.md:3": "rm -rf runs",
     "docs/claims.md:1": f"rm -rf runs; python -m jepa_monitor.recipes.lejepa {CIFAR}",
     **{f"docs/advise.md:{number}": MANY for number in (1, 2, 3, 4)},
+    "docs/recipes/sae.md:1": "rm -rf runs; python -m jepa_monitor.recipes.lejepa",
     "docs/recipes/diet.md:2": "rm -rf runs; python -m jepa_monitor.recipes.lejepa --data digits",
     "README.md:2": CKPTS,
     "docs/replay.md:1": CKPTS,

@@ -215,15 +215,10 @@ CASES = {
         lambda scores, labels: detection(scores, labels, 0.6),
     ),
     "DictionaryGeometry": (lambda: DictionaryGeometry(ATOMS), (VIEWS,), of_dictionary),
-    "DictionaryGeometry(other, seed)": (
-        lambda: DictionaryGeometry(ATOMS, other=OTHER_ATOMS, seed=1),
+    "DictionaryGeometry(places, other, seed)": (
+        lambda: DictionaryGeometry(ATOMS, 4, OTHER_ATOMS, seed=1),
         (VIEWS,),
-        lambda codes: of_dictionary(codes, other=OTHER_ATOMS, seed=1),
-    ),
-    "DictionaryGeometry(places)": (
-        lambda: DictionaryGeometry(ATOMS, places=4),
-        (VIEWS,),
-        lambda codes: of_dictionary(codes, places=4),
+        lambda codes: of_dictionary(codes, 4, OTHER_ATOMS, 1),
     ),
     "TokenGeometry": (
         lambda: TokenGeometry(4, K, 3, 2),
