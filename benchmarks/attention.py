@@ -12,8 +12,10 @@ seeds and images: of each image the seeds are averaged, for it is the same image
 
 from __future__ import annotations
 
+import pathlib
 import statistics
 import time
+from typing import Any
 
 import torch
 from _encoders import Images, data_folder, load_pixels, normalise
@@ -111,11 +113,32 @@ def difference(found: Tensor, base: Tensor) -> str:
     return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
 
 
+def draw(rows: list[dict[str, Any]], place: pathlib.Path) -> None:
+    """Draw accuracies: the seeds, and their mean."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(7.2, 2.2), layout="constrained", dpi=110)
+    for axes, name in zip(figure.subplots(1, 2, sharey=True), ("clean", "noisy"), strict=True):
+        for row in (row for row in rows if row["images"] == name):
+            shares = [100 * share for share in row["accuracies"]]
+            where = [row["attention"]] * len(shares)
+            axes.plot(shares, where, "o", color="#0072B2", alpha=0.5, markersize=5)
+            axes.plot(statistics.mean(shares), row["attention"], "|", color="black", markersize=14)
+        axes.set_title(f"{name} images", fontsize=9)
+        axes.set_xlabel("accuracy, %", fontsize=8)
+        axes.tick_params(labelsize=8)
+        axes.grid(alpha=0.3)
+    figure.axes[0].invert_yaxis()  # the order of the table
+    place.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(place)
+
+
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, default=3, help="(default: %(default)s)")
     options.add_argument("--epochs", type=int, default=6, help="(default: %(default)s)")
     options.add_argument("--train", type=int, default=4_000, help="images (default: %(default)s)")
+    options.add_argument("--picture", type=pathlib.Path, help="where to draw the accuracies")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
     print("\n".join(table("images", "attention", "accuracy", "more than softmax", "minutes")))
@@ -136,6 +159,8 @@ def main() -> None:
                 flush=True,
             )
             rows.append({"images": name, "attention": arm, "accuracies": shares, "more": told})
+    if args.picture is not None:
+        draw(rows, args.picture)
     store(args.out, {"epochs": args.epochs, "train": args.train, "rows": rows})
 
 

@@ -54,6 +54,7 @@ TINY: dict[str, list[str]] = {
     ],
     "attention": ["--seeds=1", "--epochs=1", "--train=256"],
     "identifiability": ["--steps", "0", "1"],
+    "fog": ["--seeds=1", "--epochs=1", "--train=128", "--test=64"],
     "tf32": ["--images=3", "--steps=2"],
     "lanczos": ["--images=8", "--steps=2", "--seeds=1", "--references=64", "--tolerance=0"],
     "layers": ["--images=1", "--repeats=1"],
