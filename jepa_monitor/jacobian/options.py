@@ -39,8 +39,8 @@ class ScoreOptions:
             suits backbones (docs/sketching.md). ``"auto"`` sketches
             where a reference is given and 32 < K ≤ D; a monitor and the command then take more rows, or
             all, where sketched and exact scores of a few images correlate below 0.9. Sketched and exact
-            scores differ by far: never compare the two. Functions that score texts
-            (:class:`~jepa_monitor.encoders.TokenEncoder`) sketch unless a method is named.
+            scores differ by far: never compare the two. Functions sketch texts
+            (docs/text.md) unless a method is named.
         rows: R, rows of a sketch (default: K/16, at least 16) or of ``"lanczos"`` (default: a start
             for every 32 of K, at least 6, times ``steps``).
         steps: Blocks of rows of ``"lanczos"``, each of R/``steps`` rows; default: 2.
@@ -54,8 +54,8 @@ class ScoreOptions:
         precision: ``"float32"`` runs the encoder in float32 (float64 if its parameters are), and
             everything after it in float64; ``"float64"`` runs the encoder in float64 too. ``"tf32"``
             is float32 with the backward passes in TF32, on CUDA devices that have it, for ``"exact"``
-            and sketches: what that blurs is refined in float64. By :func:`audit_precision` one sees
-            whether it is good enough.
+            and sketches: what that blurs is refined in float64, and ``audit_precision`` says how far
+            it is off.
         max_memory: Bytes to use at most beyond the model; default: a quarter of what is free, on a
             CPU at most 1 GiB.
         seed: Of the sketch; the same for all images, evaluations and processes.

@@ -293,7 +293,7 @@ def test_more_rows_that_one_look_needs_are_those_of_all_later_ones(
     """As the callback's monitor, whose sketch never takes fewer rows than before."""
 
     def demanding(
-        options: ScoreOptions, images: Tensor, spectra_of: object
+        options: ScoreOptions, images: Tensor, spectra_of: object, *_: object
     ) -> tuple[ScoreOptions, None]:
         # The third encoder wants all rows; told by its own Jacobians.
         value = float(spectra_of(images[:1], ScoreOptions()).embeddings.sum())  # type: ignore[operator]
