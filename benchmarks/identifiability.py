@@ -64,7 +64,7 @@ def main() -> None:
     rows = []
     print("\n".join(table("step", "of", "to", "part", *MAPS, "null", "MCC", "CKA")))
     pairs = (("LeJEPA", "LeJEPA, seed 1"), ("LeJEPA", "VICReg"), ("LeJEPA", "pixels"))
-    shuffled = torch.randperm(512, generator=torch.Generator().manual_seed(0))
+    shuffled = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     for step, found in looks.items():
         found["pixels"] = dict.fromkeys(("backbone", "projector"), small(images))
         for one, other in pairs:
