@@ -63,6 +63,17 @@ def table(*heads: str) -> list[str]:
     return ["| " + " | ".join(heads) + " |", "|---" * len(heads) + "|"]
 
 
+def spread(values: Sequence[float], digits: int = 2) -> str:
+    """Mean and, of several, standard deviation."""
+    deviation = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
+    return f"{statistics.mean(values):.{digits}f}{deviation}"
+
+
+def points(mean: float, half: float) -> str:
+    """A difference of shares in percentage points, with its interval."""
+    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+
+
 def store_runs(out: Path, settings: dict[str, Any], runs: list[Any]) -> None:
     """Write runs as JSON, one a line, with the processor's seconds of all."""
     seconds = round(sum(run["cpu_seconds"] for run in runs))

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from _encoders import Images, data_folder, load_pixels, normalise
-from _results import parser, store, table
+from _results import parser, points, spread, store, table
 from torch import Tensor, nn
 from torch.nn import functional as F
 
@@ -110,7 +110,7 @@ def difference(found: Tensor, base: Tensor) -> str:
     if len(steps) > 1:
         variance = variance + steps.mean(1).var() / len(steps)
     mean, half = steps.mean().item(), 1.96 * variance.item() ** 0.5
-    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+    return points(mean, half)
 
 
 def draw(rows: list[dict[str, Any]], place: pathlib.Path) -> None:
@@ -153,9 +153,9 @@ def main() -> None:
             shares = [float(share) for share in found.double().mean(1)]
             told = "" if base is None else difference(found, base)
             base = found if base is None else base
-            spread = f" ± {100 * statistics.stdev(shares):.1f}" if len(shares) > 1 else ""
+            mean = spread([100 * share for share in shares], 1)
             print(
-                f"| {name} | {arm} | {100 * statistics.mean(shares):.1f}{spread} % | {told} | {minutes:.1f} |",
+                f"| {name} | {arm} | {mean} % | {told} | {minutes:.1f} |",
                 flush=True,
             )
             rows.append({"images": name, "attention": arm, "accuracies": shares, "more": told})

@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 import torch
 from _encoders import data_folder, load_pixels
-from _results import circumstances, parser, store, table
+from _results import circumstances, parser, points, spread, store, table
 from torch import Tensor
 
 from jepa_monitor.probes.common_corruptions import corrupt
@@ -115,15 +115,14 @@ def run(
 
 
 def percent(values: list[float]) -> str:
-    spread = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{spread} %"
+    return f"{spread([100 * value for value in values], 1)} %"
 
 
 def gained(differences: Tensor) -> str:
     """Say how many points the mean of differences is, with its interval over images (n,)."""
     mean = differences.mean().item()
     half = 1.96 * differences.std().item() / len(differences) ** 0.5
-    return f"{100 * mean:+.1f} ({100 * (mean - half):+.1f} to {100 * (mean + half):+.1f})"
+    return points(mean, half)
 
 
 def main() -> None:

@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from _encoders import data_folder, load_pixels
-from _results import circumstances, parser
+from _results import circumstances, parser, spread
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -108,11 +108,6 @@ def rises(values: list[list[float]]) -> str:
     return f"{sum(steps)} of {len(steps)}"
 
 
-def shown(values: list[float], digits: int = 2) -> str:
-    spread = f" ± {statistics.stdev(values):.{digits}f}" if len(values) > 1 else ""
-    return f"{statistics.mean(values):.{digits}f}{spread}"
-
-
 def draw(rows: list[dict[str, Any]], path: Path) -> None:
     """Draw the lengths by mask: of the closed form, and of each seed."""
     from matplotlib.figure import Figure
@@ -180,10 +175,10 @@ def main() -> None:
             ]
             rows.append({"patch": size, "mask": mask, "closed": closed, "runs": runs})
             cells = [f"{closed[name]:.2f}" for name in ("length", "in_patch", "hidden_only")]
-            cells.append(shown([run["loss"] for run in runs]))
+            cells.append(spread([run["loss"] for run in runs]))
             for name in READ[:3]:
-                cells += [shown([run[when][name] for run in runs]) for when in ("before", "after")]
-            cells.append(shown([run["after"]["own_mask"] for run in runs]))
+                cells += [spread([run[when][name] for run in runs]) for when in ("before", "after")]
+            cells.append(spread([run["after"]["own_mask"] for run in runs]))
             print(f"| {size} | {mask:g} | {' | '.join(cells)} |", flush=True)
     for size in args.sizes:
         own = [row for row in rows if row["patch"] == size]

@@ -9,7 +9,6 @@ Each run has one thread, whatever `--threads` says.
 from __future__ import annotations
 
 import json
-import statistics
 import time
 from concurrent.futures import ProcessPoolExecutor
 from itertools import product
@@ -18,7 +17,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
-from _results import circumstances, parser, store
+from _results import circumstances, parser, spread, store
 
 from jepa_monitor.recipes.densities import NAMES, make_density
 from jepa_monitor.recipes.known_density import METHODS, SCORES, Settings, compare, train
@@ -86,8 +85,7 @@ def table(runs: list[dict[str, Any]]) -> str:
 
         def cell(key: str, of_case: list[dict[str, Any]] = of_case) -> str:
             values = [run[key] for run in of_case]
-            spread = f" ± {statistics.stdev(values):.2f}" if len(values) > 1 else ""
-            return f"{statistics.mean(values):.2f}{spread}"
+            return spread(values)
 
         keys = [f"{score}/spearman" for score in SCORES]
         keys += ["log_density/pearson", "log_density/slope"]

@@ -17,8 +17,7 @@ from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.encoders.token_encoder import as_token_encoder
+from jepa_monitor.encoders.token_encoder import encoder_for
 from jepa_monitor.insights.collapse import collapse_scalars
 from jepa_monitor.jacobian.prepared import embed, fitting_threads
 from jepa_monitor.monitor.alarm import MIN_SAMPLES
@@ -155,9 +154,7 @@ class CollapseCallback(PacedCallback):
         started = time.perf_counter()
         assert self.images is not None
         processes = Processes(trainer.world_size > 1)
-        pool = self.pool
-        if is_texts(self.images):
-            encoder, pool = as_token_encoder(encoder, pool), "auto"
+        encoder, pool = encoder_for(self.images, encoder, self.pool)
         embedder = Embedder(encoder, pool, processes=processes)
         device = embedder.device or torch.device("cpu")
         with fitting_threads(embedder, self.images, device, processes):

@@ -12,6 +12,7 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor, nn
 
+from jepa_monitor._checks import check_choice, check_positive_int
 from jepa_monitor.functional import batch_topk_codes, pam_decoder_step, topk_codes
 from jepa_monitor.functional._kmeans import kmeans
 
@@ -79,13 +80,9 @@ def check(points: Tensor, settings: Settings) -> None:
         ValueError: If they do not.
     """
     for name, choices in (("variant", VARIANTS), ("codes", CODES), ("start", STARTS)):
-        if getattr(settings, name) not in choices:
-            raise ValueError(
-                f"`{name}` must be one of {', '.join(choices)}, got {getattr(settings, name)!r}."
-            )
+        check_choice(getattr(settings, name), name, choices)
     for name in ("atoms", "k", "epochs", "batch_size", "points_per_atom"):
-        if getattr(settings, name) < 1:
-            raise ValueError(f"`{name}` must be at least 1, got {getattr(settings, name)}.")
+        check_positive_int(getattr(settings, name), name)
     if settings.k > settings.atoms:
         raise ValueError(f"`k` must be at most the {settings.atoms} atoms, got {settings.k}.")
     if points.ndim != 2 or not bool(torch.isfinite(points).all()):

@@ -15,7 +15,7 @@ from jepa_monitor.encoders.modules import unwrap
 from jepa_monitor.encoders.pooling import Pool
 from jepa_monitor.encoders.texts import as_texts, is_texts, text_lengths, trim_texts
 
-__all__ = ["TokenEncoder", "TokenPool", "as_token_encoder"]
+__all__ = ["TokenEncoder", "TokenPool", "as_token_encoder", "encoder_for"]
 
 TokenPool = str | Callable[[Tensor, Tensor], Tensor]
 _POOLS = ("mean", "last", "first")
@@ -246,6 +246,20 @@ def as_token_encoder(encoder: Any, pool: Pool = "auto") -> TokenEncoder:
         )
     named: Any = {"auto": "mean", "cls": "first"}.get(pool, pool) if isinstance(pool, str) else pool
     return TokenEncoder(found, named)
+
+
+def encoder_for(data: Tensor, encoder: Any, pool: Pool = "auto") -> tuple[Any, Pool]:
+    """Make what takes the data of what is watched.
+
+    Args:
+        data: Images, or texts, (B, T, 2).
+        encoder: An encoder of them.
+        pool: How its outputs become (B, K).
+
+    Returns:
+        The same for images; for texts a :class:`TokenEncoder`, which pools by itself.
+    """
+    return (as_token_encoder(encoder, pool), "auto") if is_texts(data) else (encoder, pool)
 
 
 def _body(model: Any) -> nn.Module:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple
 
 import torch
@@ -118,17 +119,21 @@ def _norm(gram: Tensor) -> Tensor:
 
 def _mixtures(x: Tensor, found: Tensor, start: Tensor, steps: int) -> Tensor:
     gram, cross = found @ found.transpose(1, 2), x @ found.transpose(1, 2)
-    step, now, ahead = 1 / _norm(gram), start, start
-    for number in range(steps):
-        after = _simplex(ahead - step * (ahead @ gram - cross))
-        ahead, now = after + number / (number + 3) * (after - now), after
-    return now
+    return _descended(start, lambda rows: rows @ gram - cross, 1 / _norm(gram), steps)
 
 
 def _weights(gram: Tensor, size: Tensor, mixtures: Tensor, start: Tensor) -> Tensor:
     inner, cross = mixtures.transpose(1, 2) @ mixtures, mixtures.transpose(1, 2) @ gram
-    step, now, ahead = 1 / (_norm(inner) * size), start, start
-    for number in range(_INNER):
-        after = _simplex(ahead - step * (inner @ ahead @ gram - cross))
+    step = 1 / (_norm(inner) * size)
+    return _descended(start, lambda rows: inner @ rows @ gram - cross, step, _INNER)
+
+
+def _descended(
+    start: Tensor, slope: Callable[[Tensor], Tensor], step: Tensor, steps: int
+) -> Tensor:
+    """Accelerated projected gradients on the simplex (Beck & Teboulle 2009)."""
+    now, ahead = start, start
+    for number in range(steps):
+        after = _simplex(ahead - step * slope(ahead))
         ahead, now = after + number / (number + 3) * (after - now), after
     return now

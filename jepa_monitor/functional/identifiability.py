@@ -12,6 +12,7 @@ from torch import Tensor
 from jepa_monitor._checks import check_choice
 from jepa_monitor.functional._assignment import best_matching
 from jepa_monitor.functional._checks import as_matrix, require_same_rows
+from jepa_monitor.functional._directions import unit_rows
 
 MAPS = ("permutation", "rotation", "linear", "smooth")
 
@@ -185,8 +186,8 @@ def _halves(count: int, seed: int) -> Iterator[tuple[Tensor, Tensor]]:
 
 
 def _unit(z: Tensor) -> Tensor:
-    centred = z - z.mean(0)
-    return torch.nn.functional.normalize(centred, dim=0, eps=1e-300)
+    """Centre columns and scale them to unit length, so that products are correlations."""
+    return unit_rows((z - z.mean(0)).T).T
 
 
 def _matched(gains: Tensor) -> tuple[Tensor, Tensor]:

@@ -14,7 +14,7 @@ from jepa_monitor.detectors import Detector, Reference, ScoredSet, detect, most_
 from jepa_monitor.encoders import Embedder, Pool
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.encoders.token_encoder import as_token_encoder
+from jepa_monitor.encoders.token_encoder import encoder_for
 from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.insights.look import Look, scored_sets
 from jepa_monitor.insights.parts import Part
@@ -109,8 +109,7 @@ class Gatherer:
         self.options = options
         self.pool = pool
         self.processes = processes or Processes(False)
-        if is_texts(sources.images):
-            encoder, pool = as_token_encoder(encoder, pool), "auto"
+        encoder, pool = encoder_for(sources.images, encoder, pool)
         self.embedder = Embedder(encoder, pool, options.dtype, processes=self.processes)
         self.device = self.embedder.device or torch.device("cpu")
         self._law: Gaussian | None = None

@@ -331,9 +331,8 @@ def _spectra(
             under = (values < floors[:, None]).sum(1).masked_fill(refined, 0)
             if on_rows is not None and rows is not None:
                 on_rows(inputs, rows)
-            if is_texts(
-                images
-            ):  # the Jacobian of a shorter text has fewer columns, and as many rows
+            if is_texts(images):
+                # The Jacobian of a shorter text has fewer columns, and as many rows.
                 values = torch.nn.functional.pad(values, (0, count - values.shape[1]))
             done.append((embeddings, values, floors, under))
 

@@ -15,7 +15,7 @@ from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.encoders.token_encoder import as_token_encoder
+from jepa_monitor.encoders.token_encoder import encoder_for
 from jepa_monitor.insights import (
     CONTRASTED,
     LABELS,
@@ -274,9 +274,8 @@ class DensityMonitor:
             A sentence.
         """
         processes = Processes(self.distributed)
-        texts, pool = is_texts(self.images), self.pool
-        if texts:
-            encoder, pool = as_token_encoder(encoder, pool), "auto"
+        texts = is_texts(self.images)
+        encoder, pool = encoder_for(self.images, encoder, self.pool)
         embedder = Embedder(encoder, pool, self.options.dtype, processes=processes)
         device = embedder.device or torch.device("cpu")
         one = embedder.run(lambda: embed(embedder, self.images[:1], device), device)
