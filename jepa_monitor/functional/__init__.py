@@ -48,6 +48,8 @@ from jepa_monitor.functional.dictionaries import welch_bound as welch_bound
 from jepa_monitor.functional.ema_lag import ema_lag as ema_lag
 from jepa_monitor.functional.ema_lag import ema_straightness as ema_straightness
 from jepa_monitor.functional.ema_lag import functional_lag as functional_lag
+from jepa_monitor.functional.flip_rate import FlipRate as FlipRate
+from jepa_monitor.functional.flip_rate import flip_rate as flip_rate
 from jepa_monitor.functional.gaussianity import epps_pulley as epps_pulley
 from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
@@ -69,6 +71,8 @@ from jepa_monitor.functional.jacobian_alignment import (
 from jepa_monitor.functional.jacobian_alignment import rank_one_share as rank_one_share
 from jepa_monitor.functional.lidar import lidar as lidar
 from jepa_monitor.functional.locality import locality as locality
+from jepa_monitor.functional.lora import lora_top_share as lora_top_share
+from jepa_monitor.functional.lora import random_lora_top_share as random_lora_top_share
 from jepa_monitor.functional.mst_dimension import mst_dimension as mst_dimension
 from jepa_monitor.functional.mutual_neighbors import mutual_knn as mutual_knn
 from jepa_monitor.functional.neighbor_consistency import (
