@@ -97,7 +97,7 @@ def paired_difference_interval(
     )
     share1, share2 = (counts.double() / total).tolist()
     margins = (both + first) * (second + neither) * (both + second) * (first + neither)
-    product = both * neither - first * second
+    product = float(both * neither - first * second)
     if product > 0:  # Yates' correction, of a positive correlation only
         product = max(product - total / 2, 0)
     phi = product / math.sqrt(margins) if margins else 0.0
