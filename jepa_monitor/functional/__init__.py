@@ -87,6 +87,11 @@ from jepa_monitor.functional.normality import Normality as Normality
 from jepa_monitor.functional.normality import normality as normality
 from jepa_monitor.functional.outliers import outlier_fraction as outlier_fraction
 from jepa_monitor.functional.outliers import robust_fence as robust_fence
+from jepa_monitor.functional.pair_agreement import PairGap as PairGap
+from jepa_monitor.functional.pair_agreement import Retrieval as Retrieval
+from jepa_monitor.functional.pair_agreement import common_share as common_share
+from jepa_monitor.functional.pair_agreement import pair_gap as pair_gap
+from jepa_monitor.functional.pair_agreement import pair_retrieval as pair_retrieval
 from jepa_monitor.functional.patch_neighbors import crop_places as crop_places
 from jepa_monitor.functional.patch_neighbors import patch_neighbors as patch_neighbors
 from jepa_monitor.functional.polarity import paired_polarity as paired_polarity
@@ -117,6 +122,9 @@ from jepa_monitor.functional.token_geometry import pca_dimensions as pca_dimensi
 from jepa_monitor.functional.token_geometry import position_axes as position_axes
 from jepa_monitor.functional.token_geometry import token_geometry as token_geometry
 from jepa_monitor.functional.token_norms import token_norms as token_norms
+from jepa_monitor.functional.token_paths import draw_spans as draw_spans
+from jepa_monitor.functional.token_paths import path_curvature as path_curvature
+from jepa_monitor.functional.token_paths import tube_loss as tube_loss
 from jepa_monitor.functional.token_rank import token_rank as token_rank
 from jepa_monitor.functional.token_screen import TokenFinding as TokenFinding
 from jepa_monitor.functional.token_screen import screen_tokens as screen_tokens

@@ -7,8 +7,8 @@ from typing import NamedTuple
 from torch import Tensor
 
 from jepa_monitor.functional._checks import as_matrix, require_same_shape
-from jepa_monitor.functional._directions import unit_rows
-from jepa_monitor.functional.mutual_neighbors import BLOCK, TIE, mutual_knn
+from jepa_monitor.functional.mutual_neighbors import mutual_knn
+from jepa_monitor.functional.pair_agreement import pair_hits
 
 
 class NeighborConsistency(NamedTuple):
@@ -60,11 +60,5 @@ def neighbor_consistency(first: Tensor, second: Tensor, k: int = 10) -> Neighbor
     a, b = as_matrix(first, "first"), as_matrix(second, "second")
     require_same_shape(a, b, ("first", "second"))
     overlap = mutual_knn(first, second, k)
-    a, b = unit_rows(a), unit_rows(b)
-    hits = a.new_zeros(())
-    for start in range(0, len(a), BLOCK):
-        similarity = a[start : start + BLOCK] @ b.T
-        tied = (similarity >= similarity.amax(dim=1, keepdim=True) - TIE).double()
-        hits = hits + (tied.diagonal(offset=start) / tied.sum(dim=1)).sum()
     chance = 1 / len(a)
-    return NeighborConsistency((hits / len(a) - chance) / (1 - chance), overlap)
+    return NeighborConsistency((pair_hits(a, b).mean() - chance) / (1 - chance), overlap)

@@ -17,6 +17,7 @@ from jepa_monitor.functional import (
     mutual_knn,
     mutual_neighbors,
     neighbor_consistency,
+    pair_retrieval,
     self_clustering,
 )
 from jepa_monitor.functional._kmeans import kmeans
@@ -30,7 +31,7 @@ def normal(*shape, seed=0):
 
 @pytest.mark.parametrize("block", [16, 1024])
 def test_consistency_against_sklearn(block, monkeypatch):
-    monkeypatch.setattr(importlib.import_module(neighbor_consistency.__module__), "BLOCK", block)
+    monkeypatch.setattr(importlib.import_module(pair_retrieval.__module__), "BLOCK", block)
     monkeypatch.setattr(mutual_neighbors, "BLOCK", block)
     a = normal(60, 5)
     b = a + 0.8 * normal(60, 5, seed=2)
