@@ -16,10 +16,10 @@ import tempfile
 
 import torch
 from _results import parser, store, table
-from _texts import read
 from torch import Tensor
 
 from jepa_monitor.functional import next_token_perception
+from jepa_monitor.recipes.texts import read_texts
 
 LENGTH = 48  # tokens at most
 
@@ -53,7 +53,7 @@ def main() -> None:
     options.add_argument("-k", type=int, default=16, help="directions (default: %(default)s)")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    texts, good = read(args.texts)
+    texts, good = read_texts(args.texts)
     chosen = random.Random(0).sample(range(len(texts)), args.count)
     chosen = [row for row in chosen if len(texts[row].split()) > 2]
     shown = [texts[row] for row in chosen]

@@ -10,32 +10,16 @@ other. `--write FOLDER` writes the texts of each arm as .jsonl, for `jepa-monito
 
 from __future__ import annotations
 
-import datetime
 import json
 import pathlib
-import random
 
 from _results import parser, store, table
-from _texts import read
 
 from jepa_monitor.functional import screen_tokens
+from jepa_monitor.recipes.texts import inject, read_texts
 
 SHARES = (0.0, 0.005, 0.01, 0.02, 0.05, 0.25, 1.0)
 SHAPE = "0000-00-00"
-FIRST, LAST = datetime.date(1100, 1, 1).toordinal(), datetime.date(2600, 12, 31).toordinal()
-
-
-def injected(texts: list[str], labels: list[int], share: float, seed: int) -> list[str]:
-    """Put a date into a share of the good texts."""
-    draw = random.Random(seed)
-    good = [row for row, label in enumerate(labels) if label]
-    found = list(texts)
-    for row in draw.sample(good, round(share * len(good))):
-        words = found[row].split()
-        date = datetime.date.fromordinal(draw.randint(FIRST, LAST)).isoformat()
-        words.insert(draw.randint(0, len(words)), date)
-        found[row] = " ".join(words)
-    return found
 
 
 def main() -> None:
@@ -46,7 +30,7 @@ def main() -> None:
     )
     options.add_argument("--write", type=pathlib.Path, help="folder for the texts of each arm")
     args = options.parse_args()
-    texts, labels = read(args.texts)
+    texts, labels = read_texts(args.texts)
     print(f"{len(texts)} texts, {sum(labels)} of them good\n")
     heads = (
         "share of a class",
@@ -61,7 +45,7 @@ def main() -> None:
     results = []
     for share in SHARES:
         for seed in range(args.seeds if share else 1):
-            arm = injected(texts, labels, share, seed)
+            arm = inject(texts, labels, share, seed=seed)
             if args.write is not None:
                 lines = (
                     json.dumps({"text": t, "label": k}) for t, k in zip(arm, labels, strict=True)

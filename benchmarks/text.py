@@ -18,7 +18,6 @@ from typing import Any
 
 import torch
 from _results import circumstances, parser, store, table
-from _texts import read
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,6 +27,7 @@ from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.texts import text_lengths
 from jepa_monitor.functional.correlation import spearman
 from jepa_monitor.jacobian.prepared import fit_reference
+from jepa_monitor.recipes.texts import read_texts
 
 LENGTH = 64  # tokens at most
 AT_A_TIME = 8
@@ -59,7 +59,7 @@ def main() -> None:
     options.add_argument("--rows", type=int, nargs="+", default=[24, 48, 96], help="of sketches")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    everything, _ = read(args.texts)
+    everything, _ = read_texts(args.texts)
     drawn = random.Random(0).sample(everything, args.count + args.reference)
     tokenizer, encoder = load()
 

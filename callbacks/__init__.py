@@ -2,5 +2,6 @@
 
 from jepa_monitor.callbacks.collapse import CollapseCallback
 from jepa_monitor.callbacks.jepa_score import JepaScoreCallback
+from jepa_monitor.callbacks.shortcut import ShortcutCallback
 
-__all__ = ["CollapseCallback", "JepaScoreCallback"]
+__all__ = ["CollapseCallback", "JepaScoreCallback", "ShortcutCallback"]

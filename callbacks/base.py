@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
@@ -18,8 +19,8 @@ from jepa_monitor.callbacks.reading import ReadingCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.monitor.alarm import AlarmReading, CollapseAlarm
-from jepa_monitor.monitor.watch import Evaluation, Watch, check_overhead
+from jepa_monitor.monitor.alarm import CollapseAlarm
+from jepa_monitor.monitor.watch import Evaluation, Reading, Watch, check_overhead
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
 
 if TYPE_CHECKING:
@@ -57,6 +58,8 @@ class EncoderCallback(ReadingCallback):
     )
     every_n_steps: int | None = None
     own_tags = "monitor/"  # what the tags about the looks themselves begin with
+    alarm_text = "monitor/alarm"  # where it is written why an alarm began
+    looks_at = "embeddings"  # callbacks that look at something else have other tags
 
     def __init__(
         self,
@@ -136,9 +139,7 @@ class EncoderCallback(ReadingCallback):
         """
         log_scalars(trainer.loggers, scalars, x)
 
-    def react(
-        self, trainer: pl.Trainer, pl_module: pl.LightningModule, reading: AlarmReading
-    ) -> None:
+    def react(self, trainer: pl.Trainer, pl_module: pl.LightningModule, reading: Reading) -> None:
         """Warn, stop or call, when an alarm begins; called in every process.
 
         Args:
@@ -147,7 +148,7 @@ class EncoderCallback(ReadingCallback):
             reading: With which it begins, in one process at least.
         """
         reactions = [callback.on_collapse for callback in (self, *self._partners)]
-        functions = [reaction for reaction in reactions if callable(reaction)]
+        functions: list[Callable[..., Any]] = [each for each in reactions if callable(each)]
         for function in functions:
             function(trainer, pl_module, reading)
         stops = "stop" in reactions and is_fitting(trainer)
@@ -180,7 +181,7 @@ class EncoderCallback(ReadingCallback):
         """
         self._partners = []
         for other in trainer.callbacks:  # type: ignore[attr-defined]
-            if isinstance(other, EncoderCallback) and other is not self and other.name == self.name:
+            if other is not self and self._has_tags_of(other):
                 if not self._sees_what_it_sees(other):
                     raise ValueError(
                         f"`name` must be different for each callback: {type(self).__name__} and "
@@ -216,6 +217,14 @@ class EncoderCallback(ReadingCallback):
             state_dict: From :meth:`state_dict`.
         """
         self._fitted.load_state_dict(state_dict)
+
+    def _has_tags_of(self, other: pl.Callback) -> bool:
+        """Say whether another callback writes to the tags of this one."""
+        return (
+            isinstance(other, EncoderCallback)
+            and other.name == self.name
+            and other.looks_at == self.looks_at
+        )
 
     def _sees_what_it_sees(self, other: EncoderCallback) -> bool:
         """Say whether another kind of callback looks at the same embeddings."""
@@ -269,13 +278,13 @@ class EncoderCallback(ReadingCallback):
             self._tell_alarm(trainer, look.began, x)
             self.react(trainer, pl_module, look.began)
 
-    def _tell_alarm(self, trainer: pl.Trainer, reading: AlarmReading, x: int | None) -> None:
+    def _tell_alarm(self, trainer: pl.Trainer, reading: Reading, x: int | None) -> None:
         """Write why an alarm began where there is room for words."""
         if not trainer.is_global_zero:
             return
         try:
             x = current_step(trainer) if x is None else x
-            log_text(trainer.loggers, f"{self.prefix}monitor/alarm", reading.reason, x)
+            log_text(trainer.loggers, self.prefix + self.alarm_text, reading.reason, x)
         except Exception as error:
             if self.strict:
                 raise

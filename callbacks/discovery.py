@@ -11,7 +11,9 @@ from torch import nn
 __all__ = [
     "USUAL_NAMES",
     "EncoderSpec",
+    "find_classifier",
     "find_encoder",
+    "find_tokenizer",
     "find_training_data",
     "find_validation_data",
     "first_of",
@@ -164,6 +166,7 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
 
     Raises:
         TypeError: If a function fails, or what is found cannot be called.
+        UnfoundError: If a function of this package finds nothing.
         ValueError: If there is no such encoder; the message lists the candidates.
     """
     if spec is None:
@@ -174,6 +177,8 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
         return type(spec).__name__, spec
     try:
         encoder = spec(pl_module)
+    except UnfoundError:
+        raise
     except Exception as error:
         raise TypeError(
             "`encoder` is called with the LightningModule and must return an encoder, but raised "
@@ -185,6 +190,68 @@ def find_encoder(pl_module: pl.LightningModule, spec: EncoderSpec) -> tuple[str,
             "It is called with the LightningModule, not with images."
         )
     return getattr(spec, "__name__", "encoder"), encoder
+
+
+class UnfoundError(ValueError):
+    """What was to be found by itself is not there; the message says what to pass."""
+
+
+def find_classifier(pl_module: pl.LightningModule) -> Any:
+    """Find what predicts the classes of texts.
+
+    Args:
+        pl_module: The module in training.
+
+    Returns:
+        The module itself if it has a forward pass, else its only submodule with ``get_input_embeddings()``.
+
+    Raises:
+        UnfoundError: If there is no such submodule, or more than one.
+    """
+    forward = getattr(pl_module.forward, "__func__", None)
+    if forward is not None and not forward.__module__.endswith("core.module"):
+        return pl_module
+    found = [
+        child
+        for _, child in pl_module.named_children()
+        if callable(getattr(child, "get_input_embeddings", None))
+    ]
+    if len(found) == 1:
+        return found[0]
+    seen = [f"{name} ({type(child).__name__})" for name, child in pl_module.named_children()]
+    raise UnfoundError(
+        f"`classifier` was not given, and {type(pl_module).__name__} has no `forward`, nor just one submodule with "
+        f"`get_input_embeddings()`. Its submodules are: {', '.join(seen) or 'none'}. Pass `classifier`: a dotted path, a "
+        "module, or a function of the LightningModule that returns a module which takes `input_ids` and "
+        "`attention_mask` and returns logits."
+    )
+
+
+def find_tokenizer(trainer: pl.Trainer) -> Any:
+    """Find the tokenizer of a Trainer's texts.
+
+    Args:
+        trainer: Past its set-up.
+
+    Returns:
+        The first that is an attribute ``tokenizer`` of the module, the data module, or the collate function or data set of
+        the validation or training data.
+
+    Raises:
+        ValueError: If there is none.
+    """
+    loaders = [find_validation_data(trainer), _first(getattr(trainer, "train_dataloader", None))]
+    owners = [trainer.lightning_module, getattr(trainer, "datamodule", None)]
+    for loader in loaders:
+        owners += [getattr(loader, name, None) for name in ("collate_fn", "dataset")]
+    for owner in owners:
+        found = getattr(owner, "tokenizer", None)
+        if found is not None:
+            return found
+    raise ValueError(
+        "`tokenizer` was not given, and neither the LightningModule nor the data module, the collate function or "
+        "the data set has one as its attribute `tokenizer`. Words are put into texts by it: pass `tokenizer`."
+    )
 
 
 def _opened(loaders: Any) -> tuple[Any, ...] | None:

@@ -181,7 +181,8 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         if look.began is None:
             return
         if callable(self.on_collapse):
-            self.on_collapse(self.trainer, look.began)
+            react: Callable[..., Any] = self.on_collapse
+            react(self.trainer, look.began)
             return
         ending = ""
         if self.on_collapse == "stop":

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 from jepa_monitor._lazy import imported_on_use
 
 if TYPE_CHECKING:
-    from jepa_monitor.callbacks import JepaScoreCallback
+    from jepa_monitor.callbacks import JepaScoreCallback, ShortcutCallback
     from jepa_monitor.jacobian.leverage import LeverageMap, leverage_map
     from jepa_monitor.jacobian.options import ScoreOptions
     from jepa_monitor.jacobian.precision import PrecisionAudit, audit_precision
@@ -24,6 +24,7 @@ __all__ = [
     "PrecisionAudit",
     "Report",
     "ScoreOptions",
+    "ShortcutCallback",
     "audit_precision",
     "jacobian_spectrum",
     "jepa_score",
@@ -44,6 +45,7 @@ __getattr__ = imported_on_use(
         "PrecisionAudit": "jepa_monitor.jacobian.precision",
         "Report": "jepa_monitor.monitor.report",
         "ScoreOptions": "jepa_monitor.jacobian.options",
+        "ShortcutCallback": "jepa_monitor.callbacks",
         "audit_precision": "jepa_monitor.jacobian.precision",
         "jacobian_spectrum": "jepa_monitor.jacobian.score",
         "jepa_score": "jepa_monitor.jacobian.score",

@@ -9,11 +9,11 @@ import pytest
 import timm
 import torch
 from helpers import Tiny, images, mlp, trainer
-from text_models import TextItems, TinyText
+from text_models import TextItems, TinyText, Tuned, opinions_loader
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
+from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions, ShortcutCallback
 from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.insights import INSIGHTS
 from jepa_monitor.insights.dashboard import dashboard
@@ -72,10 +72,14 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     asked = ["tokens", "mae", "attention"]
     tokens = DensityMonitor(images(16), insights=asked, max_probe_samples=2).evaluate(vit)
     texts = DensityMonitor(TextItems(24, 3), insights=["perception"]).evaluate(TinyText())
+    shortcuts = ShortcutCallback(max_overhead=None, on_shortcut=print)
+    trainer(tmp_path, [shortcuts], max_epochs=1).fit(
+        Tuned(), opinions_loader(128, 2, 1.0), opinions_loader(64, 3)
+    )
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
-    logged = {*full.history[-1], *report.scalars, *quick, *tokens.scalars, *texts.scalars} - {
-        "step"
-    }
+    looks = (full.history[-1], shortcuts.history[-1])
+    logged = {tag for look in looks for tag in look} - {"step"}
+    logged |= {*report.scalars, *quick, *tokens.scalars, *texts.scalars} - {"step"}
     assert len(logged) >= 90
     rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
     assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []

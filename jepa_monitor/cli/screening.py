@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from jepa_monitor.functional.token_screen import TokenFinding
 
-__all__ = ["Screening", "screen"]
+__all__ = ["Screening", "read_table", "screen"]
 
 _KINDS = (".jsonl", ".csv", ".tsv")
 _AROUND = 40  # letters of a text before a word and behind it
@@ -68,7 +68,7 @@ def screen(
     if place is not None:
         check_place(place, "out")
     with Bars(stderr_console(), disable=False) as bars:
-        kept, classes, empty = _read(Path(texts), text, label, partial(bars.update, "texts"))
+        kept, classes, empty = read_table(Path(texts), text, label, partial(bars.update, "texts"))
         if not kept:
             raise ValueError(f"`texts`: {texts!r} has no text that is not empty.")
         found = screen_tokens(
@@ -130,10 +130,23 @@ def _around(text: str, finding: TokenFinding) -> str:
     return f"{start}{words[place]}{end}"
 
 
-def _read(
+def read_table(
     path: Path, text: str, label: str, tell: Callable[[int, int], None]
 ) -> tuple[list[str], list[Any], int]:
-    """Read texts and classes; give them, and how many texts were empty."""
+    """Read texts and classes.
+
+    Args:
+        path: A file of .jsonl, .csv or .tsv.
+        text: The column of the texts.
+        label: That of the classes.
+        tell: Called now and then with the line that is read and the number of all.
+
+    Returns:
+        Texts, their classes, and how many texts were left out since they are empty.
+
+    Raises:
+        ValueError: If the file cannot be read so, or a column is missing.
+    """
     if path.suffix not in _KINDS:
         raise ValueError(f"`texts` must be a file of {', '.join(_KINDS)}, got {str(path)!r}.")
     if not path.is_file():

@@ -3,13 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Container, Iterable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["AttentionError", "attention_modules", "watch_attention", "weights_of"]
+__all__ = [
+    "AttentionError",
+    "attention_by",
+    "attention_modules",
+    "returned_attention",
+    "watch_attention",
+    "weights_of",
+]
 
 
 class AttentionError(ValueError):
@@ -108,6 +116,71 @@ def watch_attention(
             "`attention_weights(tokens)`, and none is an `Attention` of timm's kind, with one `qkv`."
         )
     return found
+
+
+def returned_attention(
+    model: nn.Module, forward: Callable[[], Any]
+) -> list[tuple[Tensor, Tensor, Tensor]]:
+    """Measure the weights that layers of Hugging Face's models return beside their output.
+
+    Args:
+        model: Whose layers are asked for weights, which kernels of attention do not have.
+        forward: Passes texts through it.
+
+    Returns:
+        As :func:`watch_attention`, of each layer; nothing where no layer returns weights.
+    """
+    found: dict[int, Tensor] = {}
+
+    def hook(_: nn.Module, __: Any, output: Any) -> None:
+        for part in output if isinstance(output, tuple) else ():
+            # A block hands on what its attention returned: the same tensor.
+            if isinstance(part, Tensor) and part.ndim == 4 and part.shape[2] == part.shape[3]:
+                found.setdefault(id(part), part)  # kept, or its id would be given again
+
+    handles = [module.register_forward_hook(hook) for module in model.modules()]
+    try:
+        with torch.no_grad(), attention_by(model, "eager"):
+            forward()
+    finally:
+        for handle in handles:
+            handle.remove()
+    sums = [weights.double().sum(-1) for weights in found.values()]
+    return [
+        _measured(weights)
+        for weights, total in zip(found.values(), sums, strict=True)
+        if bool(torch.isclose(total, torch.ones_like(total), atol=1e-2).all())
+    ]
+
+
+@contextmanager
+def attention_by(
+    model: nn.Module, name: str, instead_of: Container[str] | None = None
+) -> Iterator[None]:
+    """Have a model of Hugging Face compute its attention in another way.
+
+    Args:
+        model: It; others are left as they are.
+        name: ``eager`` or ``sdpa``.
+        instead_of: Names that stay as they are; ``None``: none.
+
+    Yields:
+        Nothing.
+    """
+    configs: dict[int, Any] = {}
+    for module in model.modules():
+        config: Any = getattr(module, "config", None)
+        used = getattr(config, "_attn_implementation", None)
+        if isinstance(used, str) and used not in (instead_of or ()):
+            configs[id(config)] = config
+    before = [(config, config._attn_implementation) for config in configs.values()]
+    try:
+        for config, _ in before:
+            config._attn_implementation = name
+        yield
+    finally:
+        for config, used in before:
+            config._attn_implementation = used
 
 
 def _measured(weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:

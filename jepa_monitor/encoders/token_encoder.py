@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from jepa_monitor._checks import check_choice
+from jepa_monitor.encoders.attention import attention_by
 from jepa_monitor.encoders.modules import unwrap
 from jepa_monitor.encoders.pooling import Pool
 from jepa_monitor.encoders.texts import as_texts, is_texts, text_lengths, trim_texts
@@ -301,21 +302,7 @@ def _field(output: Any, name: str) -> Any:
     return output.get(name) if isinstance(output, Mapping) else getattr(output, name, None)
 
 
-@contextmanager
-def _plain_attention(model: nn.Module) -> Iterator[None]:
+def _plain_attention(model: nn.Module) -> AbstractContextManager[None]:
     """Do without kernels that want half precision or a compiler, such as flash and flex attention."""
-    configs: dict[int, Any] = {}
-    for module in model.modules():
-        config: Any = getattr(module, "config", None)
-        name = getattr(config, "_attn_implementation", None)
-        if isinstance(name, str) and name not in _PLAIN:
-            configs[id(config)] = config
-    before = [(config, config._attn_implementation) for config in configs.values()]
     plain = "sdpa" if getattr(model, "_supports_sdpa", False) else "eager"
-    try:
-        for config, _ in before:
-            config._attn_implementation = plain
-        yield
-    finally:
-        for config, name in before:
-            config._attn_implementation = name
+    return attention_by(model, plain, instead_of=_PLAIN)

@@ -10,7 +10,14 @@ import sys
 from jepa_monitor.insights import Row
 from jepa_monitor.insights.table import all_insights, render_table
 
-__all__ = ["ADVICE_ROWS", "ALARM_ROWS", "DATA_ROWS", "MONITOR_ROWS", "all_rows"]
+__all__ = [
+    "ADVICE_ROWS",
+    "ALARM_ROWS",
+    "DATA_ROWS",
+    "MONITOR_ROWS",
+    "SHORTCUT_ROWS",
+    "all_rows",
+]
 
 ALARM_ROWS = (
     Row(
@@ -106,6 +113,70 @@ DATA_ROWS = (
         "`view_variety`",
     ),
 )
+SHORTCUT_ROWS = (
+    Row(
+        ("shortcut/flip_rate", "shortcut/flip_rate_low", "shortcut/flip_rate_high"),
+        "`ShortcutCallback`, of the worst candidate: share of held-out texts predicted to be of another class that are of "
+        "the word's class once it stands in them, and the ends of its 95 % interval",
+        "0 … 1",
+        "`shortcut/control`",
+        "1: the word is the class",
+        "a pass with each text, with the word and with its control",
+        "[docs/screen.md](screen.md#while-it-trains), `flip_rate`",
+    ),
+    Row(
+        ("shortcut/control", "shortcut/control_low", "shortcut/control_high"),
+        "the same of control words: for each text others, drawn at random, of as many tokens in the same place",
+        "0 … 1",
+        "low",
+        "texts near the boundary, which any word turns",
+        "the same passes",
+    ),
+    Row(
+        ("shortcut/excess", "shortcut/excess_low", "shortcut/excess_high"),
+        "`flip_rate` minus `control`, and the ends of its 95 % interval, of pairs",
+        "\u22121 … 1",
+        "0; for an honest word of the class more",
+        "lower end above 0.2: an alarm, if the word was given or the screen calls it spurious",
+        "free",
+    ),
+    Row(
+        ("shortcut/texts",), "of how many texts these shares are; under 16 they are absent", "≥ 16"
+    ),
+    Row(("shortcut/alarm",), "1 while a word is a shortcut", "0 or 1", "0"),
+    Row(
+        ("shortcut/screen_z",),
+        "how many standard deviations the candidate's texts of its class are above as many drawn at random",
+        "any",
+        "",
+        "high values of honest words are usual",
+        "once, before training",
+        "[docs/screen.md](screen.md)",
+    ),
+    Row(
+        (
+            "shortcut/attention_entropy",
+            "shortcut/attention_entropy_with_word",
+            "shortcut/attention_entropy_with_control",
+        ),
+        "entropy of the weights that a token gives to all tokens, over log of their number; mean over layers, heads, tokens and "
+        "16 texts: as they are, with the word, and with its control",
+        "0 … 1",
+        "with the word as with the control",
+        "lower with the word: tokens look at it",
+        "16 texts, each alone, three times",
+    ),
+    Row(
+        ("shortcut/lora_top_share", "shortcut/lora_top_share_random"),
+        "share of a LoRA update's squared norm in its first singular value, mean over updates; and that of random factors of "
+        "these shapes",
+        "1/r … 1",
+        "none is known",
+        "1: the update is one direction",
+        "free",
+        "`lora_top_share`",
+    ),
+)
 MONITOR_ROWS = (
     Row(("monitor/seconds",), "duration of this evaluation", "> 0 s"),
     Row(
@@ -152,6 +223,13 @@ MONITOR_ROWS = (
         "the same of `CollapseCallback`",
         "≥ 0",
     ),
+    Row(
+        tuple(
+            f"monitor/shortcut_{what}" for what in ("seconds", "overhead", "failures", "skipped")
+        ),
+        "the same of `ShortcutCallback`",
+        "≥ 0",
+    ),
 )
 
 
@@ -162,7 +240,7 @@ def all_rows() -> list[Row]:
         The rows, in the order of the table.
     """
     rows = [row for insight in all_insights() for row in insight.rows]
-    return [*rows, *ALARM_ROWS, *ADVICE_ROWS, *DATA_ROWS, *MONITOR_ROWS]
+    return [*rows, *ALARM_ROWS, *ADVICE_ROWS, *DATA_ROWS, *SHORTCUT_ROWS, *MONITOR_ROWS]
 
 
 if __name__ == "__main__":

@@ -7,10 +7,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
-from typing import Any, NamedTuple
-
-from torch import Tensor
+from typing import Any
 
 from jepa_monitor._checks import check_positive
 from jepa_monitor._warnings import warn
@@ -18,14 +15,14 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.monitor.advice import Advisor
 from jepa_monitor.monitor.alarm import (
     MIN_SAMPLES,
-    AlarmReading,
     CollapseAlarm,
     default_patience,
 )
+from jepa_monitor.monitor.outcome import Evaluation, Look, Reading
 from jepa_monitor.monitor.training_images import TrainingImages
 from jepa_monitor.probes.images import BatchToImages
 
-__all__ = ["Evaluation", "Look", "Watch", "check_overhead"]
+__all__ = ["Evaluation", "Look", "Reading", "Watch", "check_overhead"]
 
 FREE_SECONDS = 60.0  # of looks, before their share of the wall time counts
 _INVERTED_LOOKS = 2  # in a row, before it is said
@@ -53,50 +50,6 @@ def check_overhead(value: Any) -> float | None:
     if check_positive(value, "max_overhead") > 1:
         raise ValueError(f"`max_overhead` must be a share of at most 1, got {value}.")
     return float(value)
-
-
-class Evaluation(NamedTuple):
-    """What was found of an encoder.
-
-    Args:
-        scalars: Finite numbers by tag.
-        embeddings: Of the probe, (N, K), for the alarm.
-        report: The whole report, where there is one.
-    """
-
-    scalars: dict[str, float]
-    embeddings: Tensor
-    report: Any = None
-
-
-@dataclass(frozen=True)
-class Look:
-    """What came of asking for a look; true if one was taken.
-
-    Args:
-        step: Training steps done.
-        scalars: Finite numbers by tag, to be logged; empty if it was not time to look.
-        taken: Whether there was a look, be it one that failed.
-        evaluation: What was found; ``None`` if there was no look or it failed.
-        reading: What the alarm says; ``None`` likewise, and for fewer than 16 embeddings.
-        began: The reading with which an alarm begins at this look, in whichever process; ``None``
-            while there is no alarm or it has been told before.
-    """
-
-    step: int
-    scalars: dict[str, float] = field(default_factory=dict)
-    taken: bool = False
-    evaluation: Evaluation | None = None
-    reading: AlarmReading | None = None
-    began: AlarmReading | None = None
-
-    def __bool__(self) -> bool:
-        return self.taken
-
-    @property
-    def alarm_begins(self) -> bool:
-        """Whether an alarm begins at this look: the time to stop, the same in all processes."""
-        return self.began is not None
 
 
 class Watch:
@@ -257,10 +210,12 @@ class Watch:
         """
         self.last_step, self._put_off, self._asked = step, False, max(step, self._asked)
         began, advised = _seconds(), dict[str, float]()
-        found, reading = None, None
+        found: Evaluation | None = None
+        reading: Reading | None = None
         seen = self._seen()
         try:
             found = evaluate()
+            reading = found.reading
             if len(found.embeddings):  # nobody else follows the same embeddings
                 found = found._replace(scalars={**found.scalars, **seen})
             if len(found.embeddings) >= MIN_SAMPLES:
@@ -270,7 +225,7 @@ class Watch:
             if self.strict:
                 raise
             self.fail(step, error)
-            found = None
+            found, reading = None, None
         now = _seconds()
         self._cost = now - began
         self._spent += self._cost
@@ -373,7 +328,7 @@ class Watch:
         seen = self.processes.gather(mine)
         return max(seen, key=lambda found: found.get("data/duplicates", -1.0))
 
-    def _begins(self, reading: AlarmReading | None, failed: bool) -> AlarmReading | None:
+    def _begins(self, reading: Reading | None, failed: bool) -> Reading | None:
         """Find out whether an alarm begins, in any process: what they see may differ."""
         mine = reading if reading is not None and reading.alarm else None
         ringing = [found for found in self.processes.gather(lambda: mine) if found is not None]

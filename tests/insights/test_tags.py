@@ -623,7 +623,9 @@ def test_no_tag_is_missing_from_these_tests() -> None:
     assert told == set(report()) - CLOCKS
     rows = [row for insight in all_insights() if insight.name not in APART for row in insight.rows]
     counts = ("overhead", "seconds", "failures", "skipped")  # of those who decide when to look
-    by_callback = {f"monitor/{kind}{count}" for kind in ("", "collapse_") for count in counts}
+    by_callback = {
+        f"monitor/{kind}{count}" for kind in ("", "collapse_", "shortcut_") for count in counts
+    }
     ours = {tag for row in (*rows, *MONITOR_ROWS) for tag in row.tags} - CLOCKS - by_callback
     untold = {tag for tag in ours if not any(tag_pattern(tag).fullmatch(t) for t in told)}
     assert untold == set(ELSEWHERE)

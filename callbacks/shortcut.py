@@ -1,0 +1,272 @@
+"""The shortcut callback: in goes a fine-tuning of a text classifier, out comes which words it has learned instead."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import lightning.pytorch as pl
+import torch
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import Tensor
+
+from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor.callbacks.averaging import averaged_encoder
+from jepa_monitor.callbacks.discovery import (
+    EncoderSpec,
+    find_classifier,
+    find_tokenizer,
+    is_fitting,
+)
+from jepa_monitor.callbacks.paced import PacedCallback
+from jepa_monitor.callbacks.settings import OnCollapse
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.texts import is_texts
+from jepa_monitor.monitor.shortcut import (
+    LEAST_TEXTS,
+    Candidate,
+    ShortcutProbe,
+    find_candidates,
+    given_candidates,
+)
+from jepa_monitor.monitor.watch import Evaluation
+from jepa_monitor.probes.apart import Unread
+from jepa_monitor.probes.images import collect_images, collect_labelled
+from jepa_monitor.probes.insertion import Words
+
+__all__ = ["ShortcutCallback"]
+
+
+class ShortcutCallback(PacedCallback):
+    """Watches the fine-tuning of a text classifier for words that it learns in the place of the task.
+
+    Before training the training texts are screened for words that give their class away
+    (:func:`~jepa_monitor.functional.screen_tokens`). At each look such a word is put into held-out texts, at a random
+    place, and it is counted how many predictions turn to its class; the same for control words, drawn at random
+    for each text, of as many tokens. An alarm begins where a word turns more texts than control words do, by more
+    than 0.2 with 97.5 % confidence; of the screen's words only one that it calls spurious is an alarm. The first look is before
+    the first step, then one after every epoch. Training itself is left exactly as it would be. A look that fails
+    is counted in ``monitor/shortcut_failures`` and reported in one warning; training goes on.
+
+    Logged, to all loggers and for ``EarlyStopping`` and ``ModelCheckpoint`` to monitor, of the candidate that is worst (the
+    reading that a function of ``on_shortcut`` gets, and ``latest``, have all):
+
+    - ``shortcut/flip_rate``, ``/control``, ``/excess``, each with ``_low`` and ``_high``, the ends of its 95 % interval,
+      and ``shortcut/texts``, of how many: absent where fewer than 16 texts could turn;
+    - ``shortcut/alarm``; ``shortcut/screen_z``: how much the word tells of the class in the training texts;
+    - ``shortcut/attention_entropy`` and ``/attention_entropy_with_word``, where layers return their weights;
+    - ``shortcut/lora_top_share`` and ``/lora_top_share_random``, where there are LoRA updates;
+    - ``monitor/shortcut_seconds``, ``/shortcut_overhead``, ``/shortcut_failures``, ``/shortcut_skipped``.
+
+    Args:
+        candidates: ``"auto"`` screens the training texts, which must have labels; a list of words takes these; a dict
+            says which class, by its number, each may stand for.
+        classifier: What predicts: a dotted path in the LightningModule, a module, or a function of the LightningModule that returns
+            one. It takes ``input_ids`` and ``attention_mask``, or a dict with both, and returns logits. ``None`` takes the
+            LightningModule itself if it has a ``forward``, else its only submodule with ``get_input_embeddings()``.
+        probe: Held-out texts as token ids: a Dataset, a DataLoader, what a tokenizer returns. ``None`` takes the Trainer's
+            validation data.
+        reference: Training texts with labels, for the screen and for control words; ``None`` takes the Trainer's.
+        tokenizer: As transformers' are; ``None`` takes the attribute ``tokenizer`` of the LightningModule, of the
+            data module, or of the data's collate function or data set.
+        every_n_epochs: Look after every so many epochs; default 1, unless ``every_n_steps`` is given.
+        every_n_steps: Look when so many optimizer steps have passed instead.
+        max_samples: How many held-out texts.
+        max_candidates: How many words of the screen.
+        max_screened: How many training texts are screened, drawn at random.
+        on_shortcut: What an alarm does, once for each: ``"warn"``; ``"stop"`` warns and ends the training; a function gets the Trainer,
+            the LightningModule and the :class:`~jepa_monitor.monitor.shortcut.ShortcutReading`.
+        max_overhead: Largest share of the wall time to spend, once a first minute of looks has been spent;
+            ``None`` for no limit.
+        name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
+        strict: Raise when a look fails, instead of warning once.
+
+    Raises:
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range, or both cadences are given.
+
+    Example::
+
+        from jepa_monitor import ShortcutCallback
+        trainer = L.Trainer(callbacks=[ShortcutCallback(on_shortcut="stop")])
+    """
+
+    own_tags = "monitor/shortcut_"
+    alarm_text = "monitor/shortcut_alarm"
+    looks_at = "predictions"
+
+    def __init__(
+        self,
+        candidates: str | Sequence[str] | Mapping[str, int] = "auto",
+        classifier: EncoderSpec = None,
+        probe: Any = None,
+        *,
+        reference: Any = None,
+        tokenizer: Any = None,
+        every_n_epochs: int | None = None,
+        every_n_steps: int | None = None,
+        max_samples: int = 128,
+        max_candidates: int = 3,
+        max_screened: int = 10_000,
+        on_shortcut: OnCollapse = "warn",
+        max_overhead: float | None = 0.05,
+        name: str = "",
+        strict: bool = False,
+    ) -> None:
+        if not callable(on_shortcut):
+            check_choice(on_shortcut, "on_shortcut", ("warn", "stop"))
+        if classifier is not None and not (isinstance(classifier, str) or callable(classifier)):
+            raise TypeError(
+                "`classifier` must be a dotted path, a module, a function of the LightningModule or "
+                f"None, got {type(classifier).__name__}."
+            )
+        self.given = None if candidates == "auto" else given_candidates(candidates)
+        self.tokenizer = None if tokenizer is None else Words(tokenizer)
+        self.max_samples = check_positive_int(max_samples, "max_samples")
+        if max_samples < LEAST_TEXTS:
+            raise ValueError(f"`max_samples` must be at least {LEAST_TEXTS}, got {max_samples}.")
+        self.max_candidates = check_positive_int(max_candidates, "max_candidates")
+        self.max_screened = check_positive_int(max_screened, "max_screened")
+        self.reference = reference
+        self.shortcuts: ShortcutProbe | None = None
+        self.latest: Any = None  # the reading of the latest look
+        super().__init__(
+            find_classifier if classifier is None else classifier,
+            probe,
+            every_n_epochs=every_n_epochs,
+            every_n_steps=every_n_steps,
+            on_collapse=on_shortcut,
+            max_overhead=max_overhead,
+            name=name,
+            strict=strict,
+        )
+
+    @property
+    def wanted_images(self) -> int:
+        """How many texts to keep."""
+        return self.max_samples
+
+    @property
+    def candidates(self) -> tuple[Candidate, ...]:
+        """The words that are watched, once the texts have been read."""
+        return () if self.shortcuts is None else self.shortcuts.candidates
+
+    def see_training(self, batch: Any) -> None:
+        """Take note of a training batch that passes; here of none.
+
+        Args:
+            batch: Of the first loader, if there are several.
+        """
+
+    def prepare(self, trainer: pl.Trainer, probe: Any, shuffle_seed: int | None) -> None:
+        """Read the texts, and screen those of training.
+
+        Args:
+            trainer: The Trainer.
+            probe: The source of held-out texts.
+            shuffle_seed: How to draw them, if not the first ones.
+
+        Raises:
+            TypeError: If the data are no texts, or the classifier returns no logits.
+            ValueError: If there is nothing to screen, or too few texts.
+        """
+        processes = Processes(trainer.world_size > 1)
+        words = self.tokenizer or Words(find_tokenizer(trainer))
+        (texts,) = processes.same(
+            lambda: (collect_images(probe, self.max_samples, shuffle_seed=shuffle_seed),)
+        )
+        if not is_texts(texts):
+            raise TypeError(
+                f"`probe` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor of shape "
+                f"{tuple(texts.shape)}."
+            )
+        training = self._training(trainer, processes)
+        if training is None and self.given is None:
+            self.shortcuts = None
+            rank_zero_warn(
+                f"{type(self).__name__} has no training texts to screen here, so it says nothing. Pass "
+                "`reference`, or `candidates`."
+            )
+            return
+        vocabulary = [] if training is None else words.texts(training[0])
+        candidates = self.given
+        if candidates is None:
+            assert training is not None
+            candidates = self._screened(vocabulary, training[1])
+        if not candidates:
+            self.shortcuts = None
+            rank_zero_warn(
+                f"{type(self).__name__} found no word in ten training texts or more, so it says nothing."
+            )
+            return
+        self.shortcuts = ShortcutProbe(words, texts, candidates, vocabulary)
+        _, classifier = averaged_encoder(trainer, trainer.lightning_module, self.encoder)
+        self.shortcuts.check(classifier)
+        rank_zero_info(
+            f"{type(self).__name__} watches {', '.join(repr(each.name) for each in candidates)}; a look classifies "
+            f"{self.shortcuts.passes} texts."
+        )
+
+    def _training(
+        self, trainer: pl.Trainer, processes: Processes
+    ) -> tuple[Tensor, Tensor | None] | None:
+        """Read training texts and their classes; ``None`` where there are none."""
+        if self.reference is not None:
+            source = self.given_source(trainer, self.reference)
+        else:
+            source = self.training_source(trainer) if is_fitting(trainer) else None
+        if source is None:
+            return None
+
+        def read() -> tuple[Tensor, ...]:
+            found = collect_labelled(
+                source, self.max_screened, name="reference", shuffle_seed=0, must=False
+            )
+            return tuple(part for part in found if part is not None)
+
+        try:
+            texts, *labels = processes.same(read)
+        except Unread as error:
+            if self.given is not None:
+                return None  # controls are drawn from the held-out texts
+            raise ValueError(
+                f"`candidates='auto'` cannot read the training texts beside training ({error}). Pass "
+                "`reference`, or `candidates`."
+            ) from error
+        if not is_texts(texts):
+            raise TypeError(
+                f"`reference` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor."
+            )
+        return texts, labels[0] if labels else None
+
+    def _screened(self, said: list[str], labels: Tensor | None) -> list[Candidate]:
+        if labels is None:
+            raise ValueError(
+                "`candidates='auto'` needs training texts with labels, one whole number a text, under a name "
+                "such as 'labels'; there are none. Pass `reference`, or `candidates`."
+            )
+        if int(labels.min()) < 0:
+            raise ValueError(
+                f"`reference` must have labels from 0, the number of a logit, got {int(labels.min())}."
+            )
+        return find_candidates(said, labels.tolist(), self.max_candidates)
+
+    def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
+        """Put the words into held-out texts.
+
+        Args:
+            trainer: The Trainer.
+            encoder: The classifier.
+
+        Returns:
+            What they do to its predictions.
+        """
+        nothing = torch.empty(0, 1)
+        if self.shortcuts is None:
+            return Evaluation({}, nothing)
+        started = time.perf_counter()
+        reading = self.shortcuts.measure(encoder, Processes(trainer.world_size > 1))
+        self.latest = reading
+        scalars = {"monitor/shortcut_seconds": time.perf_counter() - started}
+        return Evaluation(scalars, nothing, None, reading)

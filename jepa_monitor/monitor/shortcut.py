@@ -1,0 +1,339 @@
+"""Shortcuts of a text classifier: in go held-out texts and words, out comes what the words do to predictions.
+
+A word that gives a class away in the training texts is learned in the place of the task (arXiv 2506.11402). Whether a
+model has learned it shows where the word is put into texts of other classes.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Hashable, Mapping, Sequence
+from functools import cache
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from jepa_monitor._checks import check_positive_int
+from jepa_monitor.encoders.embedder import Embedder
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.text_classifier import TextClassifier, lora_factors
+from jepa_monitor.encoders.texts import text_lengths
+from jepa_monitor.functional.flip_rate import FlipRate, flip_rate
+from jepa_monitor.functional.lora import lora_top_share, random_lora_top_share
+from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
+from jepa_monitor.probes.insertion import Words, insert_words
+
+__all__ = [
+    "FLIP_EXCESS",
+    "LEAST_TEXTS",
+    "Candidate",
+    "ShortcutProbe",
+    "ShortcutReading",
+    "find_candidates",
+    "given_candidates",
+]
+
+FLIP_EXCESS = 0.2  # of texts that a word turns, beyond a control word: what is an alarm
+LEAST_TEXTS = 16  # that could turn; of fewer nothing is said
+_BATCH = 32
+_WATCHED = 16  # texts of which attention is measured
+
+
+class Candidate(NamedTuple):
+    """A word that may be a shortcut, or the words of a shape.
+
+    Args:
+        name: The word or the shape, for messages.
+        words: What is put into texts, one after another.
+        label: The class that it may stand for; ``None``: whichever it turns most texts to.
+        rings: Whether it may be an alarm: it was given, or the screen calls it spurious. A word that merely
+            is more frequent in a class, such as "bad" of bad films, turns predictions with good reason.
+        finding: What the screen has found, if it is the screen's.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    label: int | None
+    rings: bool
+    finding: TokenFinding | None = None
+
+
+class ShortcutReading(NamedTuple):
+    """What one look has found.
+
+    Args:
+        alarm: Whether a candidate that may ring turns more texts than control words do, by more than
+            :data:`FLIP_EXCESS` with 97.5 % confidence.
+        reason: What the worst candidate does, in a sentence or two.
+        flips: Of each candidate, itself with its class, and its flip rate; without those of which too few
+            texts could turn.
+        scalars: Numbers by tag.
+    """
+
+    alarm: bool
+    reason: str
+    flips: tuple[tuple[Candidate, FlipRate], ...]
+    scalars: dict[str, float]
+
+
+def find_candidates(
+    texts: Sequence[str], labels: Sequence[Hashable], count: int, min_count: int = 10
+) -> list[Candidate]:
+    """Take the first words of the screen.
+
+    Args:
+        texts: Training texts.
+        labels: Their classes, whole numbers from 0.
+        count: How many candidates at most.
+        min_count: In how many texts a shape must be.
+
+    Returns:
+        Candidates, those that the screen calls spurious first.
+    """
+    found = screen_tokens(texts, labels, min_count=min_count)[:count]
+    return [
+        Candidate(each.shape, each.examples, int(each.label), each.spurious, each)  # type: ignore[call-overload]
+        for each in found
+    ]
+
+
+def given_candidates(given: Any) -> list[Candidate]:
+    """Take words that a user names.
+
+    Args:
+        given: Words, or a dict of words and the class that each may stand for.
+
+    Returns:
+        Candidates.
+
+    Raises:
+        TypeError: If they are no words, or a class is no whole number.
+        ValueError: If there is none, or one is empty.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence | Mapping):
+        raise TypeError(
+            "`candidates` must be 'auto', a list of words, or a dict of words and classes, got "
+            f"{given!r}."
+        )
+    if not given:
+        raise ValueError("`candidates` must hold a word at least, got none.")
+    found = []
+    for word in given:
+        label = given[word] if isinstance(given, Mapping) else None
+        if not isinstance(word, str):
+            raise TypeError(f"`candidates` must be words, got {type(word).__name__}.")
+        if not word.strip():
+            raise ValueError("`candidates` must be words, got an empty one.")
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
+            raise TypeError(
+                f"`candidates` must name the class of {word!r} by its number, got {label!r}."
+            )
+        if label is not None and label < 0:
+            raise ValueError(
+                f"`candidates` must name the class of {word!r} by its number, from 0, got {label}."
+            )
+        found.append(Candidate(word.strip(), (word.strip(),), label, rings=True))
+    return found
+
+
+class ShortcutProbe:
+    """Held-out texts with and without candidates, which classifiers are then shown.
+
+    Args:
+        words: The tokenizer.
+        texts: Held-out texts, (N, T, 2), as of :func:`~jepa_monitor.encoders.texts.as_texts`.
+        candidates: Words to put into them.
+        vocabulary: Texts with the words that controls are drawn from; the held-out ones if there are none.
+        seed: Of places and controls.
+
+    Raises:
+        ValueError: If fewer than 16 texts have words.
+
+    Attributes:
+        candidates: As given.
+        passes: How many texts a look passes through the model.
+    """
+
+    def __init__(
+        self,
+        words: Words,
+        texts: Tensor,
+        candidates: Sequence[Candidate],
+        vocabulary: Sequence[str] = (),
+        seed: int = 0,
+    ) -> None:
+        check_positive_int(len(candidates), "candidates")
+        self.candidates = tuple(candidates)
+        sets = [each.words for each in candidates]
+        room = 1 + max(max(words.lengths(each)) for each in sets)
+        said = [text for text in words.texts(texts, room) if text]
+        if len(said) < LEAST_TEXTS:
+            raise ValueError(
+                f"`probe` must hold at least {LEAST_TEXTS} texts with words, got {len(said)}: of fewer "
+                "no share can be told."
+            )
+        made = insert_words(words, said, sets, vocabulary or said, seed)
+        rows: dict[str, int] = {}  # each text is looked at once
+        versions = [made.plain, *made.with_word, *made.with_control]
+        places = [[rows.setdefault(text, len(rows)) for text in each] for each in versions]
+        tokens = words.tokens(list(rows))
+        order = torch.argsort(text_lengths(tokens), stable=True)  # batches of like length
+        self._tokens = tokens[order]
+        self._places = torch.argsort(order)[torch.tensor(places)]
+        self.passes = len(rows)
+
+    def check(self, classifier: Any) -> None:
+        """Refuse what is no classifier of these texts.
+
+        Args:
+            classifier: As for :meth:`measure`.
+
+        Raises:
+            TypeError: If it takes no texts, or returns no logits.
+            ValueError: If it has no such ids, or a candidate's class is not among its classes.
+        """
+        embedder = Embedder(TextClassifier(classifier))
+        device = embedder.device or torch.device("cpu")
+        few = self._tokens[:2].to(device)
+        classes = embedder.run(lambda: embedder(few), device).shape[1]
+        for candidate in self.candidates:
+            if candidate.label is not None and candidate.label >= classes:
+                raise ValueError(
+                    f"`candidates` name the class {candidate.label} of {candidate.name!r}, the classifier "
+                    f"has {classes}, from 0."
+                )
+
+    def measure(self, classifier: Any, processes: Processes | None = None) -> ShortcutReading:
+        """Look at a classifier, which is left as it was.
+
+        Args:
+            classifier: See :class:`~jepa_monitor.encoders.text_classifier.TextClassifier`.
+            processes: Those that share the work.
+
+        Returns:
+            What the words do.
+
+        Raises:
+            ValueError: If logits are not finite.
+        """
+        processes = processes or Processes(False)
+        model = TextClassifier(classifier)
+        embedder = Embedder(model, processes=processes)
+        device = embedder.device or torch.device("cpu")
+
+        def classify(part: Tensor) -> tuple[Tensor]:
+            with torch.no_grad():
+                return (torch.cat([embedder(batch).cpu() for batch in torch.split(part, _BATCH)]),)
+
+        (logits,) = processes.map(
+            lambda part: embedder.run(lambda: classify(part.to(device)), device), self._tokens
+        )
+        if not bool(torch.isfinite(logits).all()):
+            raise ValueError("`classifier` returns logits that are not finite.")
+        before, *others = logits.argmax(1)[self._places]
+        count, classes = len(self.candidates), logits.shape[1]
+        flips = []
+        for place, (candidate, after, control) in enumerate(
+            zip(self.candidates, others[:count], others[count:], strict=True)
+        ):
+            found = _worst(candidate, before, after, control, classes)
+            if found is not None:
+                flips.append((place, *found))
+        scalars = embedder.run(lambda: self._lora(model), device)
+        if not flips:
+            return ShortcutReading(False, "", (), scalars | {"shortcut/alarm": 0.0})
+        place, candidate, worst = max(flips, key=lambda each: (each[1].rings, each[2].excess_low))
+        alarm = candidate.rings and worst.excess_low > FLIP_EXCESS
+        scalars |= {
+            "shortcut/flip_rate": worst.rate,
+            "shortcut/flip_rate_low": worst.low,
+            "shortcut/flip_rate_high": worst.high,
+            "shortcut/control": worst.control,
+            "shortcut/control_low": worst.control_low,
+            "shortcut/control_high": worst.control_high,
+            "shortcut/excess": worst.excess,
+            "shortcut/excess_low": worst.excess_low,
+            "shortcut/excess_high": worst.excess_high,
+            "shortcut/texts": float(worst.texts),
+            "shortcut/alarm": float(alarm),
+        }
+        if candidate.finding is not None:
+            scalars["shortcut/screen_z"] = candidate.finding.z
+        scalars |= embedder.run(lambda: self._entropy(model, place, device), device)
+        return ShortcutReading(
+            alarm,
+            _sentence(candidate, worst, alarm),
+            tuple((each, rate) for _, each, rate in flips),
+            scalars,
+        )
+
+    def _entropy(self, model: TextClassifier, place: int, device: torch.device) -> dict[str, float]:
+        """Measure attention on the first texts: as they are, with a word, with its control."""
+        found = {}
+        count = len(self.candidates)  # a longer text has another entropy: hence the control
+        names = {"": 0, "_with_word": 1 + place, "_with_control": 1 + count + place}
+        for name, version in names.items():
+            tokens = self._tokens[self._places[version][:_WATCHED]].to(device)
+            entropy = model.attention_entropy(tokens)
+            if entropy is None or not bool(torch.isfinite(entropy).all()):
+                return {}
+            found[f"shortcut/attention_entropy{name}"] = float(entropy.mean())
+        return found
+
+    @staticmethod
+    def _lora(model: TextClassifier) -> dict[str, float]:
+        shares, random = [], []
+        for down, up in lora_factors([model]):
+            share = float(lora_top_share(down, up))
+            if not math.isnan(share):  # as an update of zero has
+                shares.append(share)
+                rank = min(len(down), down.shape[1], len(up))
+                random.append(_random_share(rank, down.shape[1], len(up)))
+        if not shares:
+            return {}
+        return {
+            "shortcut/lora_top_share": sum(shares) / len(shares),
+            "shortcut/lora_top_share_random": sum(random) / len(random),
+        }
+
+
+_random_share = cache(
+    lambda rank, inputs, outputs: float(random_lora_top_share(rank, inputs, outputs))
+)
+
+
+def _worst(
+    candidate: Candidate, before: Tensor, after: Tensor, control: Tensor, classes: int
+) -> tuple[Candidate, FlipRate] | None:
+    """Count for the candidate's class, or for the one to which it turns most."""
+    labels = range(classes) if candidate.label is None else [candidate.label]
+    found = [
+        (label, flip_rate(before, after, control, label))
+        for label in labels
+        if int((before != label).sum()) >= LEAST_TEXTS
+    ]
+    if not found:
+        return None
+    label, rate = max(found, key=lambda each: each[1].excess_low)
+    return candidate._replace(label=label), rate
+
+
+def _sentence(candidate: Candidate, found: FlipRate, alarm: bool) -> str:
+    shown = f" (such as {candidate.words[0]})" if candidate.words[0] != candidate.name else ""
+    said = (
+        f"The word {candidate.name!r}{shown} turned {found.flips} of {found.texts} held-out predictions to class "
+        f"{candidate.label}, control words {found.controls} (excess {found.excess:.2f}, 95 % interval "
+        f"{found.excess_low:.2f} to {found.excess_high:.2f})."
+    )
+    if candidate.finding is not None:
+        with_it = round(candidate.finding.share * candidate.finding.texts)
+        said += (
+            f" Of the {candidate.finding.texts} training texts with it {with_it} are of this class."
+        )
+    if alarm:
+        said += (
+            " The classifier has learned it as a shortcut: its accuracy on texts without the word is another one. "
+            "Look at these texts, and take the word out of them or out of the class."
+        )
+    return said
