@@ -3,6 +3,7 @@
 All compute in float64 and return float64 tensors.
 """
 
+from jepa_monitor.functional._intervals import paired_interval as paired_interval
 from jepa_monitor.functional._intervals import wilson_interval as wilson_interval
 from jepa_monitor.functional.archetypes import archetypal_analysis as archetypal_analysis
 from jepa_monitor.functional.atom_use import atom_use as atom_use
@@ -37,7 +38,9 @@ from jepa_monitor.functional.contrast import log_contrast as log_contrast
 from jepa_monitor.functional.correlation import pearson as pearson
 from jepa_monitor.functional.correlation import spearman as spearman
 from jepa_monitor.functional.dense_structure import dense_structure as dense_structure
+from jepa_monitor.functional.detection import AurocGain as AurocGain
 from jepa_monitor.functional.detection import auroc as auroc
+from jepa_monitor.functional.detection import auroc_gain as auroc_gain
 from jepa_monitor.functional.detection import average_precision as average_precision
 from jepa_monitor.functional.detection import fpr_at_tpr as fpr_at_tpr
 from jepa_monitor.functional.dictionaries import dictionary_coherence as dictionary_coherence
@@ -55,6 +58,10 @@ from jepa_monitor.functional.gaussianity import henze_zirkler as henze_zirkler
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley as sliced_epps_pulley
 from jepa_monitor.functional.gram_drift import gram_drift as gram_drift
 from jepa_monitor.functional.gram_drift import token_gram as token_gram
+from jepa_monitor.functional.grouping import GroupLeak as GroupLeak
+from jepa_monitor.functional.grouping import GroupNeighbors as GroupNeighbors
+from jepa_monitor.functional.grouping import group_leak as group_leak
+from jepa_monitor.functional.grouping import group_neighbors as group_neighbors
 from jepa_monitor.functional.hypersphere import alignment as alignment
 from jepa_monitor.functional.hypersphere import mean_cosine as mean_cosine
 from jepa_monitor.functional.hypersphere import mean_squared_cosine as mean_squared_cosine

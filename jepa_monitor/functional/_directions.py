@@ -5,6 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+COSINE_TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
+
 
 def unit_rows(vectors: Tensor) -> Tensor:
     """Scale rows to unit length.

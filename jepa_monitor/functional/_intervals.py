@@ -247,3 +247,41 @@ def ratio_interval(numerators: Tensor, denominators: Tensor) -> tuple[Tensor, In
     error = (count / (count - 1) * (a - ratio * b).square().sum()).sqrt() / total
     half = NormalDist().inv_cdf(0.975) * error
     return ratio, Interval(ratio - half, ratio + half)
+
+
+def paired_interval(
+    first: Tensor, second: Tensor, confidence: float = 0.95
+) -> tuple[Tensor, Interval]:
+    r"""Difference of two shares of the same samples, and its interval.
+
+    Only the samples on which both differ count: b where the first alone is right, c where the second
+    alone is. With half a sample more on either side and n* = n + 2, the interval is
+    :math:`(b^* - c^*)/n^* \pm z\sqrt{b^* + c^* - (b^* - c^*)^2/n^*}/n^*`.
+
+    Args:
+        first: Whether the first is right, (n,), bool.
+        second: Whether the second is, (n,), bool.
+        confidence: Level of the interval.
+
+    Returns:
+        (b − c)/n and the ends of its interval, 0-dimensional, float64.
+
+    Source:
+        Agresti & Min (Statistics in Medicine 24, 2005).
+
+    Example:
+        >>> import torch
+        >>> right = torch.arange(100) < 60
+        >>> difference, interval = paired_interval(right, right.roll(20))
+        >>> float(difference), round(float(interval.upper), 3)
+        (0.0, 0.123)
+    """
+    require_number(confidence, "confidence", 0, 1, closed=False)
+    count = len(first)
+    gained = (first & ~second).sum().double()
+    lost = (second & ~first).sum().double()
+    total, apart = count + 2.0, gained - lost
+    middle = apart / total
+    error = ((gained + lost + 1) - apart.square() / total).sqrt() / total
+    half = NormalDist().inv_cdf(0.5 + confidence / 2) * error
+    return apart / count, Interval((middle - half).clamp(min=-1), (middle + half).clamp(max=1))

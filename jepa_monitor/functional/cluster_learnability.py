@@ -10,11 +10,10 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional._checks import as_matrix
-from jepa_monitor.functional._directions import unit_rows
+from jepa_monitor.functional._directions import COSINE_TIE, unit_rows
 from jepa_monitor.functional._kmeans import kmeans
 
 MIN_SAMPLES = 4
-_TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
 
 
 class ClusterLearnability(NamedTuple):
@@ -104,7 +103,7 @@ def learn_clusters(
     order = torch.randperm(count, generator=torch.Generator().manual_seed(seed)).to(z.device)
     known, asked = order[: count // 2], order[count // 2 :]
     similarity = z[asked] @ z[known].T
-    nearest = (similarity >= similarity.amax(dim=1, keepdim=True) - _TIE).double()
+    nearest = (similarity >= similarity.amax(dim=1, keepdim=True) - COSINE_TIE).double()
     same = (labels[asked][:, None] == labels[known]).double()
     accuracy = ((nearest * same).sum(dim=1) / nearest.sum(dim=1)).mean()  # ties share the credit
     shares = [

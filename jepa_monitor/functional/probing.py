@@ -10,11 +10,10 @@ from torch import Tensor
 
 from jepa_monitor._checks import check_positive, check_positive_int
 from jepa_monitor.functional._checks import as_matrix, require_same_width
-from jepa_monitor.functional._directions import unit_rows
+from jepa_monitor.functional._directions import COSINE_TIE, unit_rows
 from jepa_monitor.functional._intervals import wilson_interval
 
 _BLOCK = 1024  # rows of the similarities held at a time
-_TIE = 16 * torch.finfo(torch.float64).eps  # cosines closer than that are equal
 _ROUNDING = 4  # a spread of so many roundings of the input's dtype is no spread
 _PENALTIES = tuple(10.0**power for power in range(-3, 7))
 
@@ -34,7 +33,12 @@ class FewShot(NamedTuple):
 
 
 def knn_predict(
-    known: Tensor, labels: Tensor, asked: Tensor, k: int = 20, temperature: float = 0.07
+    known: Tensor,
+    labels: Tensor,
+    asked: Tensor,
+    k: int = 20,
+    temperature: float = 0.07,
+    may_vote: Tensor | None = None,
 ) -> Tensor:
     r"""Classify embeddings by the weighted vote of their nearest neighbours.
 
@@ -48,12 +52,15 @@ def knn_predict(
         asked: Embeddings to classify, shape (M, K).
         k: Neighbours that vote; all N if there are fewer.
         temperature: :math:`\tau`; small values trust the nearest neighbour most.
+        may_vote: Which known embeddings may vote for which asked one, bool, shape (M, N); default:
+            all. At least one for each.
 
     Returns:
         Classes, int64, shape (M,).
 
     Raises:
-        ValueError: If the labels are not one integer for each known embedding, or the widths differ.
+        ValueError: If the labels are not one integer for each known embedding, the widths differ, or
+            nothing may vote for an embedding.
 
     Source:
         Wu et al. (CVPR 2018, arXiv 1805.01978), Eq. 9.
@@ -68,12 +75,16 @@ def knn_predict(
     check_positive(temperature, "temperature")
     count = min(check_positive_int(k, "k"), len(x))
     x, q = unit_rows(x), unit_rows(q)
+    allowed = None if may_vote is None else _checked_voters(may_vote, len(q), len(x))
     predicted = []
-    for block in torch.split(q, _BLOCK):
+    for start in range(0, len(q), _BLOCK):
+        block = q[start : start + _BLOCK]
         similarity = block @ x.T
+        if allowed is not None:
+            similarity.masked_fill_(~allowed[start : start + _BLOCK].to(x.device), -math.inf)
         last = similarity.topk(count, dim=1).values[:, -1:]
-        inside = similarity > last + _TIE
-        tied = (similarity >= last - _TIE) & ~inside
+        inside = similarity > last + COSINE_TIE
+        tied = (similarity >= last - COSINE_TIE) & ~inside
         places = (count - inside.sum(1, keepdim=True)).double() / tied.sum(1, keepdim=True)
         # Subtracting 1, the highest cosine, changes no order and avoids overflow.
         weights = (inside + tied * places) * ((similarity - 1) / temperature).exp()
@@ -197,6 +208,17 @@ def few_shot_accuracy(
     total = float(trials) if 0 < trials < math.inf else float(right.shape[1])
     ends = wilson_interval(accuracy * total, total)
     return FewShot(accuracy, ends.lower, ends.upper)
+
+
+def _checked_voters(may_vote: Tensor, asked: int, known: int) -> Tensor:
+    if may_vote.dtype != torch.bool or may_vote.shape != (asked, known):
+        raise ValueError(
+            f"`may_vote` must be of torch.bool and of shape {(asked, known)}, got {may_vote.dtype} of "
+            f"shape {tuple(may_vote.shape)}."
+        )
+    if not bool(may_vote.any(1).all()):
+        raise ValueError("`may_vote` must let a known embedding vote for each one that is asked.")
+    return may_vote
 
 
 def _checked(known: Tensor, labels: Tensor, asked: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
