@@ -15,6 +15,7 @@ from jepa_monitor._extras import explained
 from jepa_monitor.cli.errors import UnreachableError, first_line, is_of_the_network
 from jepa_monitor.cli.loaded import LoadedEncoder, plain_transform
 from jepa_monitor.cli.settings import ModelSettings
+from jepa_monitor.encoders.pretrained import find_timm, make_timm
 
 __all__ = ["HUBS"]
 
@@ -47,34 +48,15 @@ def _loading(name: str, package: str, extra: str) -> Iterator[Any]:
 
 
 def _from_timm(name: str, settings: ModelSettings) -> LoadedEncoder:
-    import timm
-    from timm.data.config import resolve_model_data_config
     from timm.data.transforms_factory import create_transform
 
-    model = name.removeprefix("timm/")
-    if not timm.is_model(model.split(".")[0]):
-        close = timm.list_models(f"*{model.split('.')[0][:12]}*")[:5]
-        hint = f" Did you mean one of {', '.join(close)}?" if close else ""
-        raise ValueError(f"`model`: timm has no model {model!r}.{hint}")
-    options: dict[str, Any] = {"num_classes": 0, "pretrained": not settings.random_weights}
-    if settings.image_size is not None:
-        options["img_size"] = settings.image_size
+    model = find_timm(name, "model")
     with _loading(name, "timm", "cli"):
-        try:
-            encoder = timm.create_model(model, **options)
-        except TypeError as error:  # a convolutional network takes any size
-            if "img_size" not in str(error):
-                raise
-            del options["img_size"]
-            torch.manual_seed(0)
-            encoder = timm.create_model(model, **options)
-    config = resolve_model_data_config(encoder)  # type: ignore[no-untyped-call]
-    if settings.image_size is not None:
-        config["input_size"] = (config["input_size"][0], settings.image_size, settings.image_size)
+        encoder, config = make_timm(model, not settings.random_weights, settings.image_size)
     if settings.mean is not None and settings.std is not None:
         config |= {"mean": tuple(settings.mean), "std": tuple(settings.std)}
     assumed = (_RANDOM,) if settings.random_weights else ()
-    return LoadedEncoder(name, encoder.eval(), create_transform(**config), assumed)
+    return LoadedEncoder(name, encoder, create_transform(**config), assumed)
 
 
 class _Processed:

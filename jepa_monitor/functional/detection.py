@@ -119,9 +119,7 @@ def fpr_at_tpr(scores: Tensor, ood_scores: Tensor, tpr: float = 0.95) -> Tensor:
     return (outside >= threshold).double().mean()
 
 
-def auroc_gain(
-    scores: Tensor, ood_scores: Tensor, other: Tensor, other_ood: Tensor
-) -> AurocGain:
+def auroc_gain(scores: Tensor, ood_scores: Tensor, other: Tensor, other_ood: Tensor) -> AurocGain:
     r"""AUROC of one score minus that of another on the same samples, with a paired interval.
 
     The place of a sample is the share of the other set that it is on the right side of. AUROC is the

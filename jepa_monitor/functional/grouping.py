@@ -14,7 +14,6 @@ from jepa_monitor.functional._intervals import paired_interval
 from jepa_monitor.functional.probing import knn_predict
 
 
-
 class GroupNeighbors(NamedTuple):
     """How often nearest neighbours are of one group; every field a 0-dimensional float64 tensor.
 
@@ -41,7 +40,7 @@ class GroupLeak(NamedTuple):
         leak: ``within`` minus ``across``.
         lower: Lower end of its 95 % interval.
         upper: Upper end.
-        count: Embeddings that could be asked: their class has enough companions in other groups.
+        asked: Embeddings that could be asked: their class has enough companions in other groups.
     """
 
     across: Tensor
@@ -49,7 +48,7 @@ class GroupLeak(NamedTuple):
     leak: Tensor
     lower: Tensor
     upper: Tensor
-    count: Tensor
+    asked: Tensor
 
 
 def group_neighbors(
@@ -64,7 +63,7 @@ def group_neighbors(
     That is the accuracy of telling the group by one neighbour. Images of one class lie together, and
     a group may be of few classes; so the share is compared with groups that are shuffled among images
     of a class. Above the upper end the encoder tells groups as such. Neighbours that tie share the
-    place. Time O(N²·(K + draws)).
+    place. Time O(N²·K).
 
     Args:
         embeddings: Shape (N, K), N ≥ 2.
@@ -96,8 +95,9 @@ def group_neighbors(
     similarity = unit @ unit.T
     similarity.fill_diagonal_(-torch.inf)
     nearest = similarity >= similarity.max(1, keepdim=True).values - COSINE_TIE
-    weights = nearest / nearest.sum(1, keepdim=True).double()
-    share = _same(weights, index)
+    pairs = nearest.nonzero().T
+    weights = 1 / nearest.sum(1).double()[pairs[0]] / len(z)
+    share = _same(pairs, weights, index)
     generator = torch.Generator().manual_seed(seed)
     by_class = classes.argsort(stable=True)
     shuffled = []
@@ -106,7 +106,7 @@ def group_neighbors(
         order = order[classes[order].argsort(stable=True)]
         drawn = torch.empty_like(index)
         drawn[by_class] = index[order]
-        shuffled.append(_same(weights, drawn))
+        shuffled.append(_same(pairs, weights, drawn))
     chance = torch.stack(shuffled)
     ends = torch.quantile(chance, chance.new_tensor([0.025, 0.975]))
     return GroupNeighbors(share, chance.mean(), ends[0], ends[1])
@@ -161,14 +161,14 @@ def group_leak(
             asked[row] = True
     if not bool(asked.any()):
         nothing = z.new_tensor(torch.nan)
-        return GroupLeak(*[nothing] * 5, asked.sum().double())
-    right = []
-    for may_vote in (within, across):
-        found = knn_predict(z, classes, z[asked], k, may_vote=may_vote[asked])
-        right.append(found == classes[asked])
-    leak, ends = paired_interval(*right)
-    shares = (each.double().mean() for each in reversed(right))
-    return GroupLeak(*shares, leak, *ends, asked.sum().double())
+        return GroupLeak(nothing, nothing, nothing, nothing, nothing, asked.sum().double())
+    near, far = (
+        knn_predict(z, classes, z[asked], k, may_vote=may_vote[asked]) == classes[asked]
+        for may_vote in (within, across)
+    )
+    leak, ends = paired_interval(near, far)
+    accuracies = far.double().mean(), near.double().mean()
+    return GroupLeak(*accuracies, leak, ends.lower, ends.upper, asked.sum().double())
 
 
 def _like_the_group(
@@ -187,8 +187,8 @@ def _like_the_group(
     return torch.cat(drawn)
 
 
-def _same(weights: Tensor, groups: Tensor) -> Tensor:
-    return (weights * (groups[:, None] == groups)).sum(1).mean()
+def _same(pairs: Tensor, weights: Tensor, groups: Tensor) -> Tensor:
+    return weights[groups[pairs[0]] == groups[pairs[1]]].sum()
 
 
 def _integers(values: Tensor, name: str, embeddings: Tensor) -> Tensor:

@@ -50,6 +50,9 @@ class Sources:
         labels: Classes of the probe images, (N,), int64; below 0 where unknown.
         reference_labels: Of the training images, (M,), likewise; ``None`` also where images of the
             probe may be among them.
+        groups: What the probe images have in common beside their class, (N,) by name; below 0 where
+            unknown.
+        reference_groups: The same of the training images, (M,), by those names that they have.
         compare_with: Another encoder.
         online: The encoder of which the one that is looked at is a moving average.
         state: Tells the state of collapse of embeddings (N, K); 0 is healthy.
@@ -62,6 +65,8 @@ class Sources:
     scored: int = 64
     labels: Tensor | None = field(default=None, repr=False)
     reference_labels: Tensor | None = field(default=None, repr=False)
+    groups: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    reference_groups: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     compare_with: Any = None
     online: Any = None
     state: Callable[[Tensor], int] | None = None

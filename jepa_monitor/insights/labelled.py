@@ -30,6 +30,9 @@ class LabelledSets(NamedTuple):
         asked_labels: Their classes, (N,), int64, all among the known ones.
         pixels: Share of the latter that k-NN classifies correctly by the raw pixels; NaN for inputs
             that are no images.
+        known_rows: Which images are learned from: rows of the reference, or
+        halves: of the probe, if it is halved.
+        asked_rows: Which rows of the probe are asked.
     """
 
     known: Tensor
@@ -37,6 +40,9 @@ class LabelledSets(NamedTuple):
     asked: Tensor
     asked_labels: Tensor
     pixels: float
+    known_rows: Tensor
+    halves: bool
+    asked_rows: Tensor
 
 
 @dataclass(frozen=True)
@@ -44,7 +50,8 @@ class Labelled(Part[LabelledSets]):
     """Training images to learn classes from, probe images to ask for theirs; no further pass.
 
     Where the training images are not labelled, do not have all classes of the probe, or may be images
-    of the probe themselves, one half of the probe is learned from and the other one asked.
+    of the probe themselves, one half of the probe is learned from and the other one asked. Where groups
+    are known, the first of them is never on both sides.
     """
 
     source = "labels"
@@ -61,14 +68,31 @@ class Labelled(Part[LabelledSets]):
         sources = at.sources
         if sources.labels is None:
             return None
-        probe = _Set(sources.images, at.probe.embeddings, sources.labels)
-        known, asked = _apart(at, probe) or _halves(probe)
+        groups = next(iter(sources.groups.values()), torch.full_like(sources.labels, -1))
+        probe = _Set(
+            sources.images,
+            at.probe.embeddings,
+            sources.labels,
+            groups,
+            torch.arange(len(sources.labels)),
+        )
+        apart = _apart(at, probe)
+        known, asked = apart or _halves(probe)
         if not len(asked.labels) or len(torch.unique(known.labels)) < 2:
             return None
         if "knn_pixels" not in sources.memory:
             sources.memory["knn_pixels"] = _by_pixels(known, asked)
         pixels: float = sources.memory["knn_pixels"]
-        return LabelledSets(known.embeddings, known.labels, asked.embeddings, asked.labels, pixels)
+        return LabelledSets(
+            known.embeddings,
+            known.labels,
+            asked.embeddings,
+            asked.labels,
+            pixels,
+            known.rows,
+            apart is None,
+            asked.rows,
+        )
 
 
 LABELLED = Labelled()
@@ -93,6 +117,8 @@ class _Set(NamedTuple):
     images: Tensor
     embeddings: Tensor
     labels: Tensor
+    groups: Tensor  # below 0 where unknown
+    rows: Tensor
 
     def usable(self) -> _Set:
         """What is labelled and finite."""
@@ -107,18 +133,31 @@ def _apart(at: Gatherer, probe: _Set) -> tuple[_Set, _Set] | None:
     images, labels = at.sources.reference, at.sources.reference_labels
     if images is None or labels is None or at.reference_embeddings is None:
         return None
-    known, asked = _Set(images, at.reference_embeddings, labels).usable(), probe.usable()
+    name = next(iter(at.sources.groups), "")
+    groups = at.sources.reference_groups.get(name, torch.full_like(labels, -1))
+    rows = torch.arange(len(labels))
+    known = _Set(images, at.reference_embeddings, labels, groups, rows).usable()
+    asked = probe.usable()
+    known = known.take(~torch.isin(known.groups, asked.groups[asked.groups >= 0]))
     taught = torch.isin(torch.unique(asked.labels), known.labels)
     return (known, asked) if bool(taught.all()) else None
 
 
 def _halves(probe: _Set) -> tuple[_Set, _Set]:
-    """Divide at random, class by class, so that both halves have all classes of two and more."""
+    """Divide at random, class by class, so that both halves have all classes of two groups and more."""
     usable = probe.usable()
+    count = len(usable.labels)
+    alone = usable.groups < 0  # an image of an unknown group is a group of its own
+    numbers = torch.where(alone, torch.arange(count) - count, usable.groups)
+    names, member = torch.unique(numbers, return_inverse=True)
+    # Of a group that has several classes any one stands for it.
+    label = usable.labels.new_zeros(len(names)).index_copy_(0, member, usable.labels)
     generator = torch.Generator().manual_seed(0)
-    order = torch.randperm(len(usable.labels), generator=generator)
-    order = order[usable.labels[order].argsort(stable=True)]
-    known, asked = usable.take(order[0::2]), usable.take(order[1::2])
+    order = torch.randperm(len(names), generator=generator)
+    order = order[label[order].argsort(stable=True)]
+    second = torch.zeros(len(names), dtype=torch.bool)
+    second[order[1::2]] = True
+    known, asked = usable.take(~second[member]), usable.take(second[member])
     return known, asked.take(torch.isin(asked.labels, known.labels))
 
 

@@ -7,12 +7,14 @@ something new (tokens, layers, augmented views), write a subclass of :class:`Par
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Generic, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeVar
 
 import torch
 from torch import Tensor
 
+from jepa_monitor.encoders.pretrained import Generalist
 from jepa_monitor.functional.contrast import change_contrast
 from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.probes.corruptions import CORRUPTIONS, SEVERITIES
@@ -23,14 +25,22 @@ if TYPE_CHECKING:
 __all__ = [
     "CONTRASTED",
     "FIRST_EMBEDDINGS",
+    "GROUPS",
     "LABELS",
     "OTHER_EMBEDDINGS",
+    "OTHER_SETS",
+    "PROBE_LABELS",
     "Contrasted",
     "Corrupted",
     "FirstEmbeddings",
+    "GroupNumbers",
+    "GroupedSets",
     "Labels",
+    "OtherEmbedded",
     "OtherEmbeddings",
+    "OtherSets",
     "Part",
+    "ProbeLabels",
     "are_classes",
     "check_labels",
 ]
@@ -84,6 +94,24 @@ class Labels(Part[Tensor]):
 
 
 @dataclass(frozen=True)
+class ProbeLabels(Part[Tensor]):
+    """Classes of the probe images as far as they are known, (N,), int64, below 0 where not."""
+
+    source = "`labels`"
+
+    def gather(self, at: Gatherer) -> Tensor | None:
+        """Take the monitor's.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            (N,), or ``None``.
+        """
+        return at.sources.labels
+
+
+@dataclass(frozen=True)
 class FirstEmbeddings(Part[Tensor]):
     """Embeddings of the probe at the first look, (N, K); at that look itself, its own."""
 
@@ -115,8 +143,100 @@ class OtherEmbeddings(Part[Tensor]):
         Returns:
             (N, L), or ``None``.
         """
-        other = at.sources.compare_with
-        return None if other is None else at.other(other).embeddings(at.sources.images)
+        return None if at.sources.compare_with is None else _by_other(at, "probe")
+
+
+class OtherEmbedded(NamedTuple):
+    """All sets as the encoder to compare with embeds them.
+
+    Args:
+        probe: (N, L).
+        reference: (M, L), in the order of the training images; ``None`` where there are none.
+        ood: By name, (n, L).
+    """
+
+    probe: Tensor
+    reference: Tensor | None
+    ood: dict[str, Tensor]
+
+
+@dataclass(frozen=True)
+class OtherSets(Part[OtherEmbedded]):
+    """Embeddings of every set by the encoder to compare with."""
+
+    source = "`compare_with`"
+
+    def gather(self, at: Gatherer) -> OtherEmbedded | None:
+        """Embed the sets.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            The embeddings, or ``None``.
+        """
+        if at.sources.compare_with is None:
+            return None
+        probe = at.part(OTHER_EMBEDDINGS)
+        assert probe is not None
+        reference = None if at.sources.reference is None else _by_other(at, "reference")
+        ood = {name: _by_other(at, f"ood/{name}") for name in at.sources.ood}
+        return OtherEmbedded(probe, reference, ood)
+
+
+def _by_other(at: Gatherer, name: str) -> Tensor:
+    """Embed a set by the encoder to compare with; by a frozen one only once."""
+    other = at.sources.compare_with
+    kind, _, which = name.partition("/")
+    sets = {"probe": at.sources.images, "reference": at.sources.reference}
+    images = at.sources.ood[which] if kind == "ood" else sets[kind]
+    assert images is not None
+
+    def embed() -> Tensor:
+        return at.other(other).embeddings(images)
+
+    if not isinstance(other, Generalist):
+        return embed()
+
+    def embed_once() -> Tensor:
+        other.to(at.device)
+        try:
+            return embed()
+        finally:
+            other.to("cpu")  # its place on the device is training's
+
+    return other.remember(name, embed_once)
+
+
+class GroupedSets(NamedTuple):
+    """Groups of images, by name.
+
+    Args:
+        probe: (N,), int64, below 0 where unknown.
+        reference: (M,), of those names that training images have.
+    """
+
+    probe: Mapping[str, Tensor]
+    reference: Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class GroupNumbers(Part[GroupedSets]):
+    """What images have in common beside their class."""
+
+    source = "`groups`"
+
+    def gather(self, at: Gatherer) -> GroupedSets | None:
+        """Take the monitor's.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            Them, or ``None``.
+        """
+        sources = at.sources
+        return GroupedSets(sources.groups, sources.reference_groups) if sources.groups else None
 
 
 @dataclass(frozen=True)
@@ -182,6 +302,9 @@ LABELS = Labels()
 CONTRASTED = Contrasted()
 FIRST_EMBEDDINGS = FirstEmbeddings()
 OTHER_EMBEDDINGS = OtherEmbeddings()
+OTHER_SETS = OtherSets()
+PROBE_LABELS = ProbeLabels()
+GROUPS = GroupNumbers()
 
 
 def are_classes(labels: Tensor) -> bool:

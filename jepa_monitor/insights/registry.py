@@ -15,6 +15,8 @@ from jepa_monitor.insights.contrast import Contrast
 from jepa_monitor.insights.dimension import Dimension
 from jepa_monitor.insights.ema import Ema
 from jepa_monitor.insights.generalisation import Generalisation
+from jepa_monitor.insights.generalist import AgainstGeneralist
+from jepa_monitor.insights.groups import GroupKnowledge
 from jepa_monitor.insights.identifiability import Identifiability
 from jepa_monitor.insights.law import Law
 from jepa_monitor.insights.layers import LayerWise
@@ -48,6 +50,7 @@ INSIGHTS: Mapping[str, Insight] = MappingProxyType(
             Separation(),
             Neighbors(),
             Identifiability(),
+            AgainstGeneralist(),
             Leverage(),
             Dimension(),
             Lidar(),
@@ -82,6 +85,7 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
         *polarity,
         Collapse(),
         Quality(),
+        GroupKnowledge(),
         Consistency(),
         Clusters(),
         Ema(),

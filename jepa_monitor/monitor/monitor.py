@@ -13,6 +13,7 @@ from jepa_monitor._settings import takes
 from jepa_monitor._warnings import warn
 from jepa_monitor.detectors import choose_detectors
 from jepa_monitor.encoders import Embedder
+from jepa_monitor.encoders.pretrained import Generalist, is_timm_name
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.encoders.token_encoder import encoder_for
@@ -37,6 +38,7 @@ from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 from jepa_monitor.probes.corruptions import CORRUPTIONS
+from jepa_monitor.probes.groups import check_groups
 from jepa_monitor.probes.labels import Labels, collect_classes, without_repeats
 from jepa_monitor.probes.sources import may_share_images
 
@@ -98,16 +100,15 @@ class DensityMonitor:
         self.polarity_samples = given.polarity_samples
         self.insights: tuple[Insight, ...] = tuple(given.insights)
         self.detectors = choose_detectors(given.detectors)
-        self.compare_with = given.compare_with
         self.batch_to_images = given.batch_to_images
         self.distributed = distributed
         processes = Processes(distributed)
 
         def collect(
             data: Any, name: str, seed: int | None = None, labels: Labels = None
-        ) -> tuple[Tensor, Tensor | None]:
+        ) -> tuple[Tensor, Tensor | None, dict[str, Tensor]]:
             # They differ where a stream of data gives each process a part of its own.
-            images, classes = processes.same(
+            images, classes, numbers = processes.same(
                 lambda: collect_classes(
                     data,
                     max(given.max_probe_samples, given.max_embedding_samples),
@@ -115,23 +116,29 @@ class DensityMonitor:
                     name=name,
                     batch_to_images=given.batch_to_images,
                     shuffle_seed=seed,
+                    groups={} if name.startswith("ood") else groups,
                 )
             )
-            if name == "probe" or (is_texts(images) and is_texts(self.images)):
-                return images, classes if len(classes) else None
-            if images.shape[1:] != self.images.shape[1:]:
+            texts = name != "probe" and is_texts(images) and is_texts(self.images)
+            if name != "probe" and not texts and images.shape[1:] != self.images.shape[1:]:
                 raise ValueError(
                     f"`{name}` must hold images of the probe's shape, "
                     f"{tuple(self.images.shape[1:])}, got {tuple(images.shape[1:])}."
                 )
-            return images, classes if len(classes) else None
+            by_name = dict(zip(groups, numbers.unbind(1), strict=False))
+            return images, classes if len(classes) else None, by_name
 
-        self.images, self.labels = collect(probe, "probe", shuffle_seed, given.labels)
+        groups = check_groups(given.groups)
+        self.images, self.labels, self.groups = collect(probe, "probe", shuffle_seed, given.labels)
+        self.reference_groups: dict[str, Tensor] = {}
         self.reference: Tensor | None = None
         self.reference_labels: Tensor | None = None
         if given.reference is not None:
             wanted = None if may_share_images(probe, given.reference) else given.labels
-            self.reference, self.reference_labels = collect(given.reference, "reference", 1, wanted)
+            self.reference, self.reference_labels, found = collect(
+                given.reference, "reference", 1, wanted
+            )
+            self._know_groups(found)
             if self.reference_labels is not None:
                 self.reference_labels = without_repeats(
                     self.reference_labels, self.reference, self.images
@@ -143,6 +150,10 @@ class DensityMonitor:
         self.ood = {
             name: collect(data, f"ood[{name!r}]")[0] for name, data in (given.ood or {}).items()
         }
+        self.compare_with = given.compare_with
+        if is_timm_name(given.compare_with):
+            raw = bool((self.images.amin() >= 0) & (self.images.amax() <= 1))
+            self.compare_with = Generalist(given.compare_with, raw)
         if given.labels is not None and given.labels != "auto":
             stated = given.labels if isinstance(given.labels, Tensor) else self.labels
             assert stated is not None
@@ -184,6 +195,8 @@ class DensityMonitor:
             self.max_probe_samples,
             self.labels,
             self.reference_labels,
+            self.groups,
+            self.reference_groups,
             self.compare_with,
             self.online,
             _state,
@@ -208,6 +221,17 @@ class DensityMonitor:
         scalars["monitor/failed_insights"] = float(len(failed))
         scalars["monitor/seconds"] = time.perf_counter() - started
         return Report(scalars, look, insights, failed)
+
+    def _know_groups(self, found: dict[str, Tensor]) -> None:
+        """Keep the groups of the reference, and say which are not known there."""
+        for name, numbers in found.items():
+            if bool((numbers >= 0).any()):
+                self.reference_groups[name] = numbers
+            else:
+                warn(
+                    f"`groups` names {name!r}, which the reference does not have: whether the probe "
+                    "is of other groups than the training images is not told."
+                )
 
     def _tell(self, failed: Mapping[str, str]) -> None:
         """Warn of every insight that fails, once."""

@@ -11,8 +11,10 @@ from torch import Tensor
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor.detectors import Detector, choose_detectors
 from jepa_monitor.encoders import Pool, check_pool
+from jepa_monitor.encoders.pretrained import find_timm, is_timm_name
 from jepa_monitor.insights import Insight, choose_insights, default_insights
 from jepa_monitor.jacobian.options import ScoreOptions
+from jepa_monitor.probes.groups import GroupSource, check_groups
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
 from jepa_monitor.probes.labels import check_label_source
 
@@ -33,6 +35,7 @@ class MonitorArguments(TypedDict, total=False):
     insights: Iterable[Any]
     detectors: Iterable[str | Detector] | None
     labels: Tensor | Callable[[Any], Tensor] | str | None
+    groups: GroupSource
     compare_with: Any
     online: Any
 
@@ -57,7 +60,8 @@ class MonitorSettings:
         insights: What else to measure: ``"alignment"`` (of the Jacobians of 16 probe images with
             their inputs), ``"tasks"``, ``"separation"`` (both need ``labels``), ``"neighbors"``
             (agreement with the first evaluation, and with ``compare_with``), ``"identifiability"`` (up to which
-            maps the embeddings agree with those of ``compare_with``), ``"dimension"`` (intrinsic
+            maps the embeddings agree with those of ``compare_with``), ``"generalist"`` (is the run ahead of
+            ``compare_with``?), ``"dimension"`` (intrinsic
             dimensions, while nothing has collapsed), ``"lidar"`` (10 views of each image), ``"leverage"`` (a picture
             of the pixels on which the lowest and the highest scores rest), ``"tokens"`` (patch tokens of
             64 probe images and of a crop of each), ``"severity"`` (milder versions too: do scores fall with
@@ -72,7 +76,12 @@ class MonitorSettings:
             there are any; a tensor (N,), of the probe's; a function that finds them in a batch, (B,);
             ``None`` for none. They are only read, and nothing but ``quality/*``, ``"tasks"`` and
             ``"separation"`` depends on them.
-        compare_with: Another encoder, with which to compare neighbourhoods and whole embeddings.
+        groups: What images have in common beside their class, such as the patient or the scanner
+            (``groups/*``): a name in the batches, several, or a dict of functions that find it in a
+            batch. The first is what data are split by: no image counts for ``quality/*`` as learned from
+            whose group is asked.
+        compare_with: Another encoder, with which to compare neighbourhoods and whole embeddings; or
+            ``"timm/NAME"``, pretrained and frozen.
         online: The encoder that is trained, where its moving average is looked at (``ema/*``); the
             callback finds it by itself.
 
@@ -92,6 +101,7 @@ class MonitorSettings:
     insights: Iterable[Any] = ()
     detectors: Iterable[str | Detector] | None = None
     labels: Tensor | Callable[[Any], Tensor] | str | None = "auto"
+    groups: GroupSource = None
     compare_with: Any = None
     online: Any = None
 
@@ -109,6 +119,8 @@ class MonitorSettings:
             raise TypeError(f"`options` must be ScoreOptions, got {type(options).__name__}.")
         check_pool(self.pool)
         check_label_source(self.labels)
+        object.__setattr__(self, "groups", check_groups(self.groups))
+        _check_other(self.compare_with)
         _check_names(self.ood)
         # What was given may be a generator, which is read only once.
         object.__setattr__(self, "insights", choose_insights(self.insights, self.labels))
@@ -129,6 +141,15 @@ class MonitorSettings:
         """The same as keyword arguments."""
         found: Any = {field.name: getattr(self, field.name) for field in fields(MonitorSettings)}
         return found  # type: ignore[no-any-return]
+
+
+def _check_other(other: Any) -> None:
+    if is_timm_name(other):
+        find_timm(other, "compare_with")
+    elif other is not None and not callable(other):
+        raise TypeError(
+            f"`compare_with` must be a module, a function, 'timm/NAME' or None, got {other!r:.80}."
+        )
 
 
 def _check_names(ood: Any) -> None:

@@ -246,6 +246,33 @@ def _two_alike(parts: Any) -> tuple[Tensor, Tensor] | None:
     return None
 
 
+def named_field(batch: Any, name: str) -> Any:
+    """Find what has a name in a batch: in a dict, dataclass or named tuple, also inside of others.
+
+    Args:
+        batch: As for :func:`batch_images`.
+        name: The name.
+
+    Returns:
+        What has it, the outermost first; ``None`` if nothing has.
+
+    Example:
+        >>> from jepa_monitor.probes.finding import named_field
+        >>> named_field([[0.5, 0.7], {"patient": ["a", "b"]}], "patient")
+        ['a', 'b']
+    """
+    fields = _fields(batch)
+    if fields is None and isinstance(batch, tuple) and hasattr(batch, "_fields"):
+        fields = dict(zip(batch._fields, batch, strict=True))
+    if fields is not None and name in fields:
+        return fields[name]
+    parts = fields.values() if fields is not None else batch
+    if not isinstance(batch, list | tuple) and fields is None:
+        return None
+    inside = (named_field(part, name) for part in parts if not isinstance(part, Tensor | str))
+    return next((found for found in inside if found is not None), None)
+
+
 def batch_labels(batch: Any) -> Tensor | None:
     """Find the classes of the images, or texts, in a batch.
 

@@ -20,14 +20,14 @@ from jepa_monitor._warnings import warn
 from jepa_monitor.encoders.isolation import undisturbed
 from jepa_monitor.encoders.texts import as_texts, is_texts, join_texts
 from jepa_monitor.probes.apart import Unread, can_read_apart, read_apart
-from jepa_monitor.probes.finding import batch_images, batch_labels, batch_texts
+from jepa_monitor.probes.finding import batch_images, batch_texts
 from jepa_monitor.probes.sources import Source, draw_batches, has_indices, is_inert, is_map_style
 
 __all__ = [
     "BatchToImages",
     "check_batch_to_images",
+    "collect_described",
     "collect_images",
-    "collect_labelled",
     "find_images",
     "visit_images",
 ]
@@ -35,7 +35,7 @@ __all__ = [
 # One function for all sets, or one for each of them.
 BatchToImages: TypeAlias = Callable[[Any], Tensor] | Mapping[str, Callable[[Any], Tensor]] | None
 _SETS = ("probe", "reference", "ood")
-_Found: TypeAlias = "tuple[Tensor, Tensor | None]"
+_Found: TypeAlias = "tuple[Tensor, dict[str, Tensor]]"
 
 
 def check_batch_to_images(value: Any) -> BatchToImages:
@@ -136,7 +136,7 @@ def visit_images(
         ValueError: If there are no images, they hold NaN or infinity, or ``batch_to_images`` fails.
     """
     find = functools.partial(find_images, batch_to_images=batch_to_images, name=name)
-    _read(data, count, name, lambda batch: (find(batch), None), lambda i, _: visit(i), shuffle_seed)
+    _read(data, count, name, lambda batch: (find(batch), {}), lambda i, _: visit(i), shuffle_seed)
 
 
 def collect_images(
@@ -183,67 +183,41 @@ def collect_images(
     return _joined(taken, name)
 
 
-def collect_labelled(
+def collect_described(
     data: Any,
     count: int,
+    describe: Callable[[Any, int], dict[str, Tensor]],
     *,
     name: str = "probe",
     batch_to_images: BatchToImages = None,
-    batch_to_labels: Callable[[Any], Tensor | None] = batch_labels,
     shuffle_seed: int | None = None,
-    must: bool = True,
-) -> tuple[Tensor, Tensor | None]:
-    """Take a fixed set of images, and their labels where there are any, in one pass.
+) -> tuple[Tensor, dict[str, Tensor]]:
+    """Take a fixed set of images, and what else their batches say of each, in one pass.
 
     Args:
         data: As for :func:`collect_images`.
         count: Number of images to take at most.
+        describe: Takes a batch and its number of images b, returns tensors (b,) by name.
         name: What the set is called in errors.
         batch_to_images: Finds the images in a batch.
-        batch_to_labels: Finds their classes, (B,), or ``None``.
         shuffle_seed: Draws the images at random, instead of taking the first.
-        must: Whether it is an error that labels do not fit, instead of a sign that there are none.
 
     Returns:
-        The images, (N, ...), float32, and their classes, (N,), int64. ``None`` in the place of
-        these if a batch has none or each image is the only one of its class, as an index is.
+        The images, (N, ...), float32, and (N,) by those names that every batch has.
 
     Raises:
-        ValueError: If there are not as many labels as images, or ``batch_to_labels`` fails. What
-            :func:`collect_images` raises besides.
+        ValueError: What :func:`collect_images` and ``describe`` raise.
     """
 
     def find(batch: Any) -> _Found:
         images = find_images(batch, batch_to_images, name)
-        try:
-            labels = batch_to_labels(batch)
-        except Exception as error:
-            if not must:
-                return images, None
-            raise ValueError(
-                f"`labels` failed on a batch of type {type(batch).__name__} of `{name}`: "
-                f"{type(error).__name__}: {error}"
-            ) from error
-        if labels is None:
-            return images, None
-        labels = torch.as_tensor(labels).detach().cpu()
-        if labels.shape != images.shape[:1]:
-            if not must:
-                return images, None
-            raise ValueError(
-                f"`labels` must be one for each image, {tuple(images.shape[:1])}, "
-                f"got shape {tuple(labels.shape)}."
-            )
-        return images, labels
+        return images, describe(batch, len(images))
 
     taken: list[_Found] = []
     _read(data, count, name, find, lambda *found: taken.append(found), shuffle_seed)
     images = _joined([images for images, _ in taken], name)
-    known = [labels for _, labels in taken if labels is not None]
-    if len(known) < len(taken):
-        return images, None
-    labels = torch.cat(known).long()
-    return images, None if len(set(labels.tolist())) == len(labels) else labels
+    shared = [key for key in taken[0][1] if all(key in said for _, said in taken)]
+    return images, {key: torch.cat([said[key] for _, said in taken]) for key in shared}
 
 
 def _joined(taken: list[Tensor], name: str) -> Tensor:
@@ -260,7 +234,7 @@ def _read(
     count: int,
     name: str,
     find: Callable[[Any], _Found],
-    take: Callable[[Tensor, Tensor | None], None],
+    take: Callable[[Tensor, dict[str, Tensor]], None],
     shuffle_seed: int | None,
 ) -> None:
     """Read images, and what belongs to them, until there are enough."""
@@ -284,8 +258,8 @@ def _read(
             if source.transfer is not None:  # to the device, which is this process's alone
                 yield batch
                 continue
-            images, labels = find(batch)
-            yield images[:missing], None if labels is None else labels[:missing]
+            images, said = find(batch)
+            yield images[:missing], _first(said, missing)
             missing -= len(images)
             if missing <= 0:
                 return
@@ -293,8 +267,8 @@ def _read(
     def deliver(items: Iterable[Any]) -> None:
         nonlocal left, batches
         for item in items:
-            images, labels = item if source.transfer is None else find(source.transfer(item))
-            take(images[:left], None if labels is None else labels[:left])
+            images, said = item if source.transfer is None else find(source.transfer(item))
+            take(images[:left], _first(said, left))
             batches += 1
             left -= len(images)
             if left <= 0:
@@ -329,6 +303,10 @@ def _read(
         )
     if left == count:
         raise ValueError(f"`{name}` is empty: {type(data).__name__} yields no images.")
+
+
+def _first(said: dict[str, Tensor], count: int) -> dict[str, Tensor]:
+    return {key: values[:count] for key, values in said.items()}
 
 
 def _isolated(source: Source, count: int, shuffle_seed: int | None) -> Iterator[Any]:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from types import MappingProxyType
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from jepa_monitor.probes.finding import batch_labels
-from jepa_monitor.probes.images import BatchToImages, collect_images, collect_labelled
+from jepa_monitor.probes.groups import Groups, group_numbers
+from jepa_monitor.probes.images import BatchToImages, collect_described
 
 __all__ = [
     "Labels",
@@ -94,8 +96,9 @@ def collect_classes(
     name: str,
     batch_to_images: BatchToImages = None,
     shuffle_seed: int | None = None,
-) -> tuple[Tensor, Tensor]:
-    """Take a fixed set of images, and their classes where there are any, in one pass.
+    groups: Groups = MappingProxyType({}),
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Take a fixed set of images, and their classes and groups where there are any, in one pass.
 
     Args:
         data: As for :func:`~jepa_monitor.probes.images.collect_images`.
@@ -105,40 +108,46 @@ def collect_classes(
         name: What the set is called in errors.
         batch_to_images: Finds the images in a batch.
         shuffle_seed: Draws the images at random, instead of taking the first.
+        groups: Functions of a batch by name, which must find the groups in the probe.
 
     Returns:
-        The images, (N, ...), float32, and their classes, (N,), int64, −1 where unknown; (0,) if there
-        are none, or none that are plausible. Where the labels themselves were asked for, as they are.
+        The images, (N, ...), float32; their classes, (N,), int64, −1 where unknown; (0,) if there
+        are none, or none that are plausible: where the labels themselves were asked for, as they are;
+        and their groups, (N, G), int64, −1 where unknown.
 
     Raises:
-        ValueError: If the function finds none. What
-            :func:`~jepa_monitor.probes.images.collect_labelled` raises besides.
+        ValueError: If a function finds none, or not one for each image. What
+            :func:`~jepa_monitor.probes.images.collect_images` raises besides.
     """
-    none = torch.empty(0, dtype=torch.int64)
-    if labels is None or isinstance(labels, Tensor):
-        images = collect_images(
-            data, count, name=name, batch_to_images=batch_to_images, shuffle_seed=shuffle_seed
-        )
-        return images, none
+    wanted = labels == "auto" if isinstance(labels, str) else callable(labels)
     must = callable(labels) and name == "probe"
 
-    def find(batch: Any) -> Tensor | None:
-        if not callable(labels):
-            return batch_labels(batch)
-        found = torch.as_tensor(labels(batch))
-        if found.is_floating_point() and bool((found != found.round()).any()):
-            raise ValueError("they must be whole numbers, got fractions")
-        return found
+    def describe(batch: Any, images: int) -> dict[str, Tensor]:
+        said = {}
+        if wanted and (found := _labels_of(batch, images, labels, name, must)) is not None:
+            said["labels"] = found
+        for group, find in groups.items():
+            try:
+                said[f"group {group}"] = group_numbers(find(batch), images)
+            except Exception as error:  # noqa: PERF203 - whatever a user's function raises
+                if name == "probe":
+                    raise ValueError(
+                        f"`groups[{group!r}]` failed on a batch of type {type(batch).__name__} of "
+                        f"`{name}`: {type(error).__name__}: {error}"
+                    ) from error
+        return said
 
-    images, found = collect_labelled(
+    images, said = collect_described(
         data,
         count,
+        describe,
         name=name,
         batch_to_images=batch_to_images,
-        batch_to_labels=find,
         shuffle_seed=shuffle_seed,
-        must=must,
     )
+    found = said.get("labels")
+    if found is not None and len(set(found.tolist())) == len(found):
+        found = None
     if must and found is None:
         raise ValueError(
             "`labels` must name at least 2 classes, each of at least 2 probe images, got a "
@@ -146,4 +155,34 @@ def collect_classes(
         )
     if found is not None and not must:
         found = plausible_classes(found)
-    return images, none if found is None else found
+    unknown = torch.full((len(images),), -1)
+    columns = [said.get(f"group {group}", unknown) for group in groups]
+    none = torch.empty(0, dtype=torch.int64)
+    return (
+        images,
+        none if found is None else found,
+        torch.stack(columns, 1) if columns else unknown[:, None][:, :0],
+    )
+
+
+def _labels_of(batch: Any, images: int, labels: Labels, name: str, must: bool) -> Tensor | None:
+    """Find the labels of a batch; ``None`` if there are none, and need not be."""
+    try:
+        found = labels(batch) if callable(labels) else batch_labels(batch)
+        if found is None:
+            return None
+        found = torch.as_tensor(found).detach().cpu()
+        if found.shape != (images,):
+            raise ValueError(
+                f"they must be one for each image, {(images,)}, got shape {tuple(found.shape)}"
+            )
+        if found.is_floating_point() and bool((found != found.round()).any()):
+            raise ValueError("they must be whole numbers, got fractions")
+    except Exception as error:
+        if not must:
+            return None
+        raise ValueError(
+            f"`labels` failed on a batch of type {type(batch).__name__} of `{name}`: "
+            f"{type(error).__name__}: {error}"
+        ) from error
+    return found.long()

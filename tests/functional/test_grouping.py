@@ -85,7 +85,7 @@ def test_a_leak_is_found_where_patients_are_told_and_not_where_they_are_not():
     assert found.within > 0.95
     assert abs(found.across - 0.5) < 0.25
     assert found.lower > 0.2
-    assert found.count == len(z)
+    assert found.asked == len(z)
     assert found.leak.item() == pytest.approx((found.within - found.across).item())
     ringing = sum(bool(group_leak(*patients(0.0, seed), k=5).lower > 0) for seed in range(40))
     assert binom.sf(ringing - 1, 40, 0.025) > 0.005
@@ -97,9 +97,9 @@ def test_a_group_is_asked_only_where_its_classes_are_known_elsewhere():
     labels = torch.tensor([0, 0, 0, 1, 1, 1, 1, 1, 1, 7, 7, 1])
     found = group_leak(z, groups, labels, k=3)
     # Class 0 is in group 0 alone, 7 in group 4; number 5 has one image.
-    assert found.count == 6
+    assert found.asked == 6
     alone = group_leak(z, torch.zeros(12, dtype=torch.long), labels)
-    assert alone.count == 0
+    assert alone.asked == 0
     assert math.isnan(alone.leak)
 
 
@@ -146,7 +146,7 @@ def test_a_gain_in_auroc_is_that_of_delong_by_loops():
 
 def test_errors():
     z, groups, labels = patients(0.0)
-    with pytest.raises(TypeError, match="`groups` must be a torch.Tensor, got list"):
+    with pytest.raises(TypeError, match=r"`groups` must be a torch\.Tensor, got list"):
         group_neighbors(z, groups.tolist())
     with pytest.raises(ValueError, match=r"`groups` must be integers of shape \(192,\)"):
         group_leak(z, groups.double(), labels)

@@ -49,7 +49,16 @@ Array = NDArray[np.float64]
 PROBE, REFERENCE, DARK, SCORED, WIDTH, EPS = 40, 100, 25, 30, 16, 0.05
 LABELS = torch.arange(PROBE) % 4
 # test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py
-APART = ("tokens", "layers", "mae", "attention", "perception", "identifiability")
+APART = (
+    "tokens",
+    "layers",
+    "mae",
+    "attention",
+    "perception",
+    "identifiability",
+    "generalist",
+    "groups",
+)
 
 
 def encoder(seed: int, width: int = 24) -> nn.Module:

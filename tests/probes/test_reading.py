@@ -35,7 +35,7 @@ from torch.utils.data import (
 from jepa_monitor import DensityMonitor
 from jepa_monitor.probes import batch_images, collect_images
 from jepa_monitor.probes.apart import Unread, read_apart
-from jepa_monitor.probes.images import collect_labelled
+from jepa_monitor.probes.labels import collect_classes
 from jepa_monitor.probes.sources import Source
 
 COUNT = 24
@@ -389,12 +389,11 @@ def test_indices_of_any_kind() -> None:
     "name", [n for n in SELF_BATCHING if "without" not in n and "own" not in n]
 )
 def test_labels_come_with_the_images(name: str) -> None:
-    found, labels = collect_labelled(SELF_BATCHING[name](), 20)
+    found, labels, _ = collect_classes(SELF_BATCHING[name](), 20, "auto", name="probe")
     assert torch.equal(found, images(COUNT, 3)[:20])
     if name in ("three classes", "list of samples, loaded", "batches in a list"):
-        assert labels is None
+        assert not len(labels)
     else:
-        assert labels is not None
         expected = torch.arange(20) % 3
         if name in ("stream of batches", "its loader"):
             expected = torch.arange(20) % 8 % 3
@@ -403,9 +402,9 @@ def test_labels_come_with_the_images(name: str) -> None:
 
 def test_labels_that_name_every_image_are_none() -> None:
     data = TensorDataset(images(COUNT, 3), torch.arange(COUNT))
-    assert collect_labelled(data, 20)[1] is None
-    labels = collect_labelled(data, 20, batch_to_labels=lambda batch: batch[1] // 2)[1]
-    assert torch.equal(labels, torch.arange(20) // 2)  # type: ignore[arg-type]
+    assert not len(collect_classes(data, 20, "auto", name="probe")[1])
+    labels = collect_classes(data, 20, lambda batch: batch[1] // 2, name="probe")[1]
+    assert torch.equal(labels, torch.arange(20) // 2)
 
 
 @pytest.mark.parametrize(
@@ -417,7 +416,7 @@ def test_labels_that_name_every_image_are_none() -> None:
 )
 def test_wrong_labels_are_named(labels: Callable[[Any], Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        collect_labelled(DataLoader(Plain(), 8), 20, batch_to_labels=labels)
+        collect_classes(DataLoader(Plain(), 8), 20, labels, name="probe")
 
 
 def test_each_set_has_its_own_way_to_the_images() -> None:
@@ -534,10 +533,10 @@ def test_what_happens_on_the_way_to_the_model_happens() -> None:
 
     pixels = [((row(i) * 255).to(torch.uint8), i % 3) for i in range(COUNT)]
     source = Source(DataLoader(pixels, 8), transfer=transfer)  # type: ignore[arg-type]
-    found, labels = collect_labelled(source, 20)
+    found, labels, _ = collect_classes(source, 20, "auto", name="probe")
     expected = (images(COUNT, 3)[:20] * 255).to(torch.uint8).float() / 255
     assert torch.equal(found, expected)
-    assert torch.equal(labels, torch.arange(20) % 3)  # type: ignore[arg-type]
+    assert torch.equal(labels, torch.arange(20) % 3)
     with pytest.raises(TypeError, match="`probe` must be floating point"):
         collect_images(DataLoader(pixels, 8), 20)  # type: ignore[arg-type]
 

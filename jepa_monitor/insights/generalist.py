@@ -1,0 +1,199 @@
+"""Generalist: is this run worth more yet than an encoder that somebody else has trained?"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+import torch
+from torch import Tensor
+
+from jepa_monitor.functional import (
+    auroc,
+    auroc_gain,
+    few_shot_accuracy,
+    knn_predict,
+    knn_score,
+    paired_interval,
+    rankme,
+    ridge_predict,
+    wilson_interval,
+)
+from jepa_monitor.insights.base import Insight, Panel, Row
+from jepa_monitor.insights.labelled import LABELLED
+from jepa_monitor.insights.look import Look
+from jepa_monitor.insights.parts import OTHER_SETS
+
+__all__ = ["AgainstGeneralist"]
+
+_SHOTS = (1, 5, 10)
+_NEIGHBOURS = 10
+_WORDS = {"knn": "k-NN", "linear": "linear"}
+
+
+def _with_ends(*tags: str) -> tuple[str, ...]:
+    return tuple(f"generalist/{tag}{end}" for tag in tags for end in ("", "_low", "_high"))
+
+
+class AgainstGeneralist(Insight):
+    """``generalist/*``, with another encoder: what it makes of the same images."""
+
+    name = "generalist"
+    needs = (OTHER_SETS,)
+    wants = (LABELLED,)
+    rows = (
+        Row(
+            _with_ends("knn", "linear", *(f"few_shot_{shots}" for shots in _SHOTS)),
+            'with `insights=["generalist"]`, `compare_with` and labels: as `quality/*`, of the other '
+            "encoder, by the same images",
+            "0 … 1",
+            "",
+            "the data and the other encoder; constant if that is frozen",
+            "forward, once",
+            "`knn_predict`, `ridge_predict`",
+        ),
+        Row(
+            _with_ends("knn_gain", "linear_gain"),
+            "accuracy of this run's encoder minus the other's, of the same images, and the ends of the "
+            "paired 95 % interval",
+            "−1 … 1",
+            "lower end above 0",
+            "what training on one's own data is worth",
+            "free",
+            "`paired_interval`",
+        ),
+        Row(
+            ("generalist/rankme",),
+            "RankMe of the other's embeddings of the probe; this run's is `collapse/rankme`",
+            "1 … min(N, L)",
+            "",
+            "the width of the other encoder",
+            "free",
+            "[arXiv 2210.02885](https://arxiv.org/abs/2210.02885)",
+        ),
+        Row(
+            (
+                "generalist/<name>/auroc",
+                *(f"generalist/<name>/auroc_gain{end}" for end in ("", "_low", "_high")),
+            ),
+            "with `ood` and a reference: how well the distance to the 10th nearest training image, of unit "
+            "embeddings, tells the set from the probe by the other encoder; what this run's has over it, and "
+            "the ends of the paired 95 % interval",
+            "0 … 1; −1 … 1",
+            "",
+            "",
+            "O(N·M·K)",
+            "`auroc_gain`",
+        ),
+    )
+    panels = (
+        Panel(
+            "generalist",
+            "accuracy above the other encoder's, k-NN",
+            _with_ends("knn_gain"),
+            band=True,
+            healthy=(0.0, None),
+        ),
+        Panel(
+            "generalist",
+            "accuracy above the other encoder's, linear",
+            _with_ends("linear_gain"),
+            band=True,
+            healthy=(0.0, None),
+        ),
+    )
+
+    def scalars(self, look: Look) -> dict[str, float]:
+        """Ask both encoders the same.
+
+        Args:
+            look: What was gathered.
+
+        Returns:
+            ``generalist/*``; accuracies with labels alone, AUROC with a reference and ``ood`` alone, and
+            nothing where an embedding of the other is not finite.
+        """
+        other = look[OTHER_SETS]
+        if not all(bool(torch.isfinite(z).all()) for z in (other.probe, *other.ood.values())):
+            return {}
+        found = {"generalist/rankme": rankme(other.probe).item()}
+        if LABELLED in look.parts:
+            found |= _accuracies(look)
+        if look.reference is not None and other.reference is not None:
+            mine = look.reference.embeddings
+            base = other.reference[-len(mine) :]
+            for name, data in look.ood.items():
+                if bool(torch.isfinite(base).all()):
+                    found |= _told_apart(name, look, mine, base, data.embeddings)
+        return found
+
+    def says(self, scalars: Mapping[str, float]) -> str:
+        """Say whether the run is ahead.
+
+        Args:
+            scalars: Those of a look, by tag.
+
+        Returns:
+            A sentence; nothing where there are no classes.
+        """
+        parts = [
+            f"{words} {_standing(*(100 * scalars[tag] for tag in _with_ends(f'{key}_gain')))}"
+            for key, words in _WORDS.items()
+            if f"generalist/{key}_gain" in scalars
+        ]
+        return f"Against the encoder to compare with: {', '.join(parts)}." if parts else ""
+
+
+def _standing(gain: float, low: float, high: float) -> str:
+    if low <= 0 <= high:
+        return f"level ({low:+.1f} to {high:+.1f} points)"
+    word = "ahead" if low > 0 else "behind"
+    ends = (low, high) if low > 0 else (-high, -low)
+    return f"{word} by {abs(gain):.1f} points ({ends[0]:.1f} to {ends[1]:.1f})"
+
+
+def _accuracies(look: Look) -> dict[str, float]:
+    """Classify by the other encoder as ``quality/*`` does by this one."""
+    sets, other = look[LABELLED], look[OTHER_SETS]
+    bank = other.probe if sets.halves else other.reference
+    assert bank is not None
+    known, asked = bank[sets.known_rows], other.probe[sets.asked_rows]
+    if not bool(torch.isfinite(known).all()):
+        return {}
+    found: dict[str, float] = {}
+    for key, predict in (("knn", knn_predict), ("linear", ridge_predict)):
+        right = predict(known, sets.known_labels, asked) == sets.asked_labels
+        mine = predict(sets.known, sets.known_labels, sets.asked) == sets.asked_labels
+        hits = right.double().sum()
+        found |= _tagged(key, hits / len(right), *wilson_interval(hits, len(right)))
+        gain, ends = paired_interval(mine, right)
+        found |= _tagged(f"{key}_gain", gain, *ends)
+    smallest = int(torch.unique(sets.known_labels, return_counts=True)[1].min())
+    for shots in _SHOTS:
+        if shots <= smallest:
+            few = few_shot_accuracy((known, sets.known_labels), (asked, sets.asked_labels), shots)
+            found |= _tagged(f"few_shot_{shots}", *few)
+    return found
+
+
+def _tagged(key: str, *values: Tensor) -> dict[str, float]:
+    return {tag: value.item() for tag, value in zip(_with_ends(key), values, strict=True)}
+
+
+def _told_apart(
+    name: str, look: Look, mine: Tensor, base: Tensor, outside: Tensor
+) -> dict[str, float]:
+    """Compare how well both tell a set from the probe by their neighbours."""
+    other = look[OTHER_SETS]
+    k = min(_NEIGHBOURS, len(mine), len(base))
+    pairs = ((look.probe.embeddings, other.probe), (outside, other.ood[name]))
+    own, its = [], []
+    for z, theirs in pairs:
+        finite = torch.isfinite(z).all(1)
+        if int(finite.sum()) < 2:
+            return {}
+        own.append(knn_score(z[finite], mine, k))
+        its.append(knn_score(theirs[finite], base, k))
+    gain = auroc_gain(*own, *its)
+    tags = (f"generalist/{name}/auroc_gain{end}" for end in ("", "_low", "_high"))
+    found = {tag: value.item() for tag, value in zip(tags, gain, strict=True)}
+    return {f"generalist/{name}/auroc": auroc(*its).item(), **found}

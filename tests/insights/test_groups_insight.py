@@ -1,0 +1,122 @@
+"""Whether an encoder tells groups, from the data to the sentence."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from helpers import images
+from torch import Tensor, nn
+
+from jepa_monitor import DensityMonitor
+from jepa_monitor.functional import group_leak, group_neighbors, knn_predict
+from jepa_monitor.insights.groups import GroupKnowledge
+
+COUNT = 96
+
+
+def cases(seed: int = 0, first: int = 0) -> list[dict[str, Any]]:
+    """Images of 24 patients of two classes: the first pixel is the patient, the second the class."""
+    draw = torch.Generator().manual_seed(seed)
+    patient = torch.arange(COUNT) // 4
+    label = patient % 2
+    pixels = 0.1 * torch.randn(COUNT, 3, 2, 2, generator=draw)
+    places = torch.randn(100, 6, generator=torch.Generator().manual_seed(9))
+    pixels.flatten(1)[:, :6] += places[patient + first]
+    pixels[:, 2, 1, 1] += 2.0 * label
+    found = [
+        {"image": x, "label": int(y), "patient": int(who) + first, "scanner": f"s{int(who) % 3}"}
+        for x, y, who in zip(pixels, label, patient, strict=True)
+    ]
+    order = torch.randperm(COUNT, generator=draw).tolist()
+    return [found[i] for i in order]
+
+
+class Blind(nn.Module):
+    """Sees the class alone."""
+
+    def forward(self, batch: Tensor) -> Tensor:
+        return batch.flatten(1)[:, 6:]
+
+
+def loader(data: Any) -> Any:
+    return torch.utils.data.DataLoader(data, 32)
+
+
+def look(encoder: nn.Module, **settings: Any) -> tuple[dict[str, float], DensityMonitor]:
+    monitor = DensityMonitor(
+        loader(cases()), max_probe_samples=4, groups=["patient", "scanner"], **settings
+    )
+    return monitor.evaluate(encoder).scalars, monitor
+
+
+def test_numbers_are_those_of_the_functions_and_the_sentence_names_them() -> None:
+    scalars, monitor = look(nn.Flatten())
+    z, labels = monitor.images.flatten(1).double(), monitor.labels
+    assert labels is not None
+    for name in ("patient", "scanner"):
+        near = group_neighbors(z, monitor.groups[name], labels)
+        leak = group_leak(z, monitor.groups[name], labels)
+        expected = {
+            "neighbor": near.share, "neighbor_expected": near.expected, "neighbor_low": near.lower, "neighbor_high": near.upper,
+            "knn_across": leak.across, "knn_within": leak.within, "leak": leak.leak, "leak_low": leak.lower, "leak_high": leak.upper,
+        }  # fmt: skip
+        found = {
+            t.rpartition("/")[2]: v for t, v in scalars.items() if t.startswith(f"groups/{name}/")
+        }
+        assert found == {key: pytest.approx(value.item()) for key, value in expected.items()}
+    assert scalars["groups/patient/neighbor"] > 0.9
+    said = GroupKnowledge().says(scalars)
+    assert said.startswith("The embedding tells patient: ")
+    assert "of their own, where" in said
+    assert "points of its accuracy to that" in said
+
+
+def test_an_encoder_that_sees_the_class_alone_is_left_in_peace() -> None:
+    scalars, _ = look(Blind())
+    near, low, high = (scalars[f"groups/patient/neighbor{end}"] for end in ("", "_low", "_high"))
+    assert low <= near <= high
+    assert scalars["groups/patient/leak_low"] <= 0
+    assert GroupKnowledge().says(scalars) == ""
+
+
+def test_patients_of_the_training_data_are_counted_and_not_learned_from() -> None:
+    apart, _ = look(nn.Flatten(), reference=loader(cases(1, first=50)))
+    assert apart["groups/patient/shared"] == 0
+    assert apart["groups/scanner/shared"] == 1
+    half, monitor = look(nn.Flatten(), reference=loader(cases(1, first=12)))
+    assert half["groups/patient/shared"] == pytest.approx(0.5)
+    assert (
+        "50% of the probe are of a patient that the training images have"
+        in GroupKnowledge().says(half)
+    )
+    # `quality/*` learns from patients alone that are not asked.
+    assert monitor.reference is not None
+    assert monitor.reference_labels is not None
+    fresh = ~torch.isin(monitor.reference_groups["patient"], monitor.groups["patient"])
+    known = monitor.reference.flatten(1)[fresh], monitor.reference_labels[fresh]
+    right = knn_predict(*known, monitor.images.flatten(1)) == monitor.labels
+    assert half["quality/knn"] == pytest.approx(right.double().mean().item())
+
+
+def test_halves_of_the_probe_share_no_patient() -> None:
+    # The patients tell the class in full, and nothing else does: known ones would give it away.
+    data = cases()
+    told = torch.randint(0, 2, (24,), generator=torch.Generator().manual_seed(3)).tolist()
+    for case in data:
+        case["image"][2, 1, 1], case["label"] = 0, told[case["patient"]]
+    leaking = DensityMonitor(loader(data), max_probe_samples=4).evaluate(nn.Flatten()).scalars
+    apart = DensityMonitor(loader(data), max_probe_samples=4, groups="patient")
+    honest = apart.evaluate(nn.Flatten()).scalars
+    assert leaking["quality/knn"] > 0.9
+    assert honest["quality/knn"] < 0.75
+
+
+def test_nothing_is_said_of_one_group_or_few_images() -> None:
+    data = [{"image": x, "site": 0} for x in images(40)]
+    scalars = DensityMonitor(loader(data), groups="site").evaluate(nn.Flatten()).scalars
+    assert not [tag for tag in scalars if tag.startswith("groups/")]
+    few = DensityMonitor(loader(cases()[:12]), groups="patient").evaluate(nn.Flatten()).scalars
+    assert not [tag for tag in few if tag.startswith("groups/")]
+    assert GroupKnowledge().says({}) == ""
