@@ -97,6 +97,7 @@ LEFT_OUT = {
     "tokens": "trains, and takes the weights of another package",
     "mnist": "downloads",
     "timm/vit_small_patch16_dinov3.lvd1689m": "downloads",
+    "domain": "trains for minutes, and takes the weights and images of other packages",
     "dictionaries": "trains for minutes, and takes Fashion-MNIST",
 }
 
