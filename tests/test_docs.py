@@ -64,7 +64,20 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     fast = CollapseCallback(mlp(192, 20), images(80), name="fast")
     trainer(tmp_path, [full, fast], max_epochs=1).fit(Paired(), pairs())
     report = DensityMonitor(images(80), **settings).evaluate(mlp(192))  # without a reference
-    measured = DensityMonitor(images(160), insights=["dimension"], max_probe_samples=2)
+    of_sites = [
+        DataLoader(
+            [{"image": x, "label": i % 2, "site": i // 8} for i, x in enumerate(images(160, seed))],
+            32,
+        )
+        for seed in (0, 1)
+    ]
+    measured = DensityMonitor(
+        of_sites[0],
+        reference=of_sites[1],
+        insights=["dimension"],
+        groups="site",
+        max_probe_samples=2,
+    )
     measured.memory["first_retrieval"] = -1.0  # dimensions wait until views find each other better
     report.scalars.update(measured.evaluate(mlp(192)).scalars)
     vit = timm.create_model("test_vit", num_classes=0, img_size=8, patch_size=2)

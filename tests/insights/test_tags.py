@@ -452,7 +452,7 @@ def halves(labels: Tensor) -> tuple[Array, Array]:
     """Each class in a random order, every second image to learn from."""
     order = torch.randperm(len(labels), generator=torch.Generator().manual_seed(0)).tolist()
     order.sort(key=lambda i: int(labels[i]))
-    return np.array(order[0::2]), np.array(order[1::2])
+    return np.sort(order[0::2]), np.sort(order[1::2])
 
 
 def wilson(share: float, n: float) -> tuple[float, float]:
