@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import pathlib
 from typing import Any
 
 import pytest
 import torch
-from helpers import images
+from helpers import Validated, images, trainer
 from torch import Tensor, nn
 
-from jepa_monitor import DensityMonitor
+from jepa_monitor import DensityMonitor, JepaScoreCallback
 from jepa_monitor.functional import group_leak, group_neighbors, knn_predict
 from jepa_monitor.insights.groups import GroupKnowledge
 
@@ -120,3 +121,41 @@ def test_nothing_is_said_of_one_group_or_few_images() -> None:
     few = DensityMonitor(loader(cases()[:12]), groups="patient").evaluate(nn.Flatten()).scalars
     assert not [tag for tag in few if tag.startswith("groups/")]
     assert GroupKnowledge().says({}) == ""
+
+
+class Training(Validated):
+    """Takes dicts, and sees 12 numbers an image."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = nn.Sequential(nn.Flatten(), nn.Linear(12, 6))
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        return super().training_step([batch["image"], batch["label"]], batch_idx)
+
+    def validation_step(self, batch: Any, batch_idx: int) -> None:
+        super().validation_step([batch["image"]], batch_idx)
+
+
+def test_the_callback_finds_groups_in_the_trainer_s_data_and_leaves_training_as_it_is(
+    tmp_path: pathlib.Path,
+) -> None:
+    trained = []
+    for watching in (True, False):
+        torch.manual_seed(0)
+        callback = JepaScoreCallback(
+            max_overhead=None,
+            max_probe_samples=2,
+            groups="patient",
+            insights=["generalist"],
+            compare_with=nn.Sequential(nn.Flatten(), nn.Linear(12, 3), nn.Dropout()),
+        )
+        module = Training()
+        fitting = trainer(tmp_path, [callback] if watching else [], max_epochs=1)
+        fitting.fit(module, loader(cases(1, first=12)), loader(cases()))
+        trained.append(module.state_dict())
+        if watching:
+            assert callback.failures == 0
+            assert [look["groups/patient/shared"] for look in callback.history] == [0.5, 0.5]
+            assert "generalist/knn_gain" in callback.history[-1]
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
