@@ -32,8 +32,9 @@ from jepa_monitor.monitor.shortcut import (
 )
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
-from jepa_monitor.probes.images import collect_images, collect_labelled
+from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
+from jepa_monitor.probes.labels import collect_classes
 
 __all__ = ["ShortcutCallback"]
 
@@ -219,14 +220,12 @@ class ShortcutCallback(PacedCallback):
         if source is None:
             return None
 
-        def read() -> tuple[Tensor, ...]:
-            found = collect_labelled(
-                source, self.max_screened, name="reference", shuffle_seed=0, must=False
-            )
-            return tuple(part for part in found if part is not None)
-
         try:
-            texts, *labels = processes.same(read)
+            texts, labels, _ = processes.same(
+                lambda: collect_classes(
+                    source, self.max_screened, "auto", name="reference", shuffle_seed=0
+                )
+            )
         except Unread as error:
             if self.given is not None:
                 return None  # controls are drawn from the held-out texts
@@ -238,7 +237,7 @@ class ShortcutCallback(PacedCallback):
             raise TypeError(
                 f"`reference` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor."
             )
-        return texts, labels[0] if labels else None
+        return texts, labels if len(labels) else None
 
     def _screened(self, said: list[str], labels: Tensor | None) -> list[Candidate]:
         if labels is None:
