@@ -32,9 +32,9 @@ from jepa_monitor.monitor.shortcut import (
 )
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
-from jepa_monitor.probes.images import collect_images
+from jepa_monitor.probes.finding import batch_labels
+from jepa_monitor.probes.images import collect_described, collect_images
 from jepa_monitor.probes.insertion import Words
-from jepa_monitor.probes.labels import collect_classes
 
 __all__ = ["ShortcutCallback"]
 
@@ -220,12 +220,18 @@ class ShortcutCallback(PacedCallback):
         if source is None:
             return None
 
-        try:
-            texts, labels, _ = processes.same(
-                lambda: collect_classes(
-                    source, self.max_screened, "auto", name="reference", shuffle_seed=0
-                )
+        def describe(batch: Any, count: int) -> dict[str, Tensor]:
+            labels = batch_labels(batch)
+            return {} if labels is None or len(labels) != count else {"labels": labels}
+
+        def read() -> tuple[Tensor, ...]:
+            texts, said = collect_described(
+                source, self.max_screened, describe, name="reference", shuffle_seed=0
             )
+            return (texts, *said.values())
+
+        try:
+            texts, *labels = processes.same(read)
         except Unread as error:
             if self.given is not None:
                 return None  # controls are drawn from the held-out texts
@@ -237,7 +243,7 @@ class ShortcutCallback(PacedCallback):
             raise TypeError(
                 f"`reference` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor."
             )
-        return texts, labels if len(labels) else None
+        return texts, labels[0] if labels else None
 
     def _screened(self, said: list[str], labels: Tensor | None) -> list[Candidate]:
         if labels is None:
