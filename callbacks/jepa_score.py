@@ -288,7 +288,10 @@ class JepaScoreCallback(PacedCallback):
         given = {
             name: self.given_source(trainer, data) for name, data in (settings.ood or {}).items()
         }
-        settings = dataclasses.replace(settings, ood=given)
+        pairs = settings.text_pairs
+        if pairs is not None:
+            pairs = tuple(self.given_source(trainer, view) for view in pairs)
+        settings = dataclasses.replace(settings, ood=given, text_pairs=pairs)
         if settings.reference is not None:
             reference = self.given_source(trainer, settings.reference)
             return build(dataclasses.replace(settings, reference=reference))

@@ -11,6 +11,7 @@ _EXTRAS = {
     "cli": ("pyarrow", "rich", "torchvision", "PIL"),
     "recipes": ("jsonargparse", "docstring_parser", "sklearn", "torchvision", "rich", "PIL"),
     "hf": ("transformers",),
+    "text": ("transformers", "tokenizers"),
     "open-clip": ("open_clip",),
 }
 

@@ -6,9 +6,9 @@ import inspect
 import sys
 import warnings
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from lightning.pytorch import Callback, LightningModule, Trainer
+from lightning.pytorch import Callback, LightningDataModule, LightningModule, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from rich.console import Console
@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
 
-class RecipeCLI(LightningCLI):
-    """LightningCLI without subcommands: no argument at all trains with the defaults.
+class MonitoredCLI(LightningCLI):
+    """LightningCLI without subcommands, with a monitor: no argument at all trains with the defaults.
 
     Args:
         *args: See ``LightningCLI``.
@@ -31,12 +31,14 @@ class RecipeCLI(LightningCLI):
         **kwargs: See ``LightningCLI``.
     """
 
+    short: ClassVar[Mapping[str, str]] = {}  # options by what may be written for them
+
     def __init__(self, *args: Any, defaults: Mapping[str, Any], **kwargs: Any) -> None:
         self.defaults = dict(defaults)
         super().__init__(*args, **kwargs)
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
-        """Add the callbacks, ``--ckpt_path``, and let data and seed decide what follows from them.
+        """Add the callbacks, ``--ckpt_path``, and let the seed decide what follows from it.
 
         Args:
             parser: The parser to extend.
@@ -48,12 +50,61 @@ class RecipeCLI(LightningCLI):
             help="Checkpoint to resume from, or ``last`` for the newest of this recipe.",
         )
         parser.add_lightning_class_args(JepaScoreCallback, "monitor")
-        parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "monitor.max_overhead": 0.2})
-        parser.set_defaults(self.defaults)
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
+        self.add_method_arguments(parser)
+        parser.set_defaults(self.defaults)
+
+    def add_method_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add what a kind of methods needs besides.
+
+        Args:
+            parser: The parser to extend.
+        """
+
+    @property
+    def cadence(self) -> int:
+        """Epochs between measurements: about ten in the run, one of them at its end."""
+        epochs = self.config["trainer.max_epochs"] or 1
+        return next(n for n in range(max(epochs // 10, 1), 0, -1) if epochs % n == 0)
+
+    def before_instantiate_classes(self) -> None:
+        """Measure about ten times in the run, and at its end, unless told when."""
+        monitor = self.config["monitor"]
+        if monitor["every_n_epochs"] is None and monitor["every_n_steps"] is None:
+            monitor["every_n_epochs"] = self.cadence
+
+    def before_fit(self) -> None:
+        """Do what a method needs once all is built."""
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """Accept the short forms of options, then parse.
+
+        Args:
+            parser: The parser.
+            args: Arguments, or None for those of the process.
+        """
+        if args is None:
+            sys.argv[1:] = spell_out(sys.argv[1:], self.short)
+        elif isinstance(args, list):
+            args = spell_out(args, self.short)
+        super().parse_arguments(parser, args)
+
+
+class RecipeCLI(MonitoredCLI):
+    """The command line of methods for images, with k-NN; ``--data NAME`` stands for ``--data.name NAME``."""
+
+    short: ClassVar[Mapping[str, str]] = {"--data": "--data.name"}
+
+    def add_method_arguments(self, parser: LightningArgumentParser) -> None:
+        """Add k-NN, and let the data decide what follows from them.
+
+        Args:
+            parser: The parser to extend.
+        """
+        parser.add_lightning_class_args(OnlineKNN, "knn")
         parser.link_arguments("data.image_size", "model.image_size")
         parser.link_arguments("data.channels", "model.in_channels", apply_on="instantiate")
         if "first_epochs" in inspect.signature(self._model_class).parameters:
@@ -61,16 +112,10 @@ class RecipeCLI(LightningCLI):
             parser.link_arguments("model.anchor_weight", "data.paired", compute_fn=bool)
 
     def before_instantiate_classes(self) -> None:
-        """Measure about ten times in the run, and at its end, unless told when."""
-        epochs = self.config["trainer.max_epochs"] or 1
-        every = next(n for n in range(max(epochs // 10, 1), 0, -1) if epochs % n == 0)
-        monitor, knn = self.config["monitor"], self.config["knn"]
-        if monitor["every_n_epochs"] is None and monitor["every_n_steps"] is None:
-            monitor["every_n_epochs"] = every
-        knn["every_n_epochs"] = knn["every_n_epochs"] or every
-
-    def before_fit(self) -> None:
-        """Do what a method needs once all is built."""
+        """Measure k-NN about ten times in the run, too."""
+        super().before_instantiate_classes()
+        knn = self.config["knn"]
+        knn["every_n_epochs"] = knn["every_n_epochs"] or self.cadence
 
     def instantiate_classes(self) -> None:
         """Build everything, and keep what the data decide among the module's hyperparameters."""
@@ -78,25 +123,13 @@ class RecipeCLI(LightningCLI):
         # Lightning 2.4 keeps only what the command line has decided.
         self.model.hparams["in_channels"] = self.datamodule.channels
 
-    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """Accept ``--data NAME`` for ``--data.name NAME``, then parse.
 
-        Args:
-            parser: The parser.
-            args: Arguments, or None for those of the process.
-        """
-        if args is None:
-            sys.argv[1:] = spell_out(sys.argv[1:])
-        elif isinstance(args, list):
-            args = spell_out(args)
-        super().parse_arguments(parser, args)
-
-
-def spell_out(arguments: Sequence[str]) -> list[str]:
+def spell_out(arguments: Sequence[str], short: Mapping[str, str]) -> list[str]:
     """Write ``--data NAME`` as ``--data.name NAME``; leave ``--data FILE.yaml`` as it is.
 
     Args:
         arguments: Arguments of the command line.
+        short: Options by what may be written for them.
 
     Returns:
         The arguments to parse.
@@ -105,8 +138,8 @@ def spell_out(arguments: Sequence[str]) -> list[str]:
     for position, argument in enumerate(arguments):
         option, equals, value = argument.partition("=")
         following = value if equals else "".join(arguments[position + 1 : position + 2])
-        if option == "--data" and not following.endswith((".yaml", ".yml", ".json")):
-            argument = f"--data.name{equals}{value}"
+        if option in short and not following.endswith((".yaml", ".yml", ".json")):
+            argument = f"{short[option]}{equals}{value}"
         result.append(argument)
     return result
 
@@ -196,10 +229,12 @@ class ClosingTable(Callback):
         pixels, latest = (probes[0].pixels, probes[0].latest) if probes else ({}, {})
         known = {tag: float(hits.double().mean()) for tag, hits in pixels.items()}
         end = self._values(trainer)
-        table = Table("", "raw pixels", "before training", "after", title="Result")
+        heads = ["raw pixels"] if probes else []
+        table = Table("", *heads, "before training", "after", title="Result")
         for label, key, form in self.rows:
             cells = [form.format(v[key]) if key in v else "-" for v in (self.start, end)]
-            table.add_row(label, form.format(known[key]) if key in known else "", *cells)
+            beside = [form.format(known[key]) if key in known else ""] if probes else []
+            table.add_row(label, *beside, *cells)
         console = Console()
         console.print(table)
         for label, key, _ in self.rows:
@@ -257,8 +292,10 @@ def parse(
     max_epochs: int,
     args: list[str] | None = None,
     defaults: Mapping[str, Any] | None = None,
-    cli: type[RecipeCLI] = RecipeCLI,
-) -> RecipeCLI:
+    cli: type[MonitoredCLI] = RecipeCLI,
+    data: type[LightningDataModule] = ImageDataModule,
+    closing: Callback | None = None,
+) -> MonitoredCLI:
     """Parse the command line and build data, model and trainer from it.
 
     Args:
@@ -269,6 +306,8 @@ def parse(
         defaults: What the method asks of data and callbacks, by full name such as
             ``data.global_views``.
         cli: The command line, for a method that needs more than the others.
+        data: The data module.
+        closing: What prints the end of a run; by default a :class:`ClosingTable`.
 
     Returns:
         An object with ``model``, ``datamodule``, ``trainer`` and ``config``.
@@ -283,12 +322,12 @@ def parse(
     own_checkpoint_option = {clash: False} if known else {}
     return cli(
         model,
-        ImageDataModule,
+        data,
         trainer_defaults={
             "max_epochs": max_epochs,
             "logger": logger,
             "log_every_n_steps": 10,
-            "callbacks": ClosingTable(),
+            "callbacks": closing or ClosingTable(),
         },
         seed_everything_default=0,
         args=args,
@@ -299,7 +338,7 @@ def parse(
     )
 
 
-def train(run: RecipeCLI) -> Trainer:
+def train(run: MonitoredCLI) -> Trainer:
     """Train what a command line has built.
 
     Args:

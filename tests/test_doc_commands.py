@@ -34,6 +34,13 @@ RECIPE = [
 TINY: dict[str, list[str]] = {
     **dict.fromkeys(("ijepa", "mae", "lejepa", "vicreg", "dinov2"), RECIPE),
     "diet": [*RECIPE, "--old.epochs=1", "--old_monitor.max_probe_samples=4"],
+    "llm_jepa": [
+        *RECIPE,
+        "--exact.pairs=8",
+        "--data.train_pairs=48",
+        "--data.held_out=80",
+        "--trainer.limit_val_batches=1",
+    ],
     "grokking": ["--seeds=1", "--steps=6", "--looks=2"],
     "sae": [
         "--images=24",
@@ -98,6 +105,7 @@ LEFT_OUT = {
     "mnist": "downloads",
     "timm/vit_small_patch16_dinov3.lvd1689m": "downloads",
     "domain": "trains for minutes, and takes the weights and images of other packages",
+    "hf/HuggingFaceTB/SmolLM2-135M": "downloads",
     "dictionaries": "trains for minutes, and takes Fashion-MNIST",
 }
 

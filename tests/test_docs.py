@@ -18,10 +18,17 @@ from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.insights import INSIGHTS
 from jepa_monitor.insights.dashboard import dashboard
 from jepa_monitor.insights.table import all_insights, render_table, tag_pattern
+from jepa_monitor.monitor.pair_shortcut import follow_pairs
 from jepa_monitor.monitor.tags import all_rows
 
 ROOT = pathlib.Path(__file__).parents[1]
 DOCUMENTS = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
+
+
+TAKEN = {
+    "first": {"aligned": -1.0, "common_share": 0.0, "pair_gap": 2.0, "pair_gap_error": 0.0},
+    "taken": True, "against": 0, "before": 0, "step": 0,
+}  # fmt: skip
 
 
 def test_the_table_of_tags_is_that_of_the_insights() -> None:
@@ -84,7 +91,10 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     vit.reconstruct = lambda data, hidden: data.mean((2, 3), keepdim=True).expand_as(data)
     asked = ["tokens", "mae", "attention"]
     tokens = DensityMonitor(images(16), insights=asked, max_probe_samples=2).evaluate(vit)
-    texts = DensityMonitor(TextItems(24, 3), insights=["perception"]).evaluate(TinyText())
+    views = TextItems(72, 3), TextItems(72, 4)
+    told = DensityMonitor(TextItems(24, 3), insights=["perception"], text_pairs=views)
+    texts = told.evaluate(TinyText())
+    pairs_alike = follow_pairs({"pairs": TAKEN}, 1, texts.scalars)
     shortcuts = ShortcutCallback(max_overhead=None, on_shortcut=print)
     trainer(tmp_path, [shortcuts], max_epochs=1).fit(
         Tuned(), opinions_loader(128, 2, 1.0), opinions_loader(64, 3)
@@ -92,7 +102,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
     quick = {tag.removeprefix("fast/") for tag in fast.history[-1]}
     looks = (full.history[-1], shortcuts.history[-1])
     logged = {tag for look in looks for tag in look} - {"step"}
-    logged |= {*report.scalars, *quick, *tokens.scalars, *texts.scalars} - {"step"}
+    logged |= {*report.scalars, *quick, *tokens.scalars, *texts.scalars, *pairs_alike} - {"step"}
     assert len(logged) >= 90
     rows = {tag: tag_pattern(tag) for row in all_rows() for tag in row.tags}
     assert [tag for tag in sorted(logged) if not any(p.fullmatch(tag) for p in rows.values())] == []

@@ -54,6 +54,7 @@ class Sources:
             unknown.
         reference_groups: The same of the training images, (M,), by those names that they have.
         compare_with: Another encoder.
+        text_pairs: Both views of held-out pairs of texts, (P, ...) each.
         online: The encoder of which the one that is looked at is a moving average.
         state: Tells the state of collapse of embeddings (N, K); 0 is healthy.
         memory: What looks remember for later ones, plain numbers and tensors by name.
@@ -68,6 +69,7 @@ class Sources:
     groups: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     reference_groups: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     compare_with: Any = None
+    text_pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
     online: Any = None
     state: Callable[[Tensor], int] | None = None
     memory: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -3,26 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from jepa_monitor.encoders.embedder import Embedder
 from jepa_monitor.encoders.texts import is_texts, trim_texts
-from jepa_monitor.encoders.token_encoder import TokenEncoder
 from jepa_monitor.functional.next_token import next_token_perception
 from jepa_monitor.insights.base import Insight, Row
 from jepa_monitor.insights.gathering import Gatherer
 from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.parts import Part
+from jepa_monitor.insights.text_states import STATE_NUMBERS, text_states
 
 __all__ = ["Perception", "StateSet", "TokenStates"]
 
-_NUMBERS = 2**24  # of all states: 64 MiB in float32
-_BATCH = 32
 _K = 16
 
 
@@ -70,32 +65,12 @@ class TokenStates(Part[StateSet]):
         known = (labels >= 0).nonzero().flatten()
         texts = trim_texts(texts)
         width = at.probe.embeddings.shape[1]
-        known = known[: min(self.samples, max(1, _NUMBERS // (texts.shape[1] * width)))]
+        known = known[: min(self.samples, max(1, STATE_NUMBERS // (texts.shape[1] * width)))]
         if not len(known):
             return None
-        states, real = at.map(lambda part: _states(at.embedder, part, self.layer), texts[known])
+        states, real = at.map(lambda part: text_states(at.embedder, part, self.layer), texts[known])
         finite = torch.isfinite(states).flatten(1).all(1)
         return StateSet(states[finite], real[finite], labels[known][finite])
-
-
-def _states(embedder: Embedder, texts: Tensor, layer: int | None) -> tuple[Tensor, Tensor]:
-    """Compute states of texts, (b, T, K), 0 for padding, and which tokens are real."""
-
-    def find(_: Callable[[Tensor], Any], modules: Sequence[nn.Module], inputs: Tensor) -> Tensor:
-        encoder = modules[0]
-        assert isinstance(encoder, TokenEncoder)
-        found, kept = encoder.states(inputs, layer)
-        # Texts of one batch are as long as the longest of it.
-        missing = texts.shape[1] - found.shape[1]
-        found = found.masked_fill(~kept[..., None], 0.0)
-        return torch.nn.functional.pad(found, (0, 0, 0, missing)).cpu()
-
-    def work() -> Tensor:
-        with torch.no_grad():
-            inputs = (embedder.inputs(part) for part in torch.split(texts, _BATCH))
-            return torch.cat([found for some in inputs for found in embedder.inside(some, find)])
-
-    return embedder.run(work, texts.device), texts[..., 1].cpu() > 0
 
 
 class Perception(Insight):

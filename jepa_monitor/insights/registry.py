@@ -36,6 +36,7 @@ from jepa_monitor.insights.score import Score
 from jepa_monitor.insights.separation import Separation
 from jepa_monitor.insights.spectrum import Spectrum
 from jepa_monitor.insights.tasks import Tasks
+from jepa_monitor.insights.text_pairs import TextPairs
 from jepa_monitor.insights.tokens import TokenHealth
 from jepa_monitor.insights.views import Consistency
 
@@ -89,6 +90,7 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
         Consistency(),
         Clusters(),
         Ema(),
+        TextPairs(),
         Outliers(),
         OutOfDistribution(),
     )

@@ -113,7 +113,8 @@ class CollapseAlarm:
     ``patience_steps``, it gets no patience any more: the second look in a row that finds a collapse
     is an alarm. Moving between the two kinds of collapse does not start the count anew. The alarm
     ends when two looks in a row find the encoder healthy. Training images that repeat are an alarm at
-    the second look in a row that finds them, whatever the embeddings are like.
+    the second look in a row that finds them, whatever the embeddings are like; so is a shortcut of the loss
+    of pairs (:mod:`jepa_monitor.monitor.pair_shortcut`), for as long as it lasts.
 
     Args:
         patience_steps: Training steps that the first collapse may last.
@@ -214,7 +215,7 @@ class CollapseAlarm:
             state,
             self._since,
             step - self._since,
-            alarm or self._repeats >= CONFIRMATIONS,
+            alarm or self._repeats >= CONFIRMATIONS or bool(known.get("text/shortcut")),
             "",
             measures,
             lost=1 - measures.directions / self._most_directions if self._most_directions else 0.0,

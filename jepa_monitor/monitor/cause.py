@@ -84,6 +84,21 @@ def _not_finite(scalars: Scalars) -> Cause | None:
     )
 
 
+def _shortcut(scalars: Scalars) -> Cause | None:
+    if not scalars.get("text/shortcut"):
+        return None
+    aligned, common, gap = (scalars[f"text/{n}"] for n in ("aligned", "common_share", "pair_gap"))
+    before, gap_before = (scalars[f"text/{n}_first"] for n in ("aligned", "pair_gap"))
+    return Cause(
+        "a shortcut of the loss of pairs",
+        f"Since the first look the cosine of held-out pairs has risen from {before:.2f} to {aligned:.2f}, but not above "
+        f"that of shuffled pairs: text/pair_gap was {gap_before:.3f} and is {gap:.3f}. What has come together is what all "
+        f"texts share, {common:.0%} of the energy (text/common_share).",
+        "Look first at the weight of that loss, then at whether any other loss needs the states that it compares; with "
+        "the other pairs of a batch as negatives (InfoNCE) there is no such shortcut.",
+    )
+
+
 def _from_the_start(scalars: Scalars) -> Cause | None:
     if not scalars.get("collapse/state") or not scalars.get("collapse/from_start"):
         return None
@@ -182,7 +197,7 @@ def _views_of_one(scalars: Scalars) -> Cause | None:
 
 
 _RULES: tuple[Callable[[Scalars], Cause | None], ...] = (
-    _repeated_images, _not_finite, _recurrent, _from_the_start, _early, _clusters, _complete,
+    _repeated_images, _not_finite, _shortcut, _recurrent, _from_the_start, _early, _clusters, _complete,
     _dimensional, _views_of_one,
 )  # fmt: skip
 

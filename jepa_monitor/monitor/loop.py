@@ -15,6 +15,7 @@ from jepa_monitor.insights.registry import default_insights
 from jepa_monitor.monitor.closing import close_run
 from jepa_monitor.monitor.overview import plot_overview
 from jepa_monitor.monitor.page_file import figures_of, write_page
+from jepa_monitor.monitor.pair_shortcut import follow_pairs
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.telling import remember_spectrum, settings_of
 from jepa_monitor.monitor.watch import Evaluation, Look, Watch, check_overhead
@@ -42,7 +43,8 @@ def evaluate_density(watch: Watch, monitor: DensityMonitor, encoder: Any) -> Eva
     report = monitor.evaluate(encoder)
     values = report.probe.singular_values
     remember_spectrum(watch.memory, watch.last_step, values, monitor.options.eps)
-    return Evaluation(report.scalars, report.probe.embeddings, report)
+    told = follow_pairs(watch.memory, watch.last_step, report.scalars)
+    return Evaluation({**report.scalars, **told}, report.probe.embeddings, report)
 
 
 class DensityWatch(Watch):

@@ -29,6 +29,7 @@ from jepa_monitor.insights._drawing import is_drawable
 from jepa_monitor.insights.asking import ask, parts_of
 from jepa_monitor.insights.parts import are_classes, check_labels
 from jepa_monitor.insights.polarity import Polarity
+from jepa_monitor.insights.text_pairs import check_text_pairs
 from jepa_monitor.insights.views import VIEWS
 from jepa_monitor.jacobian.prepared import embed, fitting_threads
 from jepa_monitor.jacobian.sketch import row_count
@@ -116,11 +117,12 @@ class DensityMonitor:
                     name=name,
                     batch_to_images=given.batch_to_images,
                     shuffle_seed=seed,
-                    groups={} if name.startswith("ood") else groups,
+                    groups={} if name.startswith(("ood", "text_pairs")) else groups,
                 )
             )
-            texts = name != "probe" and is_texts(images) and is_texts(self.images)
-            if name != "probe" and not texts and images.shape[1:] != self.images.shape[1:]:
+            apart = name == "probe" or name.startswith("text_pairs")  # checked elsewhere
+            texts = is_texts(images) and not apart and is_texts(self.images)
+            if not (apart or texts) and images.shape[1:] != self.images.shape[1:]:
                 raise ValueError(
                     f"`{name}` must hold images of the probe's shape, "
                     f"{tuple(self.images.shape[1:])}, got {tuple(images.shape[1:])}."
@@ -154,6 +156,13 @@ class DensityMonitor:
         if is_timm_name(given.compare_with):
             raw = bool((self.images.amin() >= 0) & (self.images.amax() <= 1))
             self.compare_with = Generalist(given.compare_with, raw)
+        self.text_pairs: tuple[Tensor, Tensor] | None = None
+        if given.text_pairs is not None:
+            first, second = (
+                collect(data, f"text_pairs[{number}]")[0]
+                for number, data in enumerate(given.text_pairs)
+            )
+            self.text_pairs = check_text_pairs(self.images, first, second)
         if given.labels is not None and given.labels != "auto":
             stated = given.labels if isinstance(given.labels, Tensor) else self.labels
             assert stated is not None
@@ -198,6 +207,7 @@ class DensityMonitor:
             self.groups,
             self.reference_groups,
             self.compare_with,
+            self.text_pairs,
             self.online,
             _state,
             self.memory,

@@ -37,6 +37,7 @@ class MonitorArguments(TypedDict, total=False):
     labels: Tensor | Callable[[Any], Tensor] | str | None
     groups: GroupSource
     compare_with: Any
+    text_pairs: Any
     online: Any
 
 
@@ -82,6 +83,8 @@ class MonitorSettings:
             whose group is asked.
         compare_with: Another encoder, with which to compare neighbourhoods and whole embeddings; or
             ``"timm/NAME"``, pretrained and frozen.
+        text_pairs: Two views of held-out pairs of texts, such as descriptions and code (``text/*``): a tuple of
+            two data sets, in one order, each as a probe of texts. Their first ``max_embedding_samples`` are embedded.
         online: The encoder that is trained, where its moving average is looked at (``ema/*``); the
             callback finds it by itself.
 
@@ -103,6 +106,7 @@ class MonitorSettings:
     labels: Tensor | Callable[[Any], Tensor] | str | None = "auto"
     groups: GroupSource = None
     compare_with: Any = None
+    text_pairs: Any = None
     online: Any = None
 
     def __post_init__(self) -> None:
@@ -122,6 +126,7 @@ class MonitorSettings:
         object.__setattr__(self, "groups", check_groups(self.groups))
         _check_other(self.compare_with)
         _check_names(self.ood)
+        _check_pairs(self.text_pairs)
         # What was given may be a generator, which is read only once.
         object.__setattr__(self, "insights", choose_insights(self.insights, self.labels))
         object.__setattr__(self, "detectors", choose_detectors(self.detectors))
@@ -160,3 +165,9 @@ def _check_names(ood: Any) -> None:
     for name in ood:
         if not isinstance(name, str) or not name:
             raise TypeError(f"`ood` must have names for keys, got {name!r}.")
+
+
+def _check_pairs(pairs: Any) -> None:
+    if pairs is not None and not (isinstance(pairs, tuple | list) and len(pairs) == 2):
+        got = f"{len(pairs)} of them" if isinstance(pairs, tuple | list) else type(pairs).__name__
+        raise TypeError(f"`text_pairs` must be two sets of texts, got {got}.")

@@ -34,7 +34,8 @@ ALARM_ROWS = (
     ),
     Row(
         ("collapse/alarm",),
-        "1 once a collapse has outlasted `patience_steps`, or returned, or training images repeat",
+        "1 once a collapse has outlasted `patience_steps`, or returned, or training images repeat, or the loss of "
+        "pairs takes a shortcut (`text/shortcut`)",
         "0 or 1",
         "0",
         "",
@@ -89,6 +90,16 @@ ADVICE_ROWS = (
         "",
         "free",
         "[docs/advice.md](advice.md)",
+    ),
+    Row(
+        ("text/shortcut", "text/aligned_first", "text/pair_gap_first"),
+        "1 while the loss of pairs has fallen since the first look by what all texts share, at the second look in a row "
+        "that finds it so; and then what `text/aligned` and `text/pair_gap` were at first",
+        "0 or 1; as these",
+        "0",
+        "`text/aligned` and `text/common_share` up, `text/pair_gap` flat",
+        "free",
+        "[docs/text.md](text.md#pairs-of-texts)",
     ),
 )
 DATA_ROWS = (

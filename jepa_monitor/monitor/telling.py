@@ -78,6 +78,7 @@ def settings_of(monitor: DensityMonitor) -> dict[str, str]:
         "images": _digest(monitor.images),
         "reference": "none" if reference is None else _counted(reference),
         "out of distribution": ", ".join(ood) or "none",
+        "text pairs": str(0 if monitor.text_pairs is None else len(monitor.text_pairs[0])),
         "scored of each": str(monitor.max_probe_samples),
         "options": str(monitor.options),
         **find_origin(),

@@ -48,7 +48,7 @@ from jepa_monitor.probes.corruptions import CORRUPTIONS
 Array = NDArray[np.float64]
 PROBE, REFERENCE, DARK, SCORED, WIDTH, EPS = 40, 100, 25, 30, 16, 0.05
 LABELS = torch.arange(PROBE) % 4
-# test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py
+# test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py, test_text_pairs_insight.py
 APART = (
     "tokens",
     "layers",
@@ -58,6 +58,7 @@ APART = (
     "identifiability",
     "generalist",
     "groups",
+    "text",
 )
 
 

@@ -237,7 +237,7 @@ def test_newest_checkpoint_is_the_newest(folder) -> None:
     ],
 )
 def test_data_shorthand(arguments, expected) -> None:
-    assert spell_out(arguments) == expected
+    assert spell_out(arguments, {"--data": "--data.name"}) == expected
 
 
 def test_flags_reach_their_objects(folder, recipe) -> None:
