@@ -139,3 +139,6 @@ from jepa_monitor.functional.token_screen import token_shape as token_shape
 from jepa_monitor.functional.two_nn import two_nn as two_nn
 from jepa_monitor.functional.variety import duplicate_share as duplicate_share
 from jepa_monitor.functional.variety import view_variety as view_variety
+from jepa_monitor.functional.world_model import action_share as action_share
+from jepa_monitor.functional.world_model import prediction_error as prediction_error
+from jepa_monitor.functional.world_model import surprise as surprise

@@ -20,3 +20,4 @@ from jepa_monitor.insights.parts import Part as Part
 from jepa_monitor.insights.registry import INSIGHTS as INSIGHTS
 from jepa_monitor.insights.registry import choose_insights as choose_insights
 from jepa_monitor.insights.registry import default_insights as default_insights
+from jepa_monitor.insights.world_parts import Clips as Clips

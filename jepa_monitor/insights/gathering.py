@@ -55,6 +55,7 @@ class Sources:
         reference_groups: The same of the training images, (M,), by those names that they have.
         compare_with: Another encoder.
         text_pairs: Both views of held-out pairs of texts, (P, ...) each.
+        world: Held-out clips, and how the next embedding is predicted.
         online: The encoder of which the one that is looked at is a moving average.
         state: Tells the state of collapse of embeddings (N, K); 0 is healthy.
         memory: What looks remember for later ones, plain numbers and tensors by name.
@@ -70,6 +71,7 @@ class Sources:
     reference_groups: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
     compare_with: Any = None
     text_pairs: tuple[Tensor, Tensor] | None = field(default=None, repr=False)
+    world: Any = None
     online: Any = None
     state: Callable[[Tensor], int] | None = None
     memory: dict[str, Any] = field(default_factory=dict, repr=False)

@@ -39,6 +39,7 @@ from jepa_monitor.insights.tasks import Tasks
 from jepa_monitor.insights.text_pairs import TextPairs
 from jepa_monitor.insights.tokens import TokenHealth
 from jepa_monitor.insights.views import Consistency
+from jepa_monitor.insights.world import WorldModel
 
 __all__ = ["INSIGHTS", "choose_insights", "default_insights"]
 
@@ -91,6 +92,7 @@ def default_insights(polarity_samples: int) -> tuple[Insight, ...]:
         Clusters(),
         Ema(),
         TextPairs(),
+        WorldModel(),
         Outliers(),
         OutOfDistribution(),
     )

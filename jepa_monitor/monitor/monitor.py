@@ -174,6 +174,7 @@ class DensityMonitor:
                     "does not yield them."
                 )
         self.online = given.online
+        self.world = given.world
         self.memory: dict[str, Any] = {}  # what looks remember for later ones of the run
         self._told: set[str] = set()  # failures that the user has been told of
 
@@ -208,6 +209,7 @@ class DensityMonitor:
             self.reference_groups,
             self.compare_with,
             self.text_pairs,
+            self.world,
             self.online,
             _state,
             self.memory,

@@ -12,7 +12,7 @@ from jepa_monitor._checks import check_positive_int
 from jepa_monitor.detectors import Detector, choose_detectors
 from jepa_monitor.encoders import Pool, check_pool
 from jepa_monitor.encoders.pretrained import find_timm, is_timm_name
-from jepa_monitor.insights import Insight, choose_insights, default_insights
+from jepa_monitor.insights import Clips, Insight, choose_insights, default_insights
 from jepa_monitor.jacobian.options import ScoreOptions
 from jepa_monitor.probes.groups import GroupSource, check_groups
 from jepa_monitor.probes.images import BatchToImages, check_batch_to_images
@@ -38,6 +38,7 @@ class MonitorArguments(TypedDict, total=False):
     groups: GroupSource
     compare_with: Any
     text_pairs: Any
+    world: Any
     online: Any
 
 
@@ -85,6 +86,8 @@ class MonitorSettings:
             ``"timm/NAME"``, pretrained and frozen.
         text_pairs: Two views of held-out pairs of texts, such as descriptions and code (``text/*``): a tuple of
             two data sets, in one order, each as a probe of texts. Their first ``max_embedding_samples`` are embedded.
+        world: Held-out clips with actions, and how a world model predicts the next embedding
+            (:class:`~jepa_monitor.insights.Clips`; ``world/*``).
         online: The encoder that is trained, where its moving average is looked at (``ema/*``); the
             callback finds it by itself.
 
@@ -107,6 +110,7 @@ class MonitorSettings:
     groups: GroupSource = None
     compare_with: Any = None
     text_pairs: Any = None
+    world: Any = None
     online: Any = None
 
     def __post_init__(self) -> None:
@@ -125,6 +129,8 @@ class MonitorSettings:
         check_label_source(self.labels)
         object.__setattr__(self, "groups", check_groups(self.groups))
         _check_other(self.compare_with)
+        if self.world is not None and not isinstance(self.world, Clips):
+            raise TypeError(f"`world` must be Clips or None, got {type(self.world).__name__}.")
         _check_names(self.ood)
         _check_pairs(self.text_pairs)
         # What was given may be a generator, which is read only once.
