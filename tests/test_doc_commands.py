@@ -63,6 +63,7 @@ TINY: dict[str, list[str]] = {
     "identifiability": ["--steps", "0", "1"],
     "fog": ["--seeds=1", "--epochs=1", "--train=128", "--test=64"],
     "tf32": ["--images=3", "--steps=2"],
+    "world": ["--epochs=1", "--clips=64", "--held_out=32"],
     "lanczos": ["--images=8", "--steps=2", "--seeds=1", "--references=64", "--tolerance=0"],
     "layers": ["--images=1", "--repeats=1"],
     "cost": ["--most=1", "--repeats=1"],

@@ -15,7 +15,7 @@ from torch.utils.data import DataLoader
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions, ShortcutCallback
 from jepa_monitor.callbacks import CollapseCallback
-from jepa_monitor.insights import INSIGHTS
+from jepa_monitor.insights import INSIGHTS, Clips
 from jepa_monitor.insights.dashboard import dashboard
 from jepa_monitor.insights.table import all_insights, render_table, tag_pattern
 from jepa_monitor.monitor.pair_shortcut import follow_pairs
@@ -83,6 +83,7 @@ def test_no_tag_without_a_row_and_no_row_without_a_tag(tmp_path: pathlib.Path) -
         reference=of_sites[1],
         insights=["dimension"],
         groups="site",
+        world=Clips(images(120).unflatten(0, (6, 20)), torch.rand(6, 19, 2), lambda z, a: z),
         max_probe_samples=2,
     )
     measured.memory["first_retrieval"] = -1.0  # dimensions wait until views find each other better

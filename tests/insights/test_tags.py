@@ -48,7 +48,8 @@ from jepa_monitor.probes.corruptions import CORRUPTIONS
 Array = NDArray[np.float64]
 PROBE, REFERENCE, DARK, SCORED, WIDTH, EPS = 40, 100, 25, 30, 16, 0.05
 LABELS = torch.arange(PROBE) % 4
-# test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py, test_text_pairs_insight.py
+# test_token_health.py, test_layers_insight.py, test_mae_insight.py, test_attention_insight.py, test_text_pairs_insight.py,
+# test_world_insight.py, test_groups_insight.py, test_generalist_insight.py
 APART = (
     "tokens",
     "layers",
@@ -59,6 +60,7 @@ APART = (
     "generalist",
     "groups",
     "text",
+    "world",
 )
 
 
