@@ -46,7 +46,7 @@ def main() -> None:
         for seed in args.seeds:
             settings = Settings(weight, clips=args.clips, epochs=args.epochs, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
-                run = train(settings, pathlib.Path(folder), held_out=args.held_out)
+                run = train(settings, pathlib.Path(folder), looks=6, held_out=args.held_out)
             last = run.looks[-1]
             cells = [
                 form.format(last[tag]) if tag in last else "–" for tag, (_, form) in COLUMNS.items()

@@ -97,7 +97,9 @@ class LatentPredictor(nn.Module):
             hidden, 4, 2 * hidden, dropout, "gelu", batch_first=True, norm_first=True
         )
         self.blocks = nn.TransformerEncoder(layer, depth, enable_nested_tensor=False)
-        self.head = nn.Sequential(nn.LayerNorm(hidden), nn.Linear(hidden, width))
+        self.norm, self.head = nn.LayerNorm(hidden), nn.Linear(hidden, width)
+        nn.init.zeros_(self.head.weight)  # at first nothing moves
+        nn.init.zeros_(self.head.bias)
 
     def forward(self, embeddings: Tensor, actions: Tensor) -> Tensor:
         """Predict.
@@ -112,7 +114,7 @@ class LatentPredictor(nn.Module):
         t = embeddings.shape[1]
         tokens = self.states(embeddings) + self.moves(actions) + self.places[:t]
         mask = torch.full((t, t), -torch.inf, device=tokens.device).triu(1)
-        found: Tensor = embeddings + self.head(self.blocks(tokens, mask, is_causal=True))
+        found: Tensor = embeddings + self.head(self.norm(self.blocks(tokens, mask, is_causal=True)))
         return found
 
 

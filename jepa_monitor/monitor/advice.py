@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-__all__ = ["Advisor", "advice_sentence"]
+__all__ = ["Advisor", "advice_sentence", "is_founded"]
 
 WEIGHT = 1 / 3  # of the look at hand; the runs of docs/advice.md with seed 0 chose it
 _SAME = 1e-9  # a rounding, not a loss
@@ -107,6 +107,21 @@ class Advisor:
         self._highest = state_dict["highest"]
 
 
+def is_founded(scalars: Mapping[str, float], best: float) -> bool:
+    """Say whether views find each other by more than what raw pixels have in common.
+
+    Args:
+        scalars: Of the look at hand, by tag, without prefix.
+        best: The highest ``advice/quality`` so far.
+
+    Returns:
+        Whether it is above the retrieval of raw pixels by more than half of the interval of the look's own;
+        also where that of pixels is not known.
+    """
+    pixels = scalars.get("views/retrieval_pixels")
+    return pixels is None or best - max(0.0, pixels) > _noise(scalars)
+
+
 def advice_sentence(scalars: Mapping[str, float]) -> str:
     """Say what the numbers advise, and on what ground.
 
@@ -114,7 +129,7 @@ def advice_sentence(scalars: Mapping[str, float]) -> str:
         scalars: Of a look, by tag, without prefix.
 
     Returns:
-        Two sentences at most; nothing where there is no advice.
+        A sentence; nothing where there is no ``advice/quality``.
 
     Example:
         >>> advice_sentence({"advice/quality": 0.2, "advice/best": 0.4, "advice/step": 50.0,
@@ -126,6 +141,11 @@ def advice_sentence(scalars: Mapping[str, float]) -> str:
     if quality is None or best is None or step is None:
         return ""
     noise = _noise(scalars)
+    if not is_founded(scalars, best):
+        return (
+            f"No advice: views of an image find each other hardly more often ({best:.2g} at best) than those of raw "
+            f"pixels ({max(0.0, scalars['views/retrieval_pixels']):.2g}), which tells no look from another."
+        )
     if quality >= best - _SAME:
         said = (
             f"Advice: keep this one (advice/quality {quality:.2g}): at no look have views of an image found "
@@ -141,9 +161,6 @@ def advice_sentence(scalars: Mapping[str, float]) -> str:
             f"Advice: keep the look at step {step:.0f} (advice/quality {best:.2g}), not this one "
             f"({quality:.2g}): views of an image find each other less often now."
         )
-    pixels = scalars.get("views/retrieval_pixels")
-    if pixels is not None and best <= pixels:
-        said += f" That is ill founded: views of raw pixels find each other as often ({max(0.0, pixels):.2g})."
     return said
 
 

@@ -16,6 +16,8 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+from jepa_monitor.monitor.advice import is_founded
+
 __all__ = ["Keep", "collapse_began", "which_to_keep"]
 
 _MANY = 3  # looks, of which fewer are no course of a run
@@ -145,7 +147,7 @@ def _advised(sound: Sequence[Mapping[str, float]], unit: str) -> str:
     if not told or told[-1] is not sound[-1]:
         return ""
     best = max(told, key=lambda look: (look["advice/quality"], look["step"]))
-    if best is told[-1]:
+    if best is told[-1] or not is_founded(told[-1], best["advice/quality"]):
         return ""
     return (
         f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2g}, here "

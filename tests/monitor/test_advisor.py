@@ -90,11 +90,16 @@ def test_the_reason_is_said_and_no_accuracy_promised() -> None:
     assert "keep the look at step 10 (advice/quality 0.3), not this one (0.23)" in advice_sentence(
         falling
     )
-    assert "ill founded" not in advice_sentence(falling)
-    poor = falling | {"views/retrieval_pixels": 0.31}
-    assert "ill founded: views of raw pixels find each other as often (0.31)" in advice_sentence(
-        poor
+    poor = falling | {"views/retrieval_pixels": 0.3}
+    assert advice_sentence(poor) == (
+        "No advice: views of an image find each other hardly more often (0.3 at best) than those of raw pixels "
+        "(0.3), which tells no look from another."
     )
+    # 0.3 against 0.22 of pixels: by more than ± 0.05, and by less than ± 0.1.
+    for half, founded in ((0.05, True), (0.1, False)):
+        ends = {"views/retrieval_low": 0.2 - half, "views/retrieval_high": 0.2 + half}
+        said = advice_sentence(falling | ends | {"views/retrieval_pixels": 0.22})
+        assert said.startswith("No advice") is not founded
     assert advice_sentence({"views/retrieval": 0.5}) == ""
     # 0.30 and 0.23 are further apart than ± 0.05, and less far than ± 0.1.
     known = falling | {"views/retrieval_low": 0.05, "views/retrieval_high": 0.15}

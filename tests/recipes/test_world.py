@@ -51,6 +51,10 @@ def test_sprites_are_where_they_are_said_to_be() -> None:
 def test_the_predictor_sees_nothing_ahead() -> None:
     torch.manual_seed(0)
     predictor = world.LatentPredictor(6).eval()
+    torch.testing.assert_close(
+        predictor(torch.ones(1, 2, 6), torch.ones(1, 2, 2)), torch.ones(1, 2, 6)
+    )
+    torch.nn.init.normal_(predictor.head.weight)
     z, a = torch.randn(2, 3, 6), torch.randn(2, 3, 2)
     found = predictor(z, a)
     later = z.clone(), a.clone()
