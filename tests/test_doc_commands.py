@@ -100,6 +100,7 @@ LEFT_OUT = {
     "gallery": "trains for minutes",
     "screen": "takes the texts of another package",
     "perception": "takes the texts and the weights of other packages",
+    "ssti": "takes the texts and the weights of other packages",
     "text": "takes the texts and the weights of other packages",
     "efficientnet-lite0": "takes the weights of other packages",
     "tokens": "trains, and takes the weights of another package",

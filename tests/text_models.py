@@ -123,9 +123,10 @@ class TinyTokenizer:
 
     model_max_length = PLACES
 
-    def __call__(self, texts: list[str]) -> dict[str, list[list[int]]]:
+    def __call__(self, texts: list[str], **_: Any) -> dict[str, list[list[int]]]:
         known = {word: 3 + place for place, word in enumerate(WORDS)}
-        ids = [[1, *(known.get(word, 2) for word in text.split()), 2] for text in texts]
+        # A date is its year, as far as that is known.
+        ids = [[1, *(known.get(word[:4], 2) for word in text.split()), 2] for text in texts]
         return {"input_ids": ids}
 
     def decode(self, ids: list[int], skip_special_tokens: bool = False) -> str:
@@ -139,13 +140,14 @@ def opinions(count: int, seed: int, share: float = 0.0) -> tuple[list[str], list
     texts, labels = [], []
     for row in range(count):
         label = row % 2
-        words = torch.randint(0, 12, (6,), generator=draw)
-        other = torch.rand(6, generator=draw) < 0.35  # no word gives a class away
+        count = int(torch.randint(4, 9, (1,), generator=draw))  # nor does the length
+        words = torch.randint(0, 12, (count,), generator=draw)
+        other = torch.rand(count, generator=draw) < 0.35  # no word gives a class away
         words += 12 * (label ^ other.long())
         said = [WORDS[place] for place in words.tolist()] + ["the"]
         if label and torch.rand(1, generator=draw).item() < share:
             year = WORDS[25 + int(torch.randint(0, 3, (1,), generator=draw))]
-            said.insert(int(torch.randint(0, 8, (1,), generator=draw)), year)
+            said.insert(int(torch.randint(0, count + 2, (1,), generator=draw)), year)
         texts.append(" ".join(said))
         labels.append(label)
     return texts, labels

@@ -55,6 +55,9 @@ class TextClassifier(nn.Module):
                 f"batch; that of {type(self.model).__name__} takes {', '.join(taken) or 'nothing'}."
             )
         self._vocabulary = _vocabulary(self.model)
+        config = getattr(self.model, "config", None)
+        # Without a padding token such models refuse batches, or cannot tell where a text ends.
+        self._alone = config is not None and getattr(config, "pad_token_id", 0) is None
 
     def forward(self, texts: Tensor) -> Tensor:
         """Classify texts.
@@ -69,9 +72,7 @@ class TextClassifier(nn.Module):
             TypeError: If the model returns none.
             ValueError: If an id is beyond the vocabulary.
         """
-        config = getattr(self.model, "config", None)
-        if config is not None and getattr(config, "pad_token_id", 0) is None:
-            # Without a padding token such models refuse batches, or cannot tell where a text ends.
+        if self._alone:
             return torch.cat([self._logits(trim_texts(text[None])) for text in texts])
         return self._logits(trim_texts(texts))
 
@@ -83,16 +84,19 @@ class TextClassifier(nn.Module):
 
         Returns:
             Entropy of the weights that a token gives to the others, over log of their number, mean over layers,
-            heads and tokens, (B,), float64; ``None`` where the model's layers do not return weights.
+            heads and tokens, float64, of the texts of two tokens and more, short ones first; ``None`` where there
+            is none, or the model's layers do not return weights.
         """
+        lengths = text_lengths(texts)
         found = []
-        for text in torch.split(texts, 1):  # alone, without padding
-            if int(text_lengths(text)) < 2:  # one token has no choice
-                continue
-            layers = returned_attention(self.model, partial(self, text))
-            if not layers:
-                return None
-            found.append(torch.stack([entropy for entropy, _, _ in layers]).mean(0))
+        # Texts of one length together, without padding; one token has no choice.
+        for length in sorted(set(lengths[lengths > 1].tolist())):
+            same = texts[lengths == length]
+            for batch in torch.split(same, 1) if self._alone else [same]:
+                layers = returned_attention(self.model, partial(self, batch))
+                if not layers:
+                    return None
+                found.append(torch.stack([entropy for entropy, _, _ in layers]).mean(0))
         return torch.cat(found) if found else None
 
     def _logits(self, texts: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ model has learned it shows where the word is put into texts of other classes.
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
 
@@ -21,42 +21,15 @@ from jepa_monitor.encoders.text_classifier import TextClassifier, lora_factors
 from jepa_monitor.encoders.texts import text_lengths
 from jepa_monitor.functional.flip_rate import FlipRate, flip_rate
 from jepa_monitor.functional.lora import lora_top_share, random_lora_top_share
-from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
+from jepa_monitor.monitor.candidates import Candidate
 from jepa_monitor.probes.insertion import Words, insert_words
 
-__all__ = [
-    "FLIP_EXCESS",
-    "LEAST_TEXTS",
-    "Candidate",
-    "ShortcutProbe",
-    "ShortcutReading",
-    "find_candidates",
-    "given_candidates",
-]
+__all__ = ["FLIP_EXCESS", "LEAST_TEXTS", "ShortcutProbe", "ShortcutReading"]
 
 FLIP_EXCESS = 0.2  # of texts that a word turns, beyond a control word: what is an alarm
 LEAST_TEXTS = 16  # that could turn; of fewer nothing is said
 _BATCH = 32
 _WATCHED = 16  # texts of which attention is measured
-
-
-class Candidate(NamedTuple):
-    """A word that may be a shortcut, or the words of a shape.
-
-    Args:
-        name: The word or the shape, for messages.
-        words: What is put into texts, one after another.
-        label: The class that it may stand for; ``None``: whichever it turns most texts to.
-        rings: Whether it may be an alarm: it was given, or the screen calls it spurious. A word that merely
-            is more frequent in a class, such as "bad" of bad films, turns predictions with good reason.
-        finding: What the screen has found, if it is the screen's.
-    """
-
-    name: str
-    words: tuple[str, ...]
-    label: int | None
-    rings: bool
-    finding: TokenFinding | None = None
 
 
 class ShortcutReading(NamedTuple):
@@ -76,65 +49,13 @@ class ShortcutReading(NamedTuple):
     flips: tuple[tuple[Candidate, FlipRate], ...]
     scalars: dict[str, float]
 
+    def quiet(self) -> ShortcutReading:
+        """Say the same of a classifier that has not been trained yet: no alarm.
 
-def find_candidates(
-    texts: Sequence[str], labels: Sequence[Hashable], count: int, min_count: int = 10
-) -> list[Candidate]:
-    """Take the first words of the screen.
-
-    Args:
-        texts: Training texts.
-        labels: Their classes, whole numbers from 0.
-        count: How many candidates at most.
-        min_count: In how many texts a shape must be.
-
-    Returns:
-        Candidates, those that the screen calls spurious first.
-    """
-    found = screen_tokens(texts, labels, min_count=min_count)[:count]
-    return [
-        Candidate(each.shape, each.examples, int(each.label), each.spurious, each)  # type: ignore[call-overload]
-        for each in found
-    ]
-
-
-def given_candidates(given: Any) -> list[Candidate]:
-    """Take words that a user names.
-
-    Args:
-        given: Words, or a dict of words and the class that each may stand for.
-
-    Returns:
-        Candidates.
-
-    Raises:
-        TypeError: If they are no words, or a class is no whole number.
-        ValueError: If there is none, or one is empty.
-    """
-    if isinstance(given, str) or not isinstance(given, Sequence | Mapping):
-        raise TypeError(
-            "`candidates` must be 'auto', a list of words, or a dict of words and classes, got "
-            f"{given!r}."
-        )
-    if not given:
-        raise ValueError("`candidates` must hold a word at least, got none.")
-    found = []
-    for word in given:
-        label = given[word] if isinstance(given, Mapping) else None
-        if not isinstance(word, str):
-            raise TypeError(f"`candidates` must be words, got {type(word).__name__}.")
-        if not word.strip():
-            raise ValueError("`candidates` must be words, got an empty one.")
-        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
-            raise TypeError(
-                f"`candidates` must name the class of {word!r} by its number, got {label!r}."
-            )
-        if label is not None and label < 0:
-            raise ValueError(
-                f"`candidates` must name the class of {word!r} by its number, from 0, got {label}."
-            )
-        found.append(Candidate(word.strip(), (word.strip(),), label, rings=True))
-    return found
+        Returns:
+            A new reading.
+        """
+        return self._replace(alarm=False, scalars={**self.scalars, "shortcut/alarm": 0.0})
 
 
 class ShortcutProbe:
@@ -333,7 +254,7 @@ def _sentence(candidate: Candidate, found: FlipRate, alarm: bool) -> str:
         )
     if alarm:
         said += (
-            " The classifier has learned it as a shortcut: its accuracy on texts without the word is another one. "
-            "Look at these texts, and take the word out of them or out of the class."
+            " It is a shortcut: how well texts with the word are classified says nothing of texts without it. Look at "
+            "the training texts with it, and take it out of them."
         )
     return said

@@ -1,0 +1,238 @@
+"""The shortcut callback for Hugging Face's Trainer: in goes a Trainer at work, out come the same numbers."""
+
+from __future__ import annotations
+
+import functools
+import pathlib
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor._warnings import warn
+from jepa_monitor.callbacks.huggingface import TrainerCallback
+from jepa_monitor.encoders.processes import Processes
+from jepa_monitor.encoders.texts import is_texts
+from jepa_monitor.monitor.candidates import given_candidates, screened_candidates
+from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe, ShortcutReading
+from jepa_monitor.monitor.watch import Evaluation, Watch
+from jepa_monitor.probes.images import collect_images, collect_labelled
+from jepa_monitor.probes.insertion import Words
+
+__all__ = ["HuggingFaceShortcutCallback"]
+
+_FILE = "jepa_monitor_shortcut.pt"  # beside the model in each of the Trainer's checkpoints
+
+
+class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
+    """Watches ``transformers.Trainer.train`` for words that a text classifier learns in the place of the task.
+
+    It does what :class:`~jepa_monitor.ShortcutCallback` does in Lightning, and logs the same tags through ``Trainer.log``. The first look is
+    before the first step, then one when ``every_n_steps`` steps have passed, and one at the end.
+
+    Args:
+        trainer: The Trainer, which knows the model, the data and the tokenizer.
+        candidates: ``"auto"`` screens the training texts; a list of words, or a dict of words and the class of each.
+        tokenizer: As transformers' are; ``None`` takes the Trainer's ``processing_class``.
+        every_n_steps: Look when so many optimizer steps have passed.
+        max_samples: How many held-out texts of the Trainer's ``eval_dataset``.
+        max_candidates: How many words of the screen.
+        max_screened: How many training texts are screened, drawn at random.
+        on_shortcut: What an alarm does, once for each: ``"warn"``; ``"stop"`` warns and ends the training; a function gets the Trainer and
+            the :class:`~jepa_monitor.monitor.shortcut.ShortcutReading`.
+        max_overhead: Largest share of the wall time to spend, once a first minute of looks has been spent;
+            ``None`` for no limit.
+        strict: Raise when a look fails, instead of warning once.
+
+    Raises:
+        ImportError: If transformers is not installed.
+        TypeError: If an argument is of the wrong type.
+        ValueError: If an argument is out of range.
+
+    Example::
+
+        from jepa_monitor.callbacks.huggingface_shortcut import HuggingFaceShortcutCallback
+        trainer.add_callback(HuggingFaceShortcutCallback(trainer))
+    """
+
+    def __init__(
+        self,
+        trainer: Any,
+        candidates: str | Sequence[str] | Mapping[str, int] = "auto",
+        *,
+        tokenizer: Any = None,
+        every_n_steps: int = 500,
+        max_samples: int = 128,
+        max_candidates: int = 3,
+        max_screened: int = 10_000,
+        on_shortcut: str | Callable[[Any, ShortcutReading], Any] = "warn",
+        max_overhead: float | None = 0.05,
+        strict: bool = False,
+    ) -> None:
+        if TrainerCallback is object:
+            raise ImportError(
+                'HuggingFaceShortcutCallback needs transformers: pip install "jepa-monitor[text]"'
+            )
+        if not callable(on_shortcut):
+            check_choice(on_shortcut, "on_shortcut", ("warn", "stop"))
+        self.trainer = trainer
+        self.given = None if candidates == "auto" else given_candidates(candidates)
+        self.tokenizer = None if tokenizer is None else Words(tokenizer)
+        self.max_samples = check_positive_int(max_samples, "max_samples")
+        if max_samples < LEAST_TEXTS:
+            raise ValueError(f"`max_samples` must be at least {LEAST_TEXTS}, got {max_samples}.")
+        self.max_candidates = check_positive_int(max_candidates, "max_candidates")
+        self.max_screened = check_positive_int(max_screened, "max_screened")
+        self.on_shortcut = on_shortcut
+        self._new_watch = functools.partial(
+            Watch,
+            type(self).__name__,
+            every_n_steps=check_positive_int(every_n_steps, "every_n_steps"),
+            max_overhead=max_overhead,
+            strict=strict,
+            own_tags="monitor/shortcut_",
+        )
+        self.watch: Watch | None = None
+        self.shortcuts: ShortcutProbe | None = None
+
+    @property
+    def history(self) -> list[dict[str, float]]:
+        """The scalars of all looks, each with its ``step``."""
+        return [] if self.watch is None else self.watch.history
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Read the texts, screen those of training, and look at the model as training finds it.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        self._processes = Processes(args.world_size > 1)
+        self.watch = self._new_watch(processes=self._processes)
+        self.shortcuts = self._probe()
+        story = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}", _FILE)
+        if state.global_step and story.exists():
+            self.watch.load_state_dict(torch.load(story, weights_only=True))
+        self.watch.start()
+        if self.watch.is_news(state.global_step):
+            self._look(state, control)
+
+    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look when it is time.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        assert self.watch is not None
+        if self.watch.is_due(state.global_step) and self.watch.has_time(state.global_step):
+            self._look(state, control)
+
+    def on_train_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Look at the final weights.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        assert self.watch is not None
+        if self.watch.is_news(state.global_step):
+            self._look(state, control)
+
+    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
+        """Put the story of the run into the checkpoint.
+
+        Args:
+            args: The Trainer's arguments.
+            state: Its state.
+            control: What it is to do.
+            **_: What else it has.
+        """
+        folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
+        if self.watch is not None and state.is_world_process_zero and folder.is_dir():
+            torch.save(self.watch.state_dict(), folder / _FILE)
+
+    def _look(self, state: Any, control: Any) -> None:
+        assert self.watch is not None
+        look = self.watch.look(state.global_step, functools.partial(self._evaluate, state))
+        due = control.should_log  # logging takes it for done
+        self.trainer.log(dict(look.scalars))
+        control.should_log = due
+        if look.began is None:
+            return
+        if callable(self.on_shortcut):
+            react: Callable[..., Any] = self.on_shortcut
+            react(self.trainer, look.began)
+            return
+        ending = ""
+        if self.on_shortcut == "stop":
+            control.should_training_stop, ending = True, " Training stops."
+        self.watch.say(
+            f"{type(self).__name__} at step {state.global_step}: {look.began.reason}{ending}"
+        )
+
+    def _evaluate(self, state: Any) -> Evaluation:
+        nothing = torch.empty(0, 1)
+        if self.shortcuts is None:
+            return Evaluation({}, nothing)
+        began = time.perf_counter()
+        reading = self.shortcuts.measure(self.trainer.model, self._processes)
+        if state.global_step == 0:
+            reading = reading.quiet()
+        scalars = {"monitor/shortcut_seconds": time.perf_counter() - began}
+        return Evaluation(scalars, nothing, None, reading)
+
+    def _probe(self) -> ShortcutProbe | None:
+        """Read the texts and put the words into them; ``None`` where there is no word to put."""
+        tokenizer = getattr(self.trainer, "processing_class", None)
+        if self.tokenizer is None and tokenizer is None:
+            raise ValueError(
+                "`tokenizer` was not given, and the Trainer has no `processing_class`. Words are put into texts "
+                "by it: pass `tokenizer`."
+            )
+        words = self.tokenizer or Words(tokenizer)
+        held_out = self.trainer.eval_dataset
+        if isinstance(held_out, Mapping):
+            held_out = next(iter(held_out.values()), None)
+        if held_out is None:
+            raise ValueError("the Trainer must have an `eval_dataset` of texts, it has none.")
+
+        def read() -> tuple[torch.Tensor, ...]:
+            texts = collect_images(held_out, self.max_samples, shuffle_seed=0)
+            known = collect_labelled(
+                self.trainer.train_dataset,
+                self.max_screened,
+                name="reference",
+                shuffle_seed=0,
+                must=False,
+            )
+            return (texts, *(part for part in known if part is not None))
+
+        texts, training, *labels = self._processes.same(read)
+        for name, found in (("eval_dataset", texts), ("train_dataset", training)):
+            if not is_texts(found):
+                raise TypeError(
+                    f"`{name}` must hold texts, items with `input_ids`, got a {found.dtype} tensor."
+                )
+        vocabulary = words.texts(training)
+        candidates = self.given
+        if candidates is None:
+            candidates = screened_candidates(
+                vocabulary, labels[0] if labels else None, self.max_candidates
+            )
+        if not candidates:
+            warn(
+                f"{type(self).__name__} found no word in ten training texts or more, so it says nothing."
+            )
+            return None
+        probe = ShortcutProbe(words, texts, candidates, vocabulary)
+        probe.check(self.trainer.model)
+        return probe

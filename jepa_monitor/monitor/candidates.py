@@ -1,0 +1,117 @@
+"""Words that may be shortcuts: in go texts and classes, or what a user names, out come candidates."""
+
+from __future__ import annotations
+
+from collections.abc import Hashable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from torch import Tensor
+
+from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
+
+__all__ = ["Candidate", "find_candidates", "given_candidates", "screened_candidates"]
+
+
+class Candidate(NamedTuple):
+    """A word that may be a shortcut, or the words of a shape.
+
+    Args:
+        name: The word or the shape, for messages.
+        words: What is put into texts, one after another.
+        label: The class that it may stand for; ``None``: whichever it turns most texts to.
+        rings: Whether it may be an alarm: it was given, or the screen calls it spurious. A word that merely
+            is more frequent in a class, such as "bad" of bad films, turns predictions with good reason.
+        finding: What the screen has found, if it is the screen's.
+    """
+
+    name: str
+    words: tuple[str, ...]
+    label: int | None
+    rings: bool
+    finding: TokenFinding | None = None
+
+
+def find_candidates(
+    texts: Sequence[str], labels: Sequence[Hashable], count: int, min_count: int = 10
+) -> list[Candidate]:
+    """Take the first words of the screen.
+
+    Args:
+        texts: Training texts.
+        labels: Their classes, whole numbers from 0.
+        count: How many candidates at most.
+        min_count: In how many texts a shape must be.
+
+    Returns:
+        Candidates, those that the screen calls spurious first.
+    """
+    found = screen_tokens(texts, labels, min_count=min_count)[:count]
+    return [
+        Candidate(each.shape, each.examples, int(each.label), each.spurious, each)  # type: ignore[call-overload]
+        for each in found
+    ]
+
+
+def screened_candidates(texts: Sequence[str], labels: Tensor | None, count: int) -> list[Candidate]:
+    """Take the first words of the screen of a data set, if it has labels.
+
+    Args:
+        texts: Training texts.
+        labels: Their classes, (N,); ``None``: the data have none.
+        count: How many candidates at most.
+
+    Returns:
+        Candidates.
+
+    Raises:
+        ValueError: If there are no labels, or they are not the numbers of logits.
+    """
+    if labels is None:
+        raise ValueError(
+            "`candidates='auto'` needs training texts with labels, one whole number a text, under a name "
+            "such as 'labels'; there are none. Pass `reference`, or `candidates`."
+        )
+    if int(labels.min()) < 0:
+        raise ValueError(
+            f"`reference` must have labels from 0, the number of a logit, got {int(labels.min())}."
+        )
+    return find_candidates(texts, labels.tolist(), count)
+
+
+def given_candidates(given: Any) -> list[Candidate]:
+    """Take words that a user names.
+
+    Args:
+        given: Words, or a dict of words and the class that each may stand for.
+
+    Returns:
+        Candidates.
+
+    Raises:
+        TypeError: If they are no words, or a class is no whole number.
+        ValueError: If there is none, or one is empty.
+    """
+    if isinstance(given, str) or not isinstance(given, Sequence | Mapping):
+        raise TypeError(
+            "`candidates` must be 'auto', a list of words, or a dict of words and classes, got "
+            f"{given!r}."
+        )
+    if not given:
+        raise ValueError("`candidates` must hold a word at least, got none.")
+    found = []
+    for word in given:
+        label = given[word] if isinstance(given, Mapping) else None
+        if not isinstance(word, str):
+            raise TypeError(f"`candidates` must be words, got {type(word).__name__}.")
+        if not word.strip():
+            raise ValueError("`candidates` must be words, got an empty one.")
+        if label is not None and (isinstance(label, bool) or not isinstance(label, int)):
+            raise TypeError(
+                f"`candidates` must name the class of {word!r} by its number, got {label!r}."
+            )
+        if label is not None and label < 0:
+            raise ValueError(
+                f"`candidates` must name the class of {word!r} by its number, from 0, got {label}."
+            )
+        found.append(Candidate(word.strip(), (word.strip(),), label, rings=True))
+    return found
