@@ -238,7 +238,7 @@ def table(rows: Sequence[dict[str, Any]]) -> str:
         A line for each arm and share, over its seeds.
     """
     heads = [
-        "arm", "share", "accuracy", "turned by a date", "by a control", "excess, lower end", "screen: rank", "alarm",
+        "arm", "share", "accuracy", "turned by a date", "by a control", "excess, low end", "screen: rank", "alarm",
         "entropy, date − control", "top share (random)",
     ]  # fmt: skip
     lines = ["| " + " | ".join(heads) + " |", "|" + "---|" * len(heads)]
