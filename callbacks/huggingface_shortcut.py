@@ -15,10 +15,14 @@ from jepa_monitor._warnings import warn
 from jepa_monitor.callbacks.huggingface import TrainerCallback
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.monitor.candidates import given_candidates, screened_candidates
+from jepa_monitor.monitor.candidates import (
+    given_candidates,
+    screened_candidates,
+    training_texts,
+)
 from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe, ShortcutReading
 from jepa_monitor.monitor.watch import Evaluation, Watch
-from jepa_monitor.probes.images import collect_images, collect_labelled
+from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
 
 __all__ = ["HuggingFaceShortcutCallback"]
@@ -207,14 +211,7 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
 
         def read() -> tuple[torch.Tensor, ...]:
             texts = collect_images(held_out, self.max_samples, shuffle_seed=0)
-            known = collect_labelled(
-                self.trainer.train_dataset,
-                self.max_screened,
-                name="reference",
-                shuffle_seed=0,
-                must=False,
-            )
-            return (texts, *(part for part in known if part is not None))
+            return (texts, *training_texts(self.trainer.train_dataset, self.max_screened))
 
         texts, training, *labels = self._processes.same(read)
         for name, found in (("eval_dataset", texts), ("train_dataset", training)):

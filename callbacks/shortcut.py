@@ -23,12 +23,16 @@ from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import OnCollapse
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
-from jepa_monitor.monitor.candidates import Candidate, given_candidates, screened_candidates
+from jepa_monitor.monitor.candidates import (
+    Candidate,
+    given_candidates,
+    screened_candidates,
+    training_texts,
+)
 from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
-from jepa_monitor.probes.finding import batch_labels
-from jepa_monitor.probes.images import collect_described, collect_images
+from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
 
 __all__ = ["ShortcutCallback"]
@@ -217,18 +221,8 @@ class ShortcutCallback(PacedCallback):
         if source is None:
             return None
 
-        def describe(batch: Any, count: int) -> dict[str, Tensor]:
-            labels = batch_labels(batch)
-            return {} if labels is None or len(labels) != count else {"labels": labels}
-
-        def read() -> tuple[Tensor, ...]:
-            texts, said = collect_described(
-                source, self.max_screened, describe, name="reference", shuffle_seed=0
-            )
-            return (texts, *said.values())
-
         try:
-            texts, *labels = processes.same(read)
+            texts, *labels = processes.same(lambda: training_texts(source, self.max_screened))
         except Unread as error:
             if self.given is not None:
                 return None  # controls are drawn from the held-out texts

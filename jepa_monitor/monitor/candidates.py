@@ -8,8 +8,16 @@ from typing import Any, NamedTuple
 from torch import Tensor
 
 from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
+from jepa_monitor.probes.finding import batch_labels
+from jepa_monitor.probes.images import collect_described
 
-__all__ = ["Candidate", "find_candidates", "given_candidates", "screened_candidates"]
+__all__ = [
+    "Candidate",
+    "find_candidates",
+    "given_candidates",
+    "screened_candidates",
+    "training_texts",
+]
 
 
 class Candidate(NamedTuple):
@@ -29,6 +37,25 @@ class Candidate(NamedTuple):
     label: int | None
     rings: bool
     finding: TokenFinding | None = None
+
+
+def training_texts(source: Any, count: int) -> tuple[Tensor, ...]:
+    """Read training texts and their classes in one pass.
+
+    Args:
+        source: A Dataset, a DataLoader, or what else :func:`~jepa_monitor.probes.images.collect_images` reads.
+        count: How many at most, drawn at random where the source has a length.
+
+    Returns:
+        Texts, (N, T, 2), and their classes, (N,), if every batch has them.
+    """
+
+    def describe(batch: Any, texts: int) -> dict[str, Tensor]:
+        labels = batch_labels(batch)
+        return {} if labels is None or len(labels) != texts else {"labels": labels}
+
+    found, said = collect_described(source, count, describe, name="reference", shuffle_seed=0)
+    return (found, *said.values())
 
 
 def find_candidates(
