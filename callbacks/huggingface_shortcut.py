@@ -6,30 +6,37 @@ import functools
 import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor._settings import takes
 from jepa_monitor._warnings import warn
 from jepa_monitor.callbacks.huggingface import TrainerCallback
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.candidates import (
+    ShortcutArguments,
+    ShortcutSettings,
     given_candidates,
     screened_candidates,
     training_texts,
 )
-from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe, ShortcutReading
+from jepa_monitor.monitor.shortcut import ShortcutProbe, ShortcutReading
 from jepa_monitor.monitor.watch import Evaluation, Watch
 from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
+
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
 
 __all__ = ["HuggingFaceShortcutCallback"]
 
 _FILE = "jepa_monitor_shortcut.pt"  # beside the model in each of the Trainer's checkpoints
 
 
+@takes(ShortcutSettings)
 class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
     """Watches ``transformers.Trainer.train`` for words that a text classifier learns in the place of the task.
 
@@ -41,14 +48,12 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         candidates: ``"auto"`` screens the training texts; a list of words, or a dict of words and the class of each.
         tokenizer: As transformers' are; ``None`` takes the Trainer's ``processing_class``.
         every_n_steps: Look when so many optimizer steps have passed.
-        max_samples: How many held-out texts of the Trainer's ``eval_dataset``.
-        max_candidates: How many words of the screen.
-        max_screened: How many training texts are screened, drawn at random.
         on_shortcut: What an alarm does, once for each: ``"warn"``; ``"stop"`` warns and ends the training; a function gets the Trainer and
             the :class:`~jepa_monitor.monitor.shortcut.ShortcutReading`.
         max_overhead: Largest share of the wall time to spend, once a first minute of looks has been spent;
             ``None`` for no limit.
         strict: Raise when a look fails, instead of warning once.
+        **settings: See :class:`~jepa_monitor.monitor.candidates.ShortcutSettings`.
 
     Raises:
         ImportError: If transformers is not installed.
@@ -68,12 +73,10 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         *,
         tokenizer: Any = None,
         every_n_steps: int = 500,
-        max_samples: int = 128,
-        max_candidates: int = 3,
-        max_screened: int = 10_000,
         on_shortcut: str | Callable[[Any, ShortcutReading], Any] = "warn",
         max_overhead: float | None = 0.05,
         strict: bool = False,
+        **settings: Unpack[ShortcutArguments],
     ) -> None:
         if TrainerCallback is object:
             raise ImportError(
@@ -84,11 +87,7 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         self.trainer = trainer
         self.given = None if candidates == "auto" else given_candidates(candidates)
         self.tokenizer = None if tokenizer is None else Words(tokenizer)
-        self.max_samples = check_positive_int(max_samples, "max_samples")
-        if max_samples < LEAST_TEXTS:
-            raise ValueError(f"`max_samples` must be at least {LEAST_TEXTS}, got {max_samples}.")
-        self.max_candidates = check_positive_int(max_candidates, "max_candidates")
-        self.max_screened = check_positive_int(max_screened, "max_screened")
+        self.settings = ShortcutSettings(**settings)
         self.on_shortcut = on_shortcut
         self._new_watch = functools.partial(
             Watch,
@@ -210,8 +209,8 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
             raise ValueError("the Trainer must have an `eval_dataset` of texts, it has none.")
 
         def read() -> tuple[torch.Tensor, ...]:
-            texts = collect_images(held_out, self.max_samples, shuffle_seed=0)
-            return (texts, *training_texts(self.trainer.train_dataset, self.max_screened))
+            texts = collect_images(held_out, self.settings.max_samples, shuffle_seed=0)
+            return (texts, *training_texts(self.trainer.train_dataset, self.settings.max_screened))
 
         texts, training, *labels = self._processes.same(read)
         for name, found in (("eval_dataset", texts), ("train_dataset", training)):
@@ -223,7 +222,7 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         candidates = self.given
         if candidates is None:
             candidates = screened_candidates(
-                vocabulary, labels[0] if labels else None, self.max_candidates
+                vocabulary, labels[0] if labels else None, self.settings.max_candidates
             )
         if not candidates:
             warn(

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
 import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
-from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor._checks import check_choice
+from jepa_monitor._settings import takes
 from jepa_monitor.callbacks.averaging import averaged_encoder
 from jepa_monitor.callbacks.discovery import (
     EncoderSpec,
@@ -25,19 +26,25 @@ from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.candidates import (
     Candidate,
+    ShortcutArguments,
+    ShortcutSettings,
     given_candidates,
     screened_candidates,
     training_texts,
 )
-from jepa_monitor.monitor.shortcut import LEAST_TEXTS, ShortcutProbe
+from jepa_monitor.monitor.shortcut import ShortcutProbe
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
 from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
 
+if TYPE_CHECKING:
+    from typing_extensions import Unpack
+
 __all__ = ["ShortcutCallback"]
 
 
+@takes(ShortcutSettings)
 class ShortcutCallback(PacedCallback):
     """Watches the fine-tuning of a text classifier for words that it learns in the place of the task.
 
@@ -72,15 +79,13 @@ class ShortcutCallback(PacedCallback):
             data module, or of the data's collate function or data set.
         every_n_epochs: Look after every so many epochs; default 1, unless ``every_n_steps`` is given.
         every_n_steps: Look when so many optimizer steps have passed instead.
-        max_samples: How many held-out texts.
-        max_candidates: How many words of the screen.
-        max_screened: How many training texts are screened, drawn at random.
         on_shortcut: What an alarm does, once for each: ``"warn"``; ``"stop"`` warns and ends the training; a function gets the Trainer,
             the LightningModule and the :class:`~jepa_monitor.monitor.shortcut.ShortcutReading`.
         max_overhead: Largest share of the wall time to spend, once a first minute of looks has been spent;
             ``None`` for no limit.
         name: Prefix of all tags, which makes room for more than one such callback in a Trainer.
         strict: Raise when a look fails, instead of warning once.
+        **settings: See :class:`~jepa_monitor.monitor.candidates.ShortcutSettings`.
 
     Raises:
         TypeError: If an argument is of the wrong type.
@@ -106,13 +111,11 @@ class ShortcutCallback(PacedCallback):
         tokenizer: Any = None,
         every_n_epochs: int | None = None,
         every_n_steps: int | None = None,
-        max_samples: int = 128,
-        max_candidates: int = 3,
-        max_screened: int = 10_000,
         on_shortcut: OnCollapse = "warn",
         max_overhead: float | None = 0.05,
         name: str = "",
         strict: bool = False,
+        **settings: Unpack[ShortcutArguments],
     ) -> None:
         if not callable(on_shortcut):
             check_choice(on_shortcut, "on_shortcut", ("warn", "stop"))
@@ -123,11 +126,7 @@ class ShortcutCallback(PacedCallback):
             )
         self.given = None if candidates == "auto" else given_candidates(candidates)
         self.tokenizer = None if tokenizer is None else Words(tokenizer)
-        self.max_samples = check_positive_int(max_samples, "max_samples")
-        if max_samples < LEAST_TEXTS:
-            raise ValueError(f"`max_samples` must be at least {LEAST_TEXTS}, got {max_samples}.")
-        self.max_candidates = check_positive_int(max_candidates, "max_candidates")
-        self.max_screened = check_positive_int(max_screened, "max_screened")
+        self.settings = ShortcutSettings(**settings)
         self.reference = reference
         self.shortcuts: ShortcutProbe | None = None
         self.latest: Any = None  # the reading of the latest look
@@ -145,7 +144,7 @@ class ShortcutCallback(PacedCallback):
     @property
     def wanted_images(self) -> int:
         """How many texts to keep."""
-        return self.max_samples
+        return self.settings.max_samples
 
     @property
     def candidates(self) -> tuple[Candidate, ...]:
@@ -176,7 +175,7 @@ class ShortcutCallback(PacedCallback):
         # At random: a set sorted by its classes begins with texts of one, of which none can turn.
         shuffle_seed = 0 if shuffle_seed is None else shuffle_seed
         (texts,) = processes.same(
-            lambda: (collect_images(probe, self.max_samples, shuffle_seed=shuffle_seed),)
+            lambda: (collect_images(probe, self.settings.max_samples, shuffle_seed=shuffle_seed),)
         )
         if not is_texts(texts):
             raise TypeError(
@@ -195,7 +194,7 @@ class ShortcutCallback(PacedCallback):
         candidates = self.given
         if candidates is None:
             assert training is not None
-            candidates = screened_candidates(vocabulary, training[1], self.max_candidates)
+            candidates = screened_candidates(vocabulary, training[1], self.settings.max_candidates)
         if not candidates:
             self.shortcuts = None
             rank_zero_warn(
@@ -222,7 +221,9 @@ class ShortcutCallback(PacedCallback):
             return None
 
         try:
-            texts, *labels = processes.same(lambda: training_texts(source, self.max_screened))
+            texts, *labels = processes.same(
+                lambda: training_texts(source, self.settings.max_screened)
+            )
         except Unread as error:
             if self.given is not None:
                 return None  # controls are drawn from the held-out texts

@@ -15,10 +15,12 @@ import torch
 from helpers import images, mlp
 
 import jepa_monitor
-from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
+from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions, ShortcutCallback
 from jepa_monitor.callbacks import CollapseCallback
+from jepa_monitor.callbacks.huggingface_shortcut import HuggingFaceShortcutCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.jacobian.options import ScoreArguments
+from jepa_monitor.monitor.candidates import ShortcutArguments, ShortcutSettings
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 
 SCORES = (
@@ -33,6 +35,8 @@ ENTRIES = [
     (JepaScoreCallback, MonitorSettings, {"polarity_samples": 8}),
     (JepaScoreCallback, CallbackSettings, {"max_overhead": 0.05}),
     (CollapseCallback, CallbackSettings, {}),
+    (ShortcutCallback, ShortcutSettings, {}),
+    (HuggingFaceShortcutCallback, ShortcutSettings, {}),
 ]
 SOURCES = pathlib.Path(jepa_monitor.__file__).parent
 
@@ -43,6 +47,7 @@ SOURCES = pathlib.Path(jepa_monitor.__file__).parent
         (ScoreArguments, ScoreOptions),
         (MonitorArguments, MonitorSettings),
         (CallbackArguments, CallbackSettings),
+        (ShortcutArguments, ShortcutSettings),
     ],
 )
 def test_what_type_checkers_see_is_the_settings(arguments: type, settings: type) -> None:

@@ -3,21 +3,63 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Mapping, Sequence
-from typing import Any, NamedTuple
+from dataclasses import dataclass, fields
+from typing import Any, NamedTuple, TypedDict
 
 from torch import Tensor
 
+from jepa_monitor._checks import check_positive_int
 from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
 from jepa_monitor.probes.finding import batch_labels
 from jepa_monitor.probes.images import collect_described
 
 __all__ = [
+    "LEAST_TEXTS",
     "Candidate",
+    "ShortcutArguments",
+    "ShortcutSettings",
     "find_candidates",
     "given_candidates",
     "screened_candidates",
     "training_texts",
 ]
+
+LEAST_TEXTS = 16  # that could turn; of fewer nothing is said
+
+
+class ShortcutArguments(TypedDict, total=False):
+    """The keyword arguments that become :class:`ShortcutSettings`, for type checkers."""
+
+    max_samples: int
+    max_candidates: int
+    max_screened: int
+
+
+@dataclass(frozen=True)
+class ShortcutSettings:
+    """How many texts and words are looked at.
+
+    Args:
+        max_samples: How many held-out texts, drawn at random; at least 16.
+        max_candidates: How many words of the screen.
+        max_screened: How many training texts are screened, drawn at random.
+
+    Raises:
+        TypeError: If a value is of the wrong type.
+        ValueError: If a value is out of range.
+    """
+
+    max_samples: int = 128
+    max_candidates: int = 3
+    max_screened: int = 10_000
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_positive_int(getattr(self, field.name), field.name)
+        if self.max_samples < LEAST_TEXTS:
+            raise ValueError(
+                f"`max_samples` must be at least {LEAST_TEXTS}, got {self.max_samples}."
+            )
 
 
 class Candidate(NamedTuple):

@@ -21,13 +21,12 @@ from jepa_monitor.encoders.text_classifier import TextClassifier, lora_factors
 from jepa_monitor.encoders.texts import text_lengths
 from jepa_monitor.functional.flip_rate import FlipRate, flip_rate
 from jepa_monitor.functional.lora import lora_top_share, random_lora_top_share
-from jepa_monitor.monitor.candidates import Candidate
+from jepa_monitor.monitor.candidates import LEAST_TEXTS, Candidate
 from jepa_monitor.probes.insertion import Words, insert_words
 
-__all__ = ["FLIP_EXCESS", "LEAST_TEXTS", "ShortcutProbe", "ShortcutReading"]
+__all__ = ["FLIP_EXCESS", "ShortcutProbe", "ShortcutReading"]
 
 FLIP_EXCESS = 0.2  # of texts that a word turns, beyond a control word: what is an alarm
-LEAST_TEXTS = 16  # that could turn; of fewer nothing is said
 _BATCH = 32
 _WATCHED = 16  # texts of which attention is measured
 
