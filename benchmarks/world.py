@@ -32,6 +32,7 @@ COLUMNS = {
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.0], help="λ")
     options.add_argument("--epochs", type=int, default=Settings.epochs, help="of each run")
     options.add_argument("--clips", type=int, default=Settings.clips, help="to train on")
     options.add_argument("--held_out", type=int, default=256, help="clips that are not")
@@ -41,7 +42,7 @@ def main() -> None:
     heads += [f"{name}: before, best, end" for name in ("disc", "square")]
     print("\n".join(table(*heads)))
     results = []
-    for weight in (0.1, 0.0):
+    for weight in args.weights:
         ends = []
         for seed in args.seeds:
             settings = Settings(weight, clips=args.clips, epochs=args.epochs, seed=seed)
