@@ -276,6 +276,12 @@ class JepaScoreCallback(PacedCallback):
         settings = self.settings
         if getattr(trainer, "fast_dev_run", False):
             settings = dataclasses.replace(settings, max_probe_samples=2)
+        if "probe" in self._passing and (callable(settings.labels) or settings.groups):
+            rank_zero_warn(
+                "JepaScoreCallback goes without `labels` and `groups`: of batches that pass it keeps the images "
+                "alone. Pass `probe`, a data set that can be read by itself."
+            )
+            settings = dataclasses.replace(settings, labels=None, groups=None)
 
         def build(settings: MonitorSettings) -> DensityMonitor:
             return DensityMonitor(

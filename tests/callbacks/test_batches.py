@@ -393,6 +393,21 @@ def test_what_cannot_be_read_is_taken_as_it_passes(tmp_path: pathlib.Path, held_
     assert "log_density/mean" in score.history[-1]
 
 
+def test_of_what_passes_labels_and_groups_are_not_known_and_looks_go_on(
+    tmp_path: pathlib.Path,
+) -> None:
+    score = JepaScoreCallback(
+        max_overhead=None, max_probe_samples=4, max_embedding_samples=8, every_n_steps=1,
+        labels=lambda batch: batch[1], groups={"site": lambda batch: batch[1]},
+    )  # fmt: skip
+    with pytest.warns(
+        UserWarning, match="goes without `labels` and `groups`: of batches that pass"
+    ):
+        trainer(tmp_path, [score], max_epochs=3).fit(Tiny(), Elsewhere())
+    assert score.failures == 0
+    assert score.history
+
+
 def test_batches_without_images_pass_with_one_failure(tmp_path: pathlib.Path) -> None:
     class Odd(Elsewhere):
         def __iter__(self) -> Iterator[Any]:
