@@ -66,6 +66,8 @@ class JepaScoreCallback(PacedCallback):
       2 complete) and ``collapse/alarm``;
     - ``views/*``, ``clusters/*``: signs of quality that need no labels; ``ema/*``: how far a moving
       average trails, where one is watched;
+    - ``text/*``: whether the two views of held-out pairs of texts agree by more than all texts do, where
+      ``text_pairs`` are given;
     - ``quality/*``: k-NN, linear and few-shot accuracy, where the data yield labels;
     - ``outliers/*``, ``ood/<name>/*``: the share of outliers, and how well other data are told apart;
     - ``monitor/seconds``, ``/overhead``, ``/images``, ``/nonfinite``, ``/failures``, ``/skipped``,

@@ -41,6 +41,7 @@ TINY: dict[str, list[str]] = {
         "--data.held_out=80",
         "--trainer.limit_val_batches=1",
     ],
+    "text_pairs": ["--seeds=1", "--arms", "lm", "--jobs=1", "--tiny"],
     "grokking": ["--seeds=1", "--steps=6", "--looks=2"],
     "sae": [
         "--images=24",

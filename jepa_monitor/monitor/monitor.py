@@ -324,6 +324,7 @@ class DensityMonitor:
         changed = min(self.polarity_samples, most) * is_drawable(self.images)
         changed *= len(CORRUPTIONS)
         changed += min(CONTRASTED.samples, most) * (self.images.ndim == 4)
+        paired = 0 if self.text_pairs is None else 2 * len(self.text_pairs[0])
         views = VIEWS.views * min(VIEWS.samples, len(self.images)) * is_drawable(self.images)
         seen = f" and {views} views" if views else ""
         few = min(TRIED, most)
@@ -333,7 +334,7 @@ class DensityMonitor:
         if rows is not None and self.settled.method == "lanczos":
             passes, kind = 2 * rows - rows // self.settled.depth, "backward passes and products J v"
         return (
-            f"a look embeds {sum(map(len, sets))} {'texts' if texts else 'images'}{seen}, and scores "
+            f"a look embeds {sum(map(len, sets)) + paired} {'texts' if texts else 'images'}{seen}, and scores "
             f"{scored} of them and {changed} changed ones with {passes} {kind} each{checked}, "
             f"{passes * (scored + changed) + exactly} in all.{_OF_TEXTS if texts else ''}"
         )

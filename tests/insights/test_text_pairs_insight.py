@@ -107,6 +107,12 @@ def test_a_linear_map_explains_as_much_as_scikit_learns(found: dict[str, float])
     assert 0 < found["text/linear_r2_error"] < 0.3
 
 
+def test_the_plan_counts_the_pairs() -> None:
+    pairs = {"input_ids": FIRST}, {"input_ids": SECOND}
+    monitor = DensityMonitor({"input_ids": FIRST}, text_pairs=pairs, **CHEAP)
+    assert monitor.plan(TinyText()).startswith(f"a look embeds {3 * COUNT} texts")
+
+
 def test_every_row_has_its_tag_and_no_more(found: dict[str, float]) -> None:
     ours = [tag for tag in found if tag.startswith("text/")]
     rows = [tag_pattern(tag) for row in TextPairs.rows for tag in row.tags]
