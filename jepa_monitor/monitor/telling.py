@@ -78,11 +78,18 @@ def settings_of(monitor: DensityMonitor) -> dict[str, str]:
         "images": _digest(monitor.images),
         "reference": "none" if reference is None else _counted(reference),
         "out of distribution": ", ".join(ood) or "none",
+        "groups": ", ".join(monitor.groups) or "none",
+        "compared with": _named(monitor.compare_with),
         "text pairs": str(0 if monitor.text_pairs is None else len(monitor.text_pairs[0])),
         "scored of each": str(monitor.max_probe_samples),
         "options": str(monitor.options),
         **find_origin(),
     }
+
+
+def _named(other: Any) -> str:
+    name = getattr(other, "name", None)
+    return "none" if other is None else name if isinstance(name, str) else type(other).__name__
 
 
 def _counted(images: Tensor) -> str:
