@@ -2,8 +2,8 @@
 
     python benchmarks/world.py
 
-Trains the world-model recipe with its defaults (λ = 0.1) and without SIGReg (λ = 0), three seeds each, on the same clips,
-and prints the last look at 256 held-out clips, the step at which the alarm of a collapse began, and what linear probes read of where
+Trains the world-model recipe with its defaults (λ = 0.1), without SIGReg (λ = 0), and without SIGReg and BatchNorm, three seeds each,
+on the same clips, and prints the last look at 256 held-out clips, the step at which the alarm of a collapse began, and what linear probes read of where
 the sprites are before training, at their best and at the end.
 """
 
@@ -28,24 +28,30 @@ COLUMNS = {
     "world/straightness": ("straightness", "{:.2f}"),
 }
 
+ARMS = {  # weight of SIGReg, and norm of the encoder
+    "SIGReg": (0.1, "batch"),
+    "without": (0.0, "batch"),
+    "without, no norm": (0.0, "none"),
+}
+
 
 def main() -> None:
     options = parser(__doc__)
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    options.add_argument("--weights", type=float, nargs="+", default=[0.1, 0.0], help="λ")
+    options.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
     options.add_argument("--epochs", type=int, default=Settings.epochs, help="of each run")
     options.add_argument("--clips", type=int, default=Settings.clips, help="to train on")
     options.add_argument("--held_out", type=int, default=256, help="clips that are not")
     args = options.parse_args()
     torch.set_num_threads(args.threads)
-    heads = ["λ", "seed", *(head for head, _ in COLUMNS.values()), "alarm at step"]
+    heads = ["trained", "seed", *(head for head, _ in COLUMNS.values()), "alarm at step"]
     heads += [f"{name}: before, best, end" for name in ("disc", "square")]
     print("\n".join(table(*heads)))
     results = []
-    for weight in args.weights:
+    for arm in args.arms:
         ends = []
         for seed in args.seeds:
-            settings = Settings(weight, clips=args.clips, epochs=args.epochs, seed=seed)
+            settings = Settings(*ARMS[arm], clips=args.clips, epochs=args.epochs, seed=seed)
             with tempfile.TemporaryDirectory() as folder:
                 run = train(settings, pathlib.Path(folder), looks=6, held_out=args.held_out)
             last = run.looks[-1]
@@ -57,11 +63,11 @@ def main() -> None:
             ]
             told = [f"{r2[0]:.2f}, {max(r2):.2f}, {r2[-1]:.2f}" for r2 in read]
             alarm = "none" if run.alarm is None else str(run.alarm)
-            print(f"| {weight:g} | {seed} | {' | '.join([*cells, alarm, *told])} |", flush=True)
+            print(f"| {arm} | {seed} | {' | '.join([*cells, alarm, *told])} |", flush=True)
             ends.append([r2[-1] for r2 in read])
             results.append(
                 {
-                    "weight": weight,
+                    "arm": arm,
                     "seed": seed,
                     "looks": run.looks,
                     "places": run.places,
@@ -69,7 +75,7 @@ def main() -> None:
                 }
             )
         disc, square = zip(*ends, strict=True)
-        print(f"\nλ = {weight:g}: R² of the disc {spread(disc)}, of the square {spread(square)}\n")
+        print(f"\n{arm}: R² of the disc {spread(disc)}, of the square {spread(square)}\n")
     store(args.out, {**circumstances(args.threads), "runs": results})
 
 

@@ -30,6 +30,7 @@ from jepa_monitor.recipes.sprites import SpriteClips, sprite_clips
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+NORMS = ("batch", "none")
 HISTORY = 3  # frames that the predictor sees
 _MEAN, _STD = 0.05, 0.18  # of the pixels
 
@@ -51,15 +52,21 @@ class FrameEncoder(nn.Module):
 
     Args:
         width: K.
+        norm: ``"batch"``, before the last layer, or ``"none"``.
+
+    Raises:
+        ValueError: If there is no such norm.
     """
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, norm: str = "batch") -> None:
         super().__init__()
+        if norm not in NORMS:
+            raise ValueError(f"`norm` must be one of {', '.join(NORMS)}, got {norm!r}.")
         self.body = nn.Sequential(
             nn.Conv2d(1, 32, 4, 2, 1), nn.GELU(),
             nn.Conv2d(32, 64, 4, 2, 1), nn.GELU(),
             nn.Conv2d(64, 64, 4, 2, 1), nn.GELU(),
-            nn.Flatten(), nn.Linear(64 * 16, 256), nn.BatchNorm1d(256), nn.GELU(),
+            nn.Flatten(), nn.Linear(64 * 16, 256), nn.BatchNorm1d(256) if norm == "batch" else nn.Identity(), nn.GELU(),
             nn.Linear(256, width),
         )  # fmt: skip
 
@@ -124,6 +131,7 @@ class Settings:
 
     Args:
         sigreg_weight: λ: the loss is prediction + λ · SIGReg; 0 for none.
+        norm: Of the encoder's last hidden layer: ``"batch"`` or ``"none"``.
         width: K.
         slices: Random directions of SIGReg, new ones at each step.
         learning_rate: Of AdamW, after a tenth of the steps, falling to 0.
@@ -135,6 +143,7 @@ class Settings:
     """
 
     sigreg_weight: float = 0.1
+    norm: str = "batch"
     width: int = 32
     slices: int = 256
     learning_rate: float = 1e-3
@@ -157,7 +166,7 @@ class LatentWorld(pl.LightningModule):
     def __init__(self, settings: Settings) -> None:
         super().__init__()
         self.settings = settings
-        self.encoder = FrameEncoder(settings.width)
+        self.encoder = FrameEncoder(settings.width, settings.norm)
         self.predictor = LatentPredictor(settings.width)
 
     def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:

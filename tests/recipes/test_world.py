@@ -64,6 +64,16 @@ def test_the_predictor_sees_nothing_ahead() -> None:
     assert not torch.allclose(predictor(*later)[:, 2], found[:, 2])
 
 
+def test_norms() -> None:
+    kinds = {norm: world.FrameEncoder(4, norm) for norm in world.NORMS}
+    found = {
+        n: any(isinstance(m, torch.nn.BatchNorm1d) for m in e.modules()) for n, e in kinds.items()
+    }
+    assert found == {"batch": True, "none": False}
+    with pytest.raises(ValueError, match="`norm` must be one of batch, none, got 'layer'"):
+        world.FrameEncoder(4, "layer")
+
+
 def test_the_loss_is_that_of_the_paper_and_nothing_is_detached() -> None:
     torch.manual_seed(0)
     model = world.LatentWorld(world.Settings(sigreg_weight=0.0, width=5)).eval()
