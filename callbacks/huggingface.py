@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import functools
-import importlib
 import operator
-import pathlib
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import nn
 
-from jepa_monitor._checks import check_choice
 from jepa_monitor._settings import takes
 from jepa_monitor._warnings import warn
+from jepa_monitor.callbacks.huggingface_base import WatchingTrainerCallback
 from jepa_monitor.monitor.alarm import AlarmReading, default_patience
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.monitor import DensityMonitor
@@ -23,18 +20,11 @@ from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 if TYPE_CHECKING:
     from typing_extensions import Unpack
 
-try:
-    TrainerCallback: Any = importlib.import_module("transformers").TrainerCallback
-except ImportError:  # an extra: said when it is asked for
-    TrainerCallback = object
-
 __all__ = ["HuggingFaceCallback"]
-
-_FILE = "jepa_monitor.pt"  # beside the model in each of the Trainer's checkpoints
 
 
 @takes(MonitorSettings)
-class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
+class HuggingFaceCallback(WatchingTrainerCallback):
     """Logs JEPA-SCORE and signs of collapse during ``transformers.Trainer.train``.
 
     The first look is before the first step, then one when ``every_n_steps`` steps have passed, and one
@@ -75,6 +65,9 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         trainer.train()
     """
 
+    file = "jepa_monitor.pt"
+    watch: DensityWatch | None = None
+
     def __init__(
         self,
         trainer: Any,
@@ -88,32 +81,19 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         strict: bool = False,
         **settings: Unpack[MonitorArguments],
     ) -> None:
-        if TrainerCallback is object:
-            raise ImportError(
-                'HuggingFaceCallback needs transformers: pip install "jepa-monitor[hf]"'
-            )
         if encoder is not None and not (isinstance(encoder, str) or callable(encoder)):
             raise TypeError(
                 "`encoder` must be a dotted path, a module, a function of the model or None, got "
                 f"{type(encoder).__name__}."
             )
-        if not callable(on_collapse):
-            check_choice(on_collapse, "on_collapse", ("warn", "stop"))
-        self.trainer = trainer
+        super().__init__(trainer, on_collapse, "on_collapse", "hf")
         self.encoder = encoder
         self.probe = probe
-        self.on_collapse = on_collapse
         self.patience_steps = patience_steps
         self._settings = settings
         self._new_watch = functools.partial(
             DensityWatch, every_n_steps=every_n_steps, max_overhead=max_overhead, strict=strict
         )
-        self.watch: DensityWatch | None = None
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The scalars of all looks, each with its ``step``."""
-        return [] if self.watch is None else self.watch.history
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read the images and look at the model as training finds it.
@@ -127,9 +107,7 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
         monitor = self._monitor(args.world_size > 1)
         patience = self.patience_steps or default_patience(state.max_steps)
         self.watch = self._new_watch(monitor, patience_steps=patience)
-        story = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}", _FILE)
-        if state.global_step and story.exists():
-            self.watch.load_state_dict(torch.load(story, weights_only=True))
+        self.resume(args, state)
         self._look(state, control)
 
     def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
@@ -157,39 +135,11 @@ class HuggingFaceCallback(TrainerCallback):  # type: ignore[misc]
             assert self.watch is not None
             self.watch.write_page(args.output_dir)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the story of the run into the checkpoint.
-
-        Args:
-            args: The Trainer's arguments.
-            state: Its state.
-            control: What it is to do.
-            **_: What else it has.
-        """
-        folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if self.watch is not None and state.is_world_process_zero and folder.is_dir():
-            torch.save(self.watch.state_dict(), folder / _FILE)
-
     def _look(self, state: Any, control: Any, last: bool = False) -> None:
         assert self.watch is not None
         look = self.watch.ask(self._encoder, state.global_step, last=last)
-        if not look:
-            return
-        due = control.should_log  # logging takes it for done
-        self.trainer.log(dict(look.scalars))
-        control.should_log = due
-        if look.began is None:
-            return
-        if callable(self.on_collapse):
-            react: Callable[..., Any] = self.on_collapse
-            react(self.trainer, look.began)
-            return
-        ending = ""
-        if self.on_collapse == "stop":
-            control.should_training_stop, ending = True, " Training stops."
-        self.watch.say(
-            f"{type(self).__name__} at step {state.global_step}: {look.began.reason}{ending}"
-        )
+        if look:
+            self.report(look, state, control)
 
     def _encoder(self) -> Any:
         model = self.trainer.model

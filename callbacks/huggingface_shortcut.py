@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import functools
-import pathlib
 import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
 
-from jepa_monitor._checks import check_choice, check_positive_int
+from jepa_monitor._checks import check_positive_int
 from jepa_monitor._settings import takes
 from jepa_monitor._warnings import warn
-from jepa_monitor.callbacks.huggingface import TrainerCallback
+from jepa_monitor.callbacks.huggingface_base import WatchingTrainerCallback
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.candidates import (
@@ -33,11 +32,9 @@ if TYPE_CHECKING:
 
 __all__ = ["HuggingFaceShortcutCallback"]
 
-_FILE = "jepa_monitor_shortcut.pt"  # beside the model in each of the Trainer's checkpoints
-
 
 @takes(ShortcutSettings)
-class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
+class HuggingFaceShortcutCallback(WatchingTrainerCallback):
     """Watches ``transformers.Trainer.train`` for words that a text classifier learns in the place of the task.
 
     It does what :class:`~jepa_monitor.ShortcutCallback` does in Lightning, and logs the same tags through ``Trainer.log``. The first look is
@@ -66,6 +63,8 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         trainer.add_callback(HuggingFaceShortcutCallback(trainer))
     """
 
+    file = "jepa_monitor_shortcut.pt"
+
     def __init__(
         self,
         trainer: Any,
@@ -78,17 +77,10 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         strict: bool = False,
         **settings: Unpack[ShortcutArguments],
     ) -> None:
-        if TrainerCallback is object:
-            raise ImportError(
-                'HuggingFaceShortcutCallback needs transformers: pip install "jepa-monitor[text]"'
-            )
-        if not callable(on_shortcut):
-            check_choice(on_shortcut, "on_shortcut", ("warn", "stop"))
-        self.trainer = trainer
+        super().__init__(trainer, on_shortcut, "on_shortcut", "text")
         self.given = None if candidates == "auto" else given_candidates(candidates)
         self.tokenizer = None if tokenizer is None else Words(tokenizer)
         self.settings = ShortcutSettings(**settings)
-        self.on_shortcut = on_shortcut
         self._new_watch = functools.partial(
             Watch,
             type(self).__name__,
@@ -97,13 +89,7 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
             strict=strict,
             own_tags="monitor/shortcut_",
         )
-        self.watch: Watch | None = None
         self.shortcuts: ShortcutProbe | None = None
-
-    @property
-    def history(self) -> list[dict[str, float]]:
-        """The scalars of all looks, each with its ``step``."""
-        return [] if self.watch is None else self.watch.history
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Read the texts, screen those of training, and look at the model as training finds it.
@@ -117,9 +103,7 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         self._processes = Processes(args.world_size > 1)
         self.watch = self._new_watch(processes=self._processes)
         self.shortcuts = self._probe()
-        story = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}", _FILE)
-        if state.global_step and story.exists():
-            self.watch.load_state_dict(torch.load(story, weights_only=True))
+        self.resume(args, state)
         self.watch.start()
         if self.watch.is_news(state.global_step):
             self._look(state, control)
@@ -150,37 +134,10 @@ class HuggingFaceShortcutCallback(TrainerCallback):  # type: ignore[misc]
         if self.watch.is_news(state.global_step):
             self._look(state, control)
 
-    def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the story of the run into the checkpoint.
-
-        Args:
-            args: The Trainer's arguments.
-            state: Its state.
-            control: What it is to do.
-            **_: What else it has.
-        """
-        folder = pathlib.Path(args.output_dir, f"checkpoint-{state.global_step}")
-        if self.watch is not None and state.is_world_process_zero and folder.is_dir():
-            torch.save(self.watch.state_dict(), folder / _FILE)
-
     def _look(self, state: Any, control: Any) -> None:
         assert self.watch is not None
         look = self.watch.look(state.global_step, functools.partial(self._evaluate, state))
-        due = control.should_log  # logging takes it for done
-        self.trainer.log(dict(look.scalars))
-        control.should_log = due
-        if look.began is None:
-            return
-        if callable(self.on_shortcut):
-            react: Callable[..., Any] = self.on_shortcut
-            react(self.trainer, look.began)
-            return
-        ending = ""
-        if self.on_shortcut == "stop":
-            control.should_training_stop, ending = True, " Training stops."
-        self.watch.say(
-            f"{type(self).__name__} at step {state.global_step}: {look.began.reason}{ending}"
-        )
+        self.report(look, state, control)
 
     def _evaluate(self, state: Any) -> Evaluation:
         nothing = torch.empty(0, 1)

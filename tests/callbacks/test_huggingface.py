@@ -1,21 +1,22 @@
-"""Without its extra the callback for Hugging Face's Trainer says what to install."""
+"""What the callbacks of Hugging Face's Trainer say where transformers is not installed."""
 
 from __future__ import annotations
 
-import importlib
-import sys
-
 import pytest
 
+from jepa_monitor.callbacks import huggingface_base
+from jepa_monitor.callbacks.huggingface import HuggingFaceCallback
+from jepa_monitor.callbacks.huggingface_shortcut import HuggingFaceShortcutCallback
 
-def test_without_transformers_it_says_what_to_install(monkeypatch: pytest.MonkeyPatch) -> None:
-    from jepa_monitor.callbacks import huggingface
 
-    monkeypatch.setitem(sys.modules, "transformers", None)
-    try:
-        missing = importlib.reload(huggingface)
-        with pytest.raises(ImportError, match=r'pip install "jepa-monitor\[hf\]"'):
-            missing.HuggingFaceCallback(None)
-    finally:
-        monkeypatch.undo()
-        importlib.reload(huggingface)
+@pytest.mark.parametrize(
+    ("callback", "extra"), [(HuggingFaceCallback, "hf"), (HuggingFaceShortcutCallback, "text")]
+)
+def test_without_transformers_they_say_what_to_install(
+    callback: type, extra: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(huggingface_base, "TrainerCallback", object)
+    with pytest.raises(
+        ImportError, match=rf'{callback.__name__} needs .* "jepa-monitor\[{extra}\]"'
+    ):
+        callback(None)
