@@ -241,6 +241,7 @@ def test_epochs_are_called_epochs(place: pathlib.Path, tmp_path: pathlib.Path) -
     assert dict(found.facts)["alarm's patience"] == "1 epochs"
 
 
+@pytest.mark.slow
 def test_numbers_do_not_depend_on_the_number_of_workers(
     place: pathlib.Path, tmp_path: pathlib.Path
 ) -> None:

@@ -414,6 +414,7 @@ def test_the_config_is_valid(folder) -> None:
     assert sum(p.numel() for p in trained) == 2 * block + 2 * 384
 
 
+@pytest.mark.slow
 def test_from_the_shell_both_stages_run(tmp_path: Path) -> None:
     """As `python -m` runs it, where the recipe's own module is `__main__`."""
     words = [*SMALL, "--trainer.max_epochs", "1", "--trainer.limit_train_batches", "1"]
