@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["finite_only", "quantile_scalars"]
+__all__ = ["finite_only", "quantile_scalars", "with_ends"]
 
 
 def finite_only(values: Tensor) -> Tensor:
@@ -18,6 +18,19 @@ def finite_only(values: Tensor) -> Tensor:
         (n,).
     """
     return values[torch.isfinite(values)]
+
+
+def with_ends(group: str, *names: str) -> tuple[str, ...]:
+    """Name values and the ends of their intervals.
+
+    Args:
+        group: What the tags begin with.
+        names: Of the values.
+
+    Returns:
+        ``<group>/<name>``, ``<group>/<name>_low`` and ``<group>/<name>_high`` of each.
+    """
+    return tuple(f"{group}/{name}{end}" for name in names for end in ("", "_low", "_high"))
 
 
 def quantile_scalars(prefix: str, values: Tensor) -> dict[str, float]:

@@ -10,28 +10,22 @@ from torch import Tensor
 from jepa_monitor.functional import (
     auroc,
     auroc_gain,
-    few_shot_accuracy,
     knn_predict,
     knn_score,
     paired_interval,
     rankme,
     ridge_predict,
-    wilson_interval,
 )
+from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.base import Insight, Panel, Row
-from jepa_monitor.insights.labelled import LABELLED
+from jepa_monitor.insights.labelled import LABELLED, SHOTS, accuracies
 from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.parts import OTHER_SETS
 
 __all__ = ["AgainstGeneralist"]
 
-_SHOTS = (1, 5, 10)
 _NEIGHBOURS = 10
 _WORDS = {"knn": "k-NN", "linear": "linear"}
-
-
-def _with_ends(*tags: str) -> tuple[str, ...]:
-    return tuple(f"generalist/{tag}{end}" for tag in tags for end in ("", "_low", "_high"))
 
 
 class AgainstGeneralist(Insight):
@@ -42,7 +36,7 @@ class AgainstGeneralist(Insight):
     wants = (LABELLED,)
     rows = (
         Row(
-            _with_ends("knn", "linear", *(f"few_shot_{shots}" for shots in _SHOTS)),
+            with_ends("generalist", "knn", "linear", *(f"few_shot_{shots}" for shots in SHOTS)),
             'with `insights=["generalist"]`, `compare_with` and labels: as `quality/*`, of the other '
             "encoder, by the same images",
             "0 … 1",
@@ -52,7 +46,7 @@ class AgainstGeneralist(Insight):
             "`knn_predict`, `ridge_predict`",
         ),
         Row(
-            _with_ends("knn_gain", "linear_gain"),
+            with_ends("generalist", "knn_gain", "linear_gain"),
             "accuracy of this run's encoder minus the other's, of the same images, and the ends of the "
             "paired 95 % interval",
             "−1 … 1",
@@ -71,10 +65,7 @@ class AgainstGeneralist(Insight):
             "[arXiv 2210.02885](https://arxiv.org/abs/2210.02885)",
         ),
         Row(
-            (
-                "generalist/<name>/auroc",
-                *(f"generalist/<name>/auroc_gain{end}" for end in ("", "_low", "_high")),
-            ),
+            ("generalist/<name>/auroc", *with_ends("generalist/<name>", "auroc_gain")),
             "with `ood` and a reference: how well the distance to the 10th nearest training image, of unit "
             "embeddings, tells the set from the probe by the other encoder; what this run's has over it, and "
             "the ends of the paired 95 % interval",
@@ -89,14 +80,14 @@ class AgainstGeneralist(Insight):
         Panel(
             "generalist",
             "accuracy above the other encoder's, k-NN",
-            _with_ends("knn_gain"),
+            with_ends("generalist", "knn_gain"),
             band=True,
             healthy=(0.0, None),
         ),
         Panel(
             "generalist",
             "accuracy above the other encoder's, linear",
-            _with_ends("linear_gain"),
+            with_ends("generalist", "linear_gain"),
             band=True,
             healthy=(0.0, None),
         ),
@@ -136,7 +127,7 @@ class AgainstGeneralist(Insight):
             A sentence; nothing where there are no classes.
         """
         parts = [
-            f"{words} {_standing(*(100 * scalars[tag] for tag in _with_ends(f'{key}_gain')))}"
+            f"{words} {_standing(*(100 * scalars[tag] for tag in with_ends('generalist', f'{key}_gain')))}"
             for key, words in _WORDS.items()
             if f"generalist/{key}_gain" in scalars
         ]
@@ -159,24 +150,13 @@ def _accuracies(look: Look) -> dict[str, float]:
     known, asked = bank[sets.known_rows], other.probe[sets.asked_rows]
     if not bool(torch.isfinite(known).all()):
         return {}
-    found: dict[str, float] = {}
+    found, right = accuracies("generalist", (known, sets.known_labels), (asked, sets.asked_labels))
     for key, predict in (("knn", knn_predict), ("linear", ridge_predict)):
-        right = predict(known, sets.known_labels, asked) == sets.asked_labels
         mine = predict(sets.known, sets.known_labels, sets.asked) == sets.asked_labels
-        hits = right.double().sum()
-        found |= _tagged(key, hits / len(right), *wilson_interval(hits, len(right)))
-        gain, ends = paired_interval(mine, right)
-        found |= _tagged(f"{key}_gain", gain, *ends)
-    smallest = int(torch.unique(sets.known_labels, return_counts=True)[1].min())
-    for shots in _SHOTS:
-        if shots <= smallest:
-            few = few_shot_accuracy((known, sets.known_labels), (asked, sets.asked_labels), shots)
-            found |= _tagged(f"few_shot_{shots}", *few)
+        gain, ends = paired_interval(mine, right[key])
+        tags = with_ends("generalist", f"{key}_gain")
+        found |= {t: value.item() for t, value in zip(tags, (gain, *ends), strict=True)}
     return found
-
-
-def _tagged(key: str, *values: Tensor) -> dict[str, float]:
-    return {tag: value.item() for tag, value in zip(_with_ends(key), values, strict=True)}
 
 
 def _told_apart(
@@ -194,6 +174,6 @@ def _told_apart(
         own.append(knn_score(z[finite], mine, k))
         its.append(knn_score(theirs[finite], base, k))
     gain = auroc_gain(*own, *its)
-    tags = (f"generalist/{name}/auroc_gain{end}" for end in ("", "_low", "_high"))
+    tags = with_ends(f"generalist/{name}", "auroc_gain")
     found = {tag: value.item() for tag, value in zip(tags, gain, strict=True)}
     return {f"generalist/{name}/auroc": auroc(*its).item(), **found}

@@ -9,14 +9,21 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from jepa_monitor.functional import knn_predict
+from jepa_monitor.functional import (
+    few_shot_accuracy,
+    knn_predict,
+    ridge_predict,
+    wilson_interval,
+)
+from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.parts import Part
 
 if TYPE_CHECKING:
     from jepa_monitor.insights.gathering import Gatherer
 
-__all__ = ["LABELLED", "Labelled", "LabelledSets", "thumbnails"]
+__all__ = ["LABELLED", "SHOTS", "Labelled", "LabelledSets", "accuracies", "thumbnails"]
 
+SHOTS = (1, 5, 10)  # examples of each class
 _SIDE = 32  # of what stands for the pixels of larger images
 
 
@@ -96,6 +103,36 @@ class Labelled(Part[LabelledSets]):
 
 
 LABELLED = Labelled()
+
+
+def accuracies(
+    group: str, known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]
+) -> tuple[dict[str, float], dict[str, Tensor]]:
+    """Classify embeddings by neighbours, by a linear map and from a few examples.
+
+    Args:
+        group: What the tags begin with.
+        known: Embeddings (M, K) and classes (M,) to learn from.
+        asked: Embeddings (N, K) and classes (N,) to ask for.
+
+    Returns:
+        ``<group>/knn``, ``/linear`` and ``/few_shot_<n>`` with the ends of their intervals (``few_shot_n`` is
+        absent where a class has fewer than n examples), and which are right by ``knn`` and ``linear``, (N,).
+    """
+    scalars: dict[str, float] = {}
+    right = {}
+    for name, predict in (("knn", knn_predict), ("linear", ridge_predict)):
+        right[name] = predict(*known, asked[0]) == asked[1]
+        hits, total = right[name].double().sum(), len(asked[1])
+        found = (hits / total, *wilson_interval(hits, total))
+        scalars |= {t: end.item() for t, end in zip(with_ends(group, name), found, strict=True)}
+    smallest = int(torch.unique(known[1], return_counts=True)[1].min())
+    for shots in SHOTS:
+        if shots <= smallest:
+            few = few_shot_accuracy(known, asked, shots)
+            tags = with_ends(group, f"few_shot_{shots}")
+            scalars |= {tag: end.item() for tag, end in zip(tags, few, strict=True)}
+    return scalars, right
 
 
 def thumbnails(images: Tensor) -> Tensor | None:

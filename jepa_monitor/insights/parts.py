@@ -143,7 +143,8 @@ class OtherEmbeddings(Part[Tensor]):
         Returns:
             (N, L), or ``None``.
         """
-        return None if at.sources.compare_with is None else _by_other(at, "probe")
+        given = at.sources.compare_with is not None
+        return _by_other(at, "probe", at.sources.images) if given else None
 
 
 class OtherEmbedded(NamedTuple):
@@ -175,22 +176,18 @@ class OtherSets(Part[OtherEmbedded]):
         Returns:
             The embeddings, or ``None``.
         """
-        if at.sources.compare_with is None:
-            return None
         probe = at.part(OTHER_EMBEDDINGS)
-        assert probe is not None
-        reference = None if at.sources.reference is None else _by_other(at, "reference")
-        ood = {name: _by_other(at, f"ood/{name}") for name in at.sources.ood}
+        if probe is None:
+            return None
+        training = at.sources.reference
+        reference = None if training is None else _by_other(at, "reference", training)
+        ood = {name: _by_other(at, f"ood/{name}", data) for name, data in at.sources.ood.items()}
         return OtherEmbedded(probe, reference, ood)
 
 
-def _by_other(at: Gatherer, name: str) -> Tensor:
+def _by_other(at: Gatherer, name: str, images: Tensor) -> Tensor:
     """Embed a set by the encoder to compare with; by a frozen one only once."""
     other = at.sources.compare_with
-    kind, _, which = name.partition("/")
-    sets = {"probe": at.sources.images, "reference": at.sources.reference}
-    images = at.sources.ood[which] if kind == "ood" else sets[kind]
-    assert images is not None
 
     def embed() -> Tensor:
         return at.other(other).embeddings(images)

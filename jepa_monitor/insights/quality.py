@@ -5,26 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
-import torch
-from torch import Tensor
-
-from jepa_monitor.functional import (
-    few_shot_accuracy,
-    knn_predict,
-    ridge_predict,
-    wilson_interval,
-)
+from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.base import Insight, Panel, Row
-from jepa_monitor.insights.labelled import LABELLED
+from jepa_monitor.insights.labelled import LABELLED, SHOTS, accuracies
 from jepa_monitor.insights.look import Look
 
 __all__ = ["Quality"]
-
-_SHOTS = (1, 5, 10)
-
-
-def _with_ends(*tags: str) -> tuple[str, ...]:
-    return tuple(f"quality/{tag}{end}" for tag in tags for end in ("", "_low", "_high"))
 
 
 class Quality(Insight):
@@ -34,7 +20,7 @@ class Quality(Insight):
     wants = (LABELLED,)
     rows = (
         Row(
-            _with_ends("knn"),
+            with_ends("quality", "knn"),
             "with `labels`: share of held-out images that the weighted vote of the 20 nearest training "
             "images (without labels there: of half of the probe) classifies correctly, and the ends of "
             "its 95 % interval for these training images",
@@ -45,7 +31,7 @@ class Quality(Insight):
             "`knn_predict`",
         ),
         Row(
-            _with_ends("linear"),
+            with_ends("quality", "linear"),
             "the same of a linear map: ridge regression, its penalty chosen without the held-out images",
             "0 … 1",
             "rising",
@@ -55,7 +41,7 @@ class Quality(Insight):
         ),
         *(
             Row(
-                _with_ends(f"few_shot_{shots}"),
+                with_ends("quality", f"few_shot_{shots}"),
                 f"the same of the vote of {shots} training image{'s' * (shots > 1)} of each class, mean "
                 "over 10 draws; the interval counts draws and images",
                 "0 … 1",
@@ -64,7 +50,7 @@ class Quality(Insight):
                 "free",
                 "`few_shot_accuracy`",
             )
-            for shots in _SHOTS
+            for shots in SHOTS
         ),
         Row(
             ("quality/chance", "quality/knn_pixels"),
@@ -99,16 +85,8 @@ class Quality(Insight):
         if LABELLED not in look.parts:
             return {}
         sets = look[LABELLED]
-        bank = sets.known, sets.known_labels
-        scalars: dict[str, float] = {}
-        for name, predict in (("knn", knn_predict), ("linear", ridge_predict)):
-            scalars |= _share(name, predict(*bank, sets.asked) == sets.asked_labels)
-        smallest = int(torch.unique(sets.known_labels, return_counts=True)[1].min())
-        for shots in _SHOTS:
-            if shots <= smallest:
-                few = few_shot_accuracy(bank, (sets.asked, sets.asked_labels), shots)
-                tags = _with_ends(f"few_shot_{shots}")
-                scalars |= {tag: end.item() for tag, end in zip(tags, few, strict=True)}
+        known, asked = (sets.known, sets.known_labels), (sets.asked, sets.asked_labels)
+        scalars, _ = accuracies("quality", known, asked)
         most = sets.known_labels.mode().values
         scalars["quality/chance"] = (sets.asked_labels == most).double().mean().item()
         if math.isfinite(sets.pixels):
@@ -131,10 +109,3 @@ class Quality(Insight):
             return ""
         kind = "better" if low > pixels else "worse"
         return f"Neighbours tell the classes of held-out images {kind} than those of raw pixels."
-
-
-def _share(name: str, right: Tensor) -> dict[str, float]:
-    hits, total = right.double().sum(), len(right)
-    ends = wilson_interval(hits, total)
-    found = (hits / total, ends.lower, ends.upper)
-    return {tag: end.item() for tag, end in zip(_with_ends(name), found, strict=True)}

@@ -14,6 +14,7 @@ from jepa_monitor.functional.gaussianity import sliced_epps_pulley
 from jepa_monitor.functional.token_paths import path_curvature
 from jepa_monitor.functional.world_model import action_share, prediction_error, surprise
 from jepa_monitor.insights._drawing import HIGH, LOW, MUTED, for_display, is_drawable
+from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.base import Insight, Panel, Row
 from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.world_parts import WORLD, ClipSet
@@ -28,10 +29,6 @@ _SHOWN = 3  # clips at either end
 _FRAMES = 8
 
 
-def _with_ends(*tags: str) -> tuple[str, ...]:
-    return tuple(f"world/{tag}{end}" for tag in tags for end in ("", "_low", "_high"))
-
-
 class WorldModel(Insight):
     """``world/*``, with ``world``."""
 
@@ -39,7 +36,7 @@ class WorldModel(Insight):
     wants = (WORLD,)
     rows = (
         Row(
-            (*_with_ends("error"), "world/error_still"),
+            (*with_ends("world", "error"), "world/error_still"),
             "with `world`: squared error of the predicted next embedding, as a share of the variance of embeddings "
             "between held-out clips at the same step, the ends of its 95 % interval over clips, and the same "
             "of predicting that nothing changes",
@@ -50,7 +47,7 @@ class WorldModel(Insight):
             "`prediction_error`",
         ),
         Row(
-            _with_ends("action_share"),
+            with_ends("world", "action_share"),
             "share of the error with another clip's actions that the own ones save",
             "≤ 1",
             "lower end above 0",
@@ -68,7 +65,7 @@ class WorldModel(Insight):
             "`prediction_error`",
         ),
         Row(
-            _with_ends("surprise"),
+            with_ends("world", "surprise"),
             "how well the error tells a cut to another clip, half way, from what follows: AUROC",
             "0 … 1",
             "near 1; ½ is chance",
@@ -114,14 +111,14 @@ class WorldModel(Insight):
         Panel(
             "world",
             "what cannot follow is told, AUROC",
-            _with_ends("surprise"),
+            with_ends("world", "surprise"),
             band=True,
             healthy=(0.5, None),
         ),
         Panel(
             "world",
             "error saved by actions",
-            _with_ends("action_share"),
+            with_ends("world", "action_share"),
             band=True,
             healthy=(0.0, None),
         ),
@@ -148,10 +145,10 @@ class WorldModel(Insight):
         error = prediction_error(clips.predicted, following, before)
         actions = action_share(clips.predicted, clips.with_others, following)
         told = surprise(clips.predicted[:, half], following[:, half])
-        found = dict(zip(_with_ends("error"), error[:3], strict=True))
+        found = dict(zip(with_ends("world", "error"), error[:3], strict=True))
         found["world/error_still"] = error.still
-        found |= zip(_with_ends("action_share"), actions, strict=True)
-        found |= zip(_with_ends("surprise"), told, strict=True)
+        found |= zip(with_ends("world", "action_share"), actions, strict=True)
+        found |= zip(with_ends("world", "surprise"), told, strict=True)
         start = z.shape[1] - clips.rollout.shape[1]
         for k in _HORIZONS:
             if k <= clips.rollout.shape[1]:
