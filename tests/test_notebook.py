@@ -44,6 +44,7 @@ def stored(cell: dict[str, Any]) -> dict[str, str]:
     return found
 
 
+@pytest.mark.slow  # trains two runs
 def test_its_cells_run_and_say_what_is_stored(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -12,13 +12,14 @@ from torch import Tensor
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL.Image import Image
 
 __all__ = ["HIGH", "LOW", "MUTED", "OOD_COLORS", "as_html", "as_png", "for_display", "is_drawable"]
 
 # Okabe and Ito's colours, which are apart for all eyes.
 LOW, HIGH, MUTED = "#D55E00", "#0072B2", "#777777"
 OOD_COLORS = [LOW, "#009E73", "#CC79A7", "#E69F00"]
-_PALETTE = 48
+_PALETTE, _WHITE = 48, 255
 _IN_FEW_COLOURS = ("monitor/overview",)
 
 
@@ -60,17 +61,29 @@ def as_png(tag: str, figure: Figure) -> bytes:
         A PNG file.
     """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from PIL.Image import Dither, Quantize, fromarray
+    from PIL.Image import fromarray
 
     canvas: Any = FigureCanvasAgg(figure)  # untyped
     canvas.draw()  # once: savefig lays everything out twice
     picture = fromarray(np.asarray(canvas.buffer_rgba())).convert("RGB")
     small = tag.endswith(_IN_FEW_COLOURS)
     if small:
-        picture = picture.quantize(_PALETTE, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
+        picture = _in_few_colours(picture)
     with BytesIO() as file:
         picture.save(file, format="png", optimize=small)
         return file.getvalue()
+
+
+def _in_few_colours(picture: Image) -> Image:
+    """Choose white, and the other colours by the pixels that are not white: few, so it is quick."""
+    from PIL.Image import Dither, Quantize, fromarray
+
+    pixels = np.asarray(picture)
+    drawn = fromarray(pixels[(pixels != _WHITE).any(2)][None])
+    palette = drawn.quantize(_PALETTE - 1, Quantize.MAXCOVERAGE, kmeans=3, dither=Dither.NONE)
+    chosen = palette.getpalette() or []
+    palette.putpalette([*chosen[: 3 * (_PALETTE - 1)], _WHITE, _WHITE, _WHITE])
+    return picture.quantize(palette=palette, dither=Dither.NONE)
 
 
 def as_html(tag: str, figure: Figure, words: str) -> str:

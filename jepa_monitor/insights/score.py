@@ -22,6 +22,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Score", "extremes", "plot_extremes", "plot_histogram"]
 
+_INCH, _LEFT, _RIGHT = 1.0, 0.3, 0.06  # width of a shown image, room for words, margin; inches
+
 
 class Score(Insight):
     """``jepa_score/*``, ``sketch/*``, the histograms of the scores, and the sheet of extreme images."""
@@ -194,16 +196,27 @@ def plot_extremes(data: ScoredSet, count: int = 8) -> Figure:
     if not columns:
         raise ValueError("`data` must hold a finite score to be drawn, got none.")
     pictures = for_display(data.images)
+    height, width, channels = pictures.shape[1:]
+    gap, head = max(1, width // 12), max(1, width // 5)
+    # One axes for all: sixteen take four times as long to draw as everything in them.
+    sheet = torch.ones(2 * (head + height), columns * (width + gap) - gap, channels)
+    across, down = (_INCH * n / width for n in (sheet.shape[1], sheet.shape[0]))
     # Not pyplot: it would keep the figure, and switch the user's backend.
-    figure = Figure(figsize=(0.4 + 1.1 * columns, 2.9), layout="constrained")
-    for row, (axes, name, color) in enumerate(
-        zip(figure.subplots(2, columns, squeeze=False), ("least", "most"), (LOW, HIGH), strict=True)
-    ):
-        for axis, index in zip(axes, rows[row].tolist(), strict=True):
-            axis.imshow(pictures[index].numpy(), cmap="gray", interpolation="nearest")
-            axis.set_title(f"{data.scores[index]:.1f}", fontsize=9, color=color, pad=3)
-            axis.set(xticks=[], yticks=[])
-        axes[0].set_ylabel(f"{name} likely", fontsize=10, color=color)
+    figure = Figure(figsize=(_LEFT + across + _RIGHT, down + _RIGHT))
+    total = figure.get_size_inches()
+    place = (_LEFT / total[0], _RIGHT / total[1], across / total[0], down / total[1])
+    axes = figure.add_axes(place, frameon=False, xticks=[], yticks=[])
+    for row, (name, color) in enumerate((("least", LOW), ("most", HIGH))):
+        top = row * (head + height) + head
+        for column, index in enumerate(rows[row].tolist()):
+            left = column * (width + gap)
+            sheet[top : top + height, left : left + width] = pictures[index]
+            axes.text(left + width / 2, top - 0.2 * head, f"{data.scores[index]:.1f}", size=9,
+                      color=color, ha="center")  # fmt: skip
+        axes.text(-gap, top + height / 2, f"{name} likely", size=10, color=color, rotation=90,
+                  ha="right", va="center")  # fmt: skip
+    span = (0, sheet.shape[1], sheet.shape[0], 0)
+    axes.imshow(sheet.numpy(), cmap="gray", interpolation="nearest", extent=span, vmin=0, vmax=1)
     return figure
 
 

@@ -163,7 +163,7 @@ def _end(looks: Looks, end: float | str | None, sight: float) -> float:
 
 
 def _frame(axes: Axes, title: str) -> None:
-    axes.set_title("\n".join(textwrap.wrap(title, 34)), fontsize=6.5, pad=2, loc="left")
+    _title(axes, "\n".join(textwrap.wrap(title, 34)))
     axes.tick_params(labelsize=5.5, length=2, pad=1.5, width=0.5)
     axes.locator_params(nbins=4)
     axes.ticklabel_format(axis="both", useOffset=False)
@@ -171,6 +171,11 @@ def _frame(axes: Axes, title: str) -> None:
         axes.spines[side].set_visible(False)
     for side in ("left", "bottom"):
         axes.spines[side].set_linewidth(0.5)
+
+
+def _title(axes: Axes, words: str) -> None:
+    # Told where it is: matplotlib otherwise draws all the ticks to find out whether they are above.
+    axes.set_title(words, fontsize=6.5, pad=2, loc="left", y=1.0)
 
 
 def _spectra(axes: Axes, look: Look, spectra: Mapping[int, Tensor] | None) -> None:
@@ -198,6 +203,6 @@ def _images(axes: Axes, look: Look, beside: bool) -> None:
     # As many pixels as there is room for: more are only bytes.
     scale = max(1, math.ceil(sheet.shape[1] / (160 * (1 + beside))))
     axes.imshow(sheet[::scale, ::scale].numpy(), cmap="gray", interpolation="nearest")
-    axes.set_title("least likely, most likely", fontsize=6.5, pad=2, loc="left")
+    _title(axes, "least likely, most likely")
     axes.set_anchor("NW")
     axes.set_axis_off()
