@@ -15,11 +15,14 @@ from rich.console import Console
 from rich.table import Table
 
 from jepa_monitor.callbacks import JepaScoreCallback
+from jepa_monitor.functional import paired_interval
 from jepa_monitor.recipes.data import ImageDataModule
-from jepa_monitor.recipes.evaluation import Gain, OnlineKNN, gain
+from jepa_monitor.recipes.evaluation import OnlineKNN
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+
+    from torch import Tensor
 
 
 class MonitoredCLI(LightningCLI):
@@ -176,22 +179,24 @@ def verdict(metrics: Mapping[str, float]) -> str:
     return " ".join(said)
 
 
-def against_pixels(measure: str, found: Gain) -> str:
+def against_pixels(measure: str, hits: Tensor, pixels: Tensor) -> str:
     """Say whether training was worth it: an encoder that does not beat raw pixels is none.
 
     Args:
         measure: What was measured.
-        found: How much more the encoder has than the pixels.
+        hits: Which images the encoder tells, (M,), bool.
+        pixels: Which of them the raw pixels tell.
 
     Returns:
         A sentence.
     """
-    points = " to ".join(f"{100 * end:+.1f}" for end in (found.low, found.high))
-    if found.low > 0:
+    difference, (low, high) = paired_interval(hits.cpu(), pixels.cpu())
+    points = " to ".join(f"{100 * float(end):+.1f}" for end in (low, high))
+    if low > 0:
         told = "the encoder beats raw pixels"
     else:
-        told = "raw pixels beat the encoder" if found.high < 0 else "the encoder equals raw pixels"
-    return f"{measure}: {told}, {100 * found.difference:+.1f} points (95 % interval {points})."
+        told = "raw pixels beat the encoder" if high < 0 else "the encoder equals raw pixels"
+    return f"{measure}: {told}, {100 * float(difference):+.1f} points (95 % interval {points})."
 
 
 class ClosingTable(Callback):
@@ -239,7 +244,7 @@ class ClosingTable(Callback):
         console.print(table)
         for label, key, _ in self.rows:
             if key in pixels and key in latest:
-                console.print(against_pixels(label, gain(latest[key], pixels[key])))
+                console.print(against_pixels(label, latest[key], pixels[key]))
         console.print(verdict({k: float(v) for k, v in trainer.callback_metrics.items()}))
         if trainer.log_dir:
             folder = Path(trainer.log_dir).parent

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple, cast
+from typing import TYPE_CHECKING, cast
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -89,40 +89,6 @@ def linear_hits(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> 
     probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
     found = probe.fit(known.astype("f8"), classes).predict(asked.astype("f8"))
     return torch.from_numpy(found == truth)
-
-
-class Gain(NamedTuple):
-    """How much more of the same images one embedding classifies correctly than another.
-
-    Args:
-        difference: Of the accuracies.
-        low: Lower end of its 95 % interval.
-        high: Upper end.
-    """
-
-    difference: float
-    low: float
-    high: float
-
-
-def gain(hits: Tensor, others: Tensor) -> Gain:
-    """Compare two embeddings on the same images.
-
-    With b and c images that only the one or only the other classifies correctly, the difference of
-    accuracies is (b − c)/M with a variance of (b + c − (b − c)²/M)/M² (Wald's interval for paired
-    shares; Agresti, Categorical Data Analysis, §10.1).
-
-    Args:
-        hits: Of the one, shape (M,), bool.
-        others: Of the other.
-
-    Returns:
-        The difference and its interval.
-    """
-    steps = hits.double().cpu() - others.double().cpu()
-    difference = float(steps.mean())
-    half = 1.96 * float(steps.var(correction=0)) ** 0.5 / len(steps) ** 0.5
-    return Gain(difference, difference - half, difference + half)
 
 
 class OnlineKNN(Callback):

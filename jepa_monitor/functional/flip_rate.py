@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from jepa_monitor.functional._intervals import paired_difference_interval, wilson_interval
+from jepa_monitor.functional._intervals import paired_interval, wilson_interval
 
 __all__ = ["FlipRate", "flip_rate"]
 
@@ -30,7 +30,7 @@ class FlipRate(NamedTuple):
         control_low: Lower end of its 95 % interval.
         control_high: Its upper end.
         excess: rate − control, −1 to 1; 0 for a word like any other.
-        excess_low: Lower end of its 95 % interval (Newcombe, of pairs).
+        excess_low: Lower end of its 95 % interval, of pairs (``paired_interval``).
         excess_high: Its upper end.
     """
 
@@ -98,25 +98,23 @@ def flip_rate(before: Tensor, after: Tensor, control: Tensor, label: int) -> Fli
             "none can turn."
         )
     mine, its = after[can] == label, control[can] == label
-    both, first, second = (int(x.sum()) for x in (mine & its, mine & ~its, its & ~mine))
-    counts = torch.tensor([both + first, both + second])
-    (low, control_low), (high, control_high) = (
-        end.tolist() for end in wilson_interval(counts, total)
+    hits = torch.stack([mine.sum(), its.sum()])
+    flips, controls = hits.tolist()
+    (rate, control_rate), (low, control_low), (high, control_high) = (
+        each.tolist() for each in (hits.double() / total, *wilson_interval(hits, total))
     )
-    excess_low, excess_high = paired_difference_interval(
-        both, first, second, total - both - first - second
-    )
+    excess, ends = paired_interval(mine, its)
     return FlipRate(
         total,
-        both + first,
-        both + second,
-        (both + first) / total,
+        flips,
+        controls,
+        rate,
         low,
         high,
-        (both + second) / total,
+        control_rate,
         control_low,
         control_high,
-        (first - second) / total,
-        excess_low,
-        excess_high,
+        excess.item(),
+        ends.lower.item(),
+        ends.upper.item(),
     )

@@ -138,7 +138,7 @@ def group_leak(
         ValueError: If they are not one integer for each embedding.
 
     Source:
-        Agresti & Min (Statistics in Medicine 24, 2005), for the interval.
+        Newcombe (Statistics in Medicine 17, 1998), for the interval.
 
     Example:
         >>> import torch

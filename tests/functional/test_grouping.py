@@ -1,4 +1,4 @@
-"""Groups, paired intervals and gains in AUROC against plain loops, enumeration and simulation."""
+"""Groups and gains in AUROC against plain loops, enumeration and simulation."""
 
 import math
 
@@ -15,7 +15,6 @@ from jepa_monitor.functional import (
     group_leak,
     group_neighbors,
     knn_predict,
-    paired_interval,
 )
 
 
@@ -101,28 +100,6 @@ def test_a_group_is_asked_only_where_its_classes_are_known_elsewhere():
     alone = group_leak(z, torch.zeros(12, dtype=torch.long), labels)
     assert alone.asked == 0
     assert math.isnan(alone.leak)
-
-
-def test_the_paired_interval_by_hand_and_by_its_coverage():
-    first = torch.tensor([True] * 70 + [False] * 30)
-    second = torch.tensor([True] * 50 + [False] * 35 + [True] * 15)
-    difference, ends = paired_interval(first, second)
-    b, c, n = 20.5, 15.5, 102
-    half = 1.959964 * math.sqrt(b + c - (b - c) ** 2 / n) / n
-    assert difference == pytest.approx(0.05)
-    assert ends.lower.item() == pytest.approx((b - c) / n - half, abs=1e-6)
-    assert ends.upper.item() == pytest.approx((b - c) / n + half, abs=1e-6)
-    # Exact coverage over all outcomes of 30 pairs that differ with 0.25 and 0.1.
-    covered, truth = 0.0, 0.15
-    for gained in range(31):
-        for lost in range(31 - gained):
-            row = torch.arange(30)
-            one, other = row < gained, (row >= gained) & (row < gained + lost)
-            _, ends = paired_interval(one, other)
-            ways = math.comb(30, gained) * math.comb(30 - gained, lost)
-            chance = ways * 0.25**gained * 0.1**lost * 0.65 ** (30 - gained - lost)
-            covered += chance * bool(ends.lower <= truth <= ends.upper)
-    assert 0.93 < covered < 0.98
 
 
 def test_a_gain_in_auroc_is_that_of_delong_by_loops():

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from lightning.pytorch.demos.boring_classes import BoringModel
+from scipy.stats import binomtest
 from sklearn.neighbors import KNeighborsClassifier
 from torch import nn
 
@@ -15,7 +16,6 @@ from jepa_monitor.recipes.cli import against_pixels
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import (
     OnlineKNN,
-    gain,
     knn_hits,
     knn_predict,
     linear_hits,
@@ -184,16 +184,23 @@ def test_callback_measures_without_disturbing() -> None:
     assert trainer.callback_metrics["eval/linear_accuracy"] > 0.4
 
 
-def test_gain_is_that_of_paired_shares() -> None:
+def test_the_closing_sentence_has_the_difference_and_its_interval() -> None:
     # 40 images: 12 only the first has, 4 only the second, 20 both.
     hits = torch.tensor([True] * 12 + [False] * 4 + [True] * 20 + [False] * 4)
     others = torch.tensor([False] * 12 + [True] * 4 + [True] * 20 + [False] * 4)
-    found = gain(hits, others)
-    error = math.sqrt(12 + 4 - (12 - 4) ** 2 / 40) / 40
-    assert found == pytest.approx((0.2, 0.2 - 1.96 * error, 0.2 + 1.96 * error))
-    assert "beats raw pixels, +20.0 points" in against_pixels("k-NN accuracy", found)
-    assert "raw pixels beat the encoder, -20.0" in against_pixels("k-NN", gain(others, hits))
-    assert "equals raw pixels, +0.0" in against_pixels("k-NN", gain(hits, hits))
+    # Newcombe's equations with SciPy's Wilson; Yates takes n / 2 from a product above 0.
+    one, two = (binomtest(k, 40).proportion_ci(method="wilson") for k in (32, 24))
+    phi = max(20 * 4 - 12 * 4 - 20, 0) / math.sqrt(32 * 8 * 24 * 16)
+    low, high = (
+        0.2 + sign * math.sqrt(a**2 - 2 * phi * a * b + b**2)
+        for sign, a, b in ((-1, 0.8 - one.low, two.high - 0.6), (1, one.high - 0.8, 0.6 - two.low))
+    )
+    assert against_pixels("k-NN accuracy", hits, others) == (
+        "k-NN accuracy: the encoder beats raw pixels, +20.0 points (95 % interval "
+        f"{100 * low:+.1f} to {100 * high:+.1f})."
+    )
+    assert "raw pixels beat the encoder, -20.0" in against_pixels("k-NN", others, hits)
+    assert "equals raw pixels, +0.0" in against_pixels("k-NN", hits, hits)
 
 
 def test_pixels_of_many_numbers_have_no_linear_probe() -> None:
