@@ -10,15 +10,13 @@ from torch import Tensor
 from jepa_monitor.functional import (
     auroc,
     auroc_gain,
-    knn_predict,
     knn_score,
     paired_interval,
     rankme,
-    ridge_predict,
 )
 from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.base import Insight, Panel, Row
-from jepa_monitor.insights.labelled import LABELLED, SHOTS, accuracies
+from jepa_monitor.insights.labelled import ANSWERS, LABELLED, SHOTS, accuracies, classify
 from jepa_monitor.insights.look import Look
 from jepa_monitor.insights.parts import OTHER_SETS
 
@@ -33,7 +31,7 @@ class AgainstGeneralist(Insight):
 
     name = "generalist"
     needs = (OTHER_SETS,)
-    wants = (LABELLED,)
+    wants = (LABELLED, ANSWERS)
     rows = (
         Row(
             with_ends("generalist", "knn", "linear", *(f"few_shot_{shots}" for shots in SHOTS)),
@@ -147,13 +145,14 @@ def _accuracies(look: Look) -> dict[str, float]:
     sets, other = look[LABELLED], look[OTHER_SETS]
     bank = other.probe if sets.halves else other.reference
     assert bank is not None
-    known, asked = bank[sets.known_rows], other.probe[sets.asked_rows]
-    if not bool(torch.isfinite(known).all()):
+    if not bool(torch.isfinite(bank[sets.known_rows]).all()):
         return {}
-    found, right = accuracies("generalist", (known, sets.known_labels), (asked, sets.asked_labels))
-    for key, predict in (("knn", knn_predict), ("linear", ridge_predict)):
-        mine = predict(sets.known, sets.known_labels, sets.asked) == sets.asked_labels
-        gain, ends = paired_interval(mine, right[key])
+    known = bank[sets.known_rows], sets.known_labels
+    asked = other.probe[sets.asked_rows], sets.asked_labels
+    mine, its = look[ANSWERS], classify(known, asked)
+    found = accuracies("generalist", known, asked, its)
+    for key, own, others in zip(mine._fields, mine, its, strict=True):
+        gain, ends = paired_interval(own, others)
         tags = with_ends("generalist", f"{key}_gain")
         found |= {t: value.item() for t, value in zip(tags, (gain, *ends), strict=True)}
     return found

@@ -21,7 +21,18 @@ from jepa_monitor.insights.parts import Part
 if TYPE_CHECKING:
     from jepa_monitor.insights.gathering import Gatherer
 
-__all__ = ["LABELLED", "SHOTS", "Labelled", "LabelledSets", "accuracies", "thumbnails"]
+__all__ = [
+    "ANSWERS",
+    "LABELLED",
+    "SHOTS",
+    "Answers",
+    "Labelled",
+    "LabelledSets",
+    "Right",
+    "accuracies",
+    "classify",
+    "thumbnails",
+]
 
 SHOTS = (1, 5, 10)  # examples of each class
 _SIDE = 32  # of what stands for the pixels of larger images
@@ -105,25 +116,75 @@ class Labelled(Part[LabelledSets]):
 LABELLED = Labelled()
 
 
+class Right(NamedTuple):
+    """Which of the asked embeddings are classified correctly, (N,) bool.
+
+    Args:
+        knn: By the vote of neighbours.
+        linear: By a linear map.
+    """
+
+    knn: Tensor
+    linear: Tensor
+
+
+@dataclass(frozen=True)
+class Answers(Part[Right]):
+    """Which of the images of :data:`LABELLED` that are asked the encoder tells."""
+
+    source = Labelled.source
+
+    def gather(self, at: Gatherer) -> Right | None:
+        """Classify them.
+
+        Args:
+            at: What the monitor has.
+
+        Returns:
+            Which are right, or ``None`` if too little is labelled.
+        """
+        sets = at.part(LABELLED)
+        if sets is None:
+            return None
+        return classify((sets.known, sets.known_labels), (sets.asked, sets.asked_labels))
+
+
+ANSWERS = Answers()
+
+
+def classify(known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]) -> Right:
+    """Classify embeddings by neighbours and by a linear map.
+
+    Args:
+        known: Embeddings (M, K) and classes (M,) to learn from.
+        asked: Embeddings (N, K) and classes (N,) to ask for.
+
+    Returns:
+        Which are right.
+    """
+    return Right(
+        *(predict(*known, asked[0]) == asked[1] for predict in (knn_predict, ridge_predict))
+    )
+
+
 def accuracies(
-    group: str, known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor]
-) -> tuple[dict[str, float], dict[str, Tensor]]:
-    """Classify embeddings by neighbours, by a linear map and from a few examples.
+    group: str, known: tuple[Tensor, Tensor], asked: tuple[Tensor, Tensor], right: Right
+) -> dict[str, float]:
+    """Say how well embeddings are classified by neighbours, by a linear map and from a few examples.
 
     Args:
         group: What the tags begin with.
         known: Embeddings (M, K) and classes (M,) to learn from.
         asked: Embeddings (N, K) and classes (N,) to ask for.
+        right: What :func:`classify` says of them.
 
     Returns:
-        ``<group>/knn``, ``/linear`` and ``/few_shot_<n>`` with the ends of their intervals (``few_shot_n`` is
-        absent where a class has fewer than n examples), and which are right by ``knn`` and ``linear``, (N,).
+        ``<group>/knn``, ``/linear`` and ``/few_shot_<n>`` with the ends of their intervals; ``few_shot_n`` is
+        absent where a class has fewer than n examples.
     """
     scalars: dict[str, float] = {}
-    right = {}
-    for name, predict in (("knn", knn_predict), ("linear", ridge_predict)):
-        right[name] = predict(*known, asked[0]) == asked[1]
-        hits, total = right[name].double().sum(), len(asked[1])
+    for name, told in right._asdict().items():
+        hits, total = told.double().sum(), len(told)
         found = (hits / total, *wilson_interval(hits, total))
         scalars |= {t: end.item() for t, end in zip(with_ends(group, name), found, strict=True)}
     smallest = int(torch.unique(known[1], return_counts=True)[1].min())
@@ -132,7 +193,7 @@ def accuracies(
             few = few_shot_accuracy(known, asked, shots)
             tags = with_ends(group, f"few_shot_{shots}")
             scalars |= {tag: end.item() for tag, end in zip(tags, few, strict=True)}
-    return scalars, right
+    return scalars
 
 
 def thumbnails(images: Tensor) -> Tensor | None:

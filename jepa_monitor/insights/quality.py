@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 from jepa_monitor.insights._statistics import with_ends
 from jepa_monitor.insights.base import Insight, Panel, Row
-from jepa_monitor.insights.labelled import LABELLED, SHOTS, accuracies
+from jepa_monitor.insights.labelled import ANSWERS, LABELLED, SHOTS, accuracies
 from jepa_monitor.insights.look import Look
 
 __all__ = ["Quality"]
@@ -17,7 +17,7 @@ class Quality(Insight):
     """``quality/*``, where the data yield labels."""
 
     name = "quality"
-    wants = (LABELLED,)
+    wants = (LABELLED, ANSWERS)
     rows = (
         Row(
             with_ends("quality", "knn"),
@@ -86,7 +86,7 @@ class Quality(Insight):
             return {}
         sets = look[LABELLED]
         known, asked = (sets.known, sets.known_labels), (sets.asked, sets.asked_labels)
-        scalars, _ = accuracies("quality", known, asked)
+        scalars = accuracies("quality", known, asked, look[ANSWERS])
         most = sets.known_labels.mode().values
         scalars["quality/chance"] = (sets.asked_labels == most).double().mean().item()
         if math.isfinite(sets.pixels):

@@ -12,10 +12,11 @@ from sklearn.metrics import roc_auc_score
 from sklearn.neighbors import NearestNeighbors
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.utils.data import TensorDataset
 
 from jepa_monitor import DensityMonitor
 from jepa_monitor.encoders.pretrained import Generalist
-from jepa_monitor.functional import rankme
+from jepa_monitor.functional import knn_predict, paired_interval, rankme, ridge_predict
 from jepa_monitor.insights.generalist import AgainstGeneralist
 
 PREFIX = "generalist/"
@@ -29,7 +30,7 @@ def classes(count: int, seed: int) -> tuple[Tensor, Tensor]:
 
 def watching(other: Any, reference: bool = True) -> DensityMonitor:
     (probe, labels), (bank, bank_labels) = classes(90, 0), classes(150, 1)
-    known = torch.utils.data.TensorDataset(bank, bank_labels)
+    known = TensorDataset(bank, bank_labels)
     return DensityMonitor(
         probe,
         reference=known if reference else None,
@@ -80,6 +81,37 @@ def test_numbers_are_those_that_quality_has_of_either() -> None:
         found.pop("dark/auroc_gain_low") <= areas[0] - areas[1] <= found.pop("dark/auroc_gain_high")
     )
     assert found == {}
+
+
+def test_what_quality_has_asked_is_not_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    fitted: list[int] = []
+
+    def counted(known: Tensor, labels: Tensor, asked: Tensor) -> Tensor:
+        fitted.append(known.shape[1])
+        return ridge_predict(known, labels, asked)
+
+    for module in ("labelled", "generalist"):  # whoever asks
+        monkeypatch.setattr(f"jepa_monitor.insights.{module}.ridge_predict", counted, raising=False)
+    torch.manual_seed(0)
+    mine, other = mlp(192, 6).double(), mlp(192, 4).double()
+    (probe, labels), (bank, bank_labels) = classes(90, 0), classes(150, 1)
+    held_out, known = TensorDataset(probe, labels), TensorDataset(bank, bank_labels)
+    watched = DensityMonitor(
+        held_out, reference=known, max_probe_samples=4, insights=["generalist"], compare_with=other
+    )
+    both = watched.evaluate(mine).scalars
+    assert sorted(fitted) == [4, 6]  # a classifier for each encoder, once
+    without = DensityMonitor(held_out, reference=known, max_probe_samples=4)
+    alone = without.evaluate(mine).scalars
+    quality = {tag for tag in alone if tag.startswith("quality/")}
+    assert {tag: both[tag] for tag in quality} == {tag: alone[tag] for tag in quality} != {}
+    with torch.no_grad():
+        sets = [[m(x.double()) for x in (bank, probe)] for m in (mine, other)]
+    for key, predict in (("knn", knn_predict), ("linear", ridge_predict)):
+        told = [predict(taught, bank_labels, asked) == labels for taught, asked in sets]
+        gain, ends = paired_interval(told[0], told[1])
+        for end, value in zip(("", "_low", "_high"), (gain, *ends), strict=True):
+            assert both[f"{PREFIX}{key}_gain{end}"] == pytest.approx(value.item(), abs=1e-12)
 
 
 def test_halves_of_the_probe_serve_where_training_images_have_no_classes() -> None:
