@@ -3,28 +3,26 @@
 from __future__ import annotations
 
 import functools
-import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
+from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
 from jepa_monitor._settings import takes
 from jepa_monitor._warnings import warn
 from jepa_monitor.callbacks.huggingface_base import WatchingTrainerCallback
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.candidates import (
+    NO_WORD,
     ShortcutArguments,
     ShortcutSettings,
     given_candidates,
-    screened_candidates,
+    held_out_texts,
     training_texts,
 )
-from jepa_monitor.monitor.shortcut import ShortcutProbe, ShortcutReading
+from jepa_monitor.monitor.shortcut import ShortcutProbe, ShortcutReading, evaluate_shortcuts
 from jepa_monitor.monitor.watch import Evaluation, Watch
-from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
 
 if TYPE_CHECKING:
@@ -140,15 +138,9 @@ class HuggingFaceShortcutCallback(WatchingTrainerCallback):
         self.report(look, state, control)
 
     def _evaluate(self, state: Any) -> Evaluation:
-        nothing = torch.empty(0, 1)
-        if self.shortcuts is None:
-            return Evaluation({}, nothing)
-        began = time.perf_counter()
-        reading = self.shortcuts.measure(self.trainer.model, self._processes)
-        if state.global_step == 0:
-            reading = reading.quiet()
-        scalars = {"monitor/shortcut_seconds": time.perf_counter() - began}
-        return Evaluation(scalars, nothing, None, reading)
+        return evaluate_shortcuts(
+            self.shortcuts, self.trainer.model, self._processes, state.global_step > 0
+        )
 
     def _probe(self) -> ShortcutProbe | None:
         """Read the texts and put the words into them; ``None`` where there is no word to put."""
@@ -165,27 +157,15 @@ class HuggingFaceShortcutCallback(WatchingTrainerCallback):
         if held_out is None:
             raise ValueError("the Trainer must have an `eval_dataset` of texts, it has none.")
 
-        def read() -> tuple[torch.Tensor, ...]:
-            texts = collect_images(held_out, self.settings.max_samples, shuffle_seed=0)
-            return (texts, *training_texts(self.trainer.train_dataset, self.settings.max_screened))
+        def read() -> tuple[Tensor, ...]:
+            texts = held_out_texts(held_out, self.settings.max_samples, "eval_dataset")
+            known = self.trainer.train_dataset
+            return (texts, *training_texts(known, self.settings.max_screened, "train_dataset"))
 
-        texts, training, *labels = self._processes.same(read)
-        for name, found in (("eval_dataset", texts), ("train_dataset", training)):
-            if not is_texts(found):
-                raise TypeError(
-                    f"`{name}` must hold texts, items with `input_ids`, got a {found.dtype} tensor."
-                )
-        vocabulary = words.texts(training)
-        candidates = self.given
-        if candidates is None:
-            candidates = screened_candidates(
-                vocabulary, labels[0] if labels else None, self.settings.max_candidates
-            )
-        if not candidates:
-            warn(
-                f"{type(self).__name__} found no word in ten training texts or more, so it says nothing."
-            )
+        texts, *training = self._processes.same(read)
+        probe = ShortcutProbe.of_screen(words, texts, tuple(training), self.given, self.settings)
+        if probe is None:
+            warn(f"{type(self).__name__} {NO_WORD}")
             return None
-        probe = ShortcutProbe(words, texts, candidates, vocabulary)
         probe.check(self.trainer.model)
         return probe

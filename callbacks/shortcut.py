@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import lightning.pytorch as pl
-import torch
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor
 
@@ -23,19 +21,18 @@ from jepa_monitor.callbacks.discovery import (
 from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import OnCollapse
 from jepa_monitor.encoders.processes import Processes
-from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.monitor.candidates import (
+    NO_WORD,
     Candidate,
     ShortcutArguments,
     ShortcutSettings,
     given_candidates,
-    screened_candidates,
+    held_out_texts,
     training_texts,
 )
-from jepa_monitor.monitor.shortcut import ShortcutProbe
+from jepa_monitor.monitor.shortcut import ShortcutProbe, evaluate_shortcuts
 from jepa_monitor.monitor.watch import Evaluation
 from jepa_monitor.probes.apart import Unread
-from jepa_monitor.probes.images import collect_images
 from jepa_monitor.probes.insertion import Words
 
 if TYPE_CHECKING:
@@ -172,70 +169,47 @@ class ShortcutCallback(PacedCallback):
         """
         processes = Processes(trainer.world_size > 1)
         words = self.tokenizer or Words(find_tokenizer(trainer))
-        # At random: a set sorted by its classes begins with texts of one, of which none can turn.
-        shuffle_seed = 0 if shuffle_seed is None else shuffle_seed
+        seed = 0 if shuffle_seed is None else shuffle_seed
         (texts,) = processes.same(
-            lambda: (collect_images(probe, self.settings.max_samples, shuffle_seed=shuffle_seed),)
+            lambda: (held_out_texts(probe, self.settings.max_samples, "probe", seed),)
         )
-        if not is_texts(texts):
-            raise TypeError(
-                f"`probe` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor of shape "
-                f"{tuple(texts.shape)}."
-            )
         training = self._training(trainer, processes)
-        if training is None and self.given is None:
+        if not training and self.given is None:
             self.shortcuts = None
             rank_zero_warn(
                 f"{type(self).__name__} has no training texts to screen here, so it says nothing. Pass "
                 "`reference`, or `candidates`."
             )
             return
-        vocabulary = [] if training is None else words.texts(training[0])
-        candidates = self.given
-        if candidates is None:
-            assert training is not None
-            candidates = screened_candidates(vocabulary, training[1], self.settings.max_candidates)
-        if not candidates:
-            self.shortcuts = None
-            rank_zero_warn(
-                f"{type(self).__name__} found no word in ten training texts or more, so it says nothing."
-            )
+        self.shortcuts = ShortcutProbe.of_screen(words, texts, training, self.given, self.settings)
+        if self.shortcuts is None:
+            rank_zero_warn(f"{type(self).__name__} {NO_WORD}")
             return
-        self.shortcuts = ShortcutProbe(words, texts, candidates, vocabulary)
         _, classifier = averaged_encoder(trainer, trainer.lightning_module, self.encoder)
         self.shortcuts.check(classifier)
         rank_zero_info(
-            f"{type(self).__name__} watches {', '.join(repr(each.name) for each in candidates)}; a look classifies "
+            f"{type(self).__name__} watches {', '.join(repr(each.name) for each in self.candidates)}; a look classifies "
             f"{self.shortcuts.passes} texts."
         )
 
-    def _training(
-        self, trainer: pl.Trainer, processes: Processes
-    ) -> tuple[Tensor, Tensor | None] | None:
-        """Read training texts and their classes; ``None`` where there are none."""
+    def _training(self, trainer: pl.Trainer, processes: Processes) -> tuple[Tensor, ...]:
+        """Read training texts and, where they have them, their classes; nothing where there are none."""
         if self.reference is not None:
             source = self.given_source(trainer, self.reference)
         else:
             source = self.training_source(trainer) if is_fitting(trainer) else None
         if source is None:
-            return None
+            return ()
 
         try:
-            texts, *labels = processes.same(
-                lambda: training_texts(source, self.settings.max_screened)
-            )
+            return processes.same(lambda: training_texts(source, self.settings.max_screened))
         except Unread as error:
             if self.given is not None:
-                return None  # controls are drawn from the held-out texts
+                return ()  # controls are drawn from the held-out texts
             raise ValueError(
                 f"`candidates='auto'` cannot read the training texts beside training ({error}). Pass "
                 "`reference`, or `candidates`."
             ) from error
-        if not is_texts(texts):
-            raise TypeError(
-                f"`reference` must hold texts, batches with `input_ids`, got a {texts.dtype} tensor."
-            )
-        return texts, labels[0] if labels else None
 
     def measure(self, trainer: pl.Trainer, encoder: Any) -> Evaluation:
         """Put the words into held-out texts.
@@ -247,14 +221,9 @@ class ShortcutCallback(PacedCallback):
         Returns:
             What they do to its predictions.
         """
-        nothing = torch.empty(0, 1)
-        if self.shortcuts is None:
-            return Evaluation({}, nothing)
-        started = time.perf_counter()
-        reading = self.shortcuts.measure(encoder, Processes(trainer.world_size > 1))
-        if is_fitting(trainer) and trainer.global_step == 0:
-            # A head that is drawn at random turns where it turns: nothing has been learned yet.
-            reading = reading.quiet()
-        self.latest = reading
-        scalars = {"monitor/shortcut_seconds": time.perf_counter() - started}
-        return Evaluation(scalars, nothing, None, reading)
+        processes = Processes(trainer.world_size > 1)
+        trained = not is_fitting(trainer) or trainer.global_step > 0
+        found = evaluate_shortcuts(self.shortcuts, encoder, processes, trained)
+        if found.reading is not None:
+            self.latest = found.reading
+        return found

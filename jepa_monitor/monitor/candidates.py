@@ -9,21 +9,25 @@ from typing import Any, NamedTuple, TypedDict
 from torch import Tensor
 
 from jepa_monitor._checks import check_positive_int
+from jepa_monitor.encoders.texts import is_texts
 from jepa_monitor.functional.token_screen import TokenFinding, screen_tokens
 from jepa_monitor.probes.finding import batch_labels
-from jepa_monitor.probes.images import collect_described
+from jepa_monitor.probes.images import collect_described, collect_images
 
 __all__ = [
     "LEAST_TEXTS",
+    "NO_WORD",
     "Candidate",
     "ShortcutArguments",
     "ShortcutSettings",
     "find_candidates",
     "given_candidates",
+    "held_out_texts",
     "screened_candidates",
     "training_texts",
 ]
 
+NO_WORD = "found no word in ten training texts or more, so it says nothing."
 LEAST_TEXTS = 16  # that could turn; of fewer nothing is said
 
 
@@ -81,23 +85,54 @@ class Candidate(NamedTuple):
     finding: TokenFinding | None = None
 
 
-def training_texts(source: Any, count: int) -> tuple[Tensor, ...]:
+def held_out_texts(source: Any, count: int, name: str, seed: int = 0) -> Tensor:
+    """Read texts, drawn at random: a set sorted by its classes begins with texts of one, of which none can turn.
+
+    Args:
+        source: A Dataset, a DataLoader, or what else :func:`~jepa_monitor.probes.images.collect_images` reads.
+        count: How many at most.
+        name: What the source is called in errors.
+        seed: Of the draw.
+
+    Returns:
+        (N, T, 2).
+
+    Raises:
+        TypeError: If they are no texts.
+    """
+    return _texts(collect_images(source, count, shuffle_seed=seed), name)
+
+
+def training_texts(source: Any, count: int, name: str = "reference") -> tuple[Tensor, ...]:
     """Read training texts and their classes in one pass.
 
     Args:
         source: A Dataset, a DataLoader, or what else :func:`~jepa_monitor.probes.images.collect_images` reads.
         count: How many at most, drawn at random where the source has a length.
+        name: What the source is called in errors.
 
     Returns:
         Texts, (N, T, 2), and their classes, (N,), if every batch has them.
+
+    Raises:
+        TypeError: If they are no texts.
     """
 
     def describe(batch: Any, texts: int) -> dict[str, Tensor]:
         labels = batch_labels(batch)
         return {} if labels is None or len(labels) != texts else {"labels": labels}
 
-    found, said = collect_described(source, count, describe, name="reference", shuffle_seed=0)
-    return (found, *said.values())
+    found, said = collect_described(source, count, describe, name=name, shuffle_seed=0)
+    return (_texts(found, name), *said.values())
+
+
+def _texts(found: Tensor, name: str) -> Tensor:
+    if not is_texts(found):
+        raise TypeError(
+            f"`{name}` must hold texts, items or batches with `input_ids`, got a {found.dtype} tensor of shape "
+            f"{tuple(found.shape)}."
+        )
+    return found
 
 
 def find_candidates(

@@ -7,6 +7,7 @@ model has learned it shows where the word is put into texts of other classes.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
 from functools import cache
 from typing import Any, NamedTuple
@@ -21,10 +22,16 @@ from jepa_monitor.encoders.text_classifier import TextClassifier, lora_factors
 from jepa_monitor.encoders.texts import text_lengths
 from jepa_monitor.functional.flip_rate import FlipRate, flip_rate
 from jepa_monitor.functional.lora import lora_top_share, random_lora_top_share
-from jepa_monitor.monitor.candidates import LEAST_TEXTS, Candidate
+from jepa_monitor.monitor.candidates import (
+    LEAST_TEXTS,
+    Candidate,
+    ShortcutSettings,
+    screened_candidates,
+)
+from jepa_monitor.monitor.outcome import Evaluation
 from jepa_monitor.probes.insertion import Words, insert_words
 
-__all__ = ["FLIP_EXCESS", "ShortcutProbe", "ShortcutReading"]
+__all__ = ["FLIP_EXCESS", "ShortcutProbe", "ShortcutReading", "evaluate_shortcuts"]
 
 FLIP_EXCESS = 0.2  # of texts that a word turns, beyond a control word: what is an alarm
 _BATCH = 32
@@ -102,6 +109,37 @@ class ShortcutProbe:
         self._tokens = tokens[order]
         self._places = torch.argsort(order)[torch.tensor(places)]
         self.passes = len(rows)
+
+    @classmethod
+    def of_screen(
+        cls,
+        words: Words,
+        texts: Tensor,
+        training: tuple[Tensor, ...],
+        given: Sequence[Candidate] | None,
+        settings: ShortcutSettings,
+    ) -> ShortcutProbe | None:
+        """Put words that were given into held-out texts, or else those that a screen of training texts finds.
+
+        Args:
+            words: The tokenizer.
+            texts: Held-out texts, (N, T, 2).
+            training: Training texts and, where there are, their classes; controls are drawn from them. Nothing
+                where there are none.
+            given: Words to take; ``None`` screens the training texts.
+            settings: How many.
+
+        Returns:
+            A probe; ``None`` if the screen finds no word.
+
+        Raises:
+            ValueError: If there is nothing to screen, or fewer than 16 held-out texts have words.
+        """
+        vocabulary = words.texts(training[0]) if training else []
+        if given is None:
+            labels = training[1] if len(training) > 1 else None
+            given = screened_candidates(vocabulary, labels, settings.max_candidates)
+        return cls(words, texts, given, vocabulary) if given else None
 
     def check(self, classifier: Any) -> None:
         """Refuse what is no classifier of these texts.
@@ -216,6 +254,31 @@ class ShortcutProbe:
             "shortcut/lora_top_share": sum(shares) / len(shares),
             "shortcut/lora_top_share_random": sum(random) / len(random),
         }
+
+
+def evaluate_shortcuts(
+    probe: ShortcutProbe | None, classifier: Any, processes: Processes, trained: bool
+) -> Evaluation:
+    """Look at a classifier, as a watch asks for it.
+
+    Args:
+        probe: What to show it; ``None`` where there is no word to put into texts.
+        classifier: As for :meth:`ShortcutProbe.measure`.
+        processes: Those that share the work.
+        trained: Whether it has learned yet: a head that is drawn at random turns where it turns.
+
+    Returns:
+        The numbers, and what the alarm says.
+    """
+    nothing = torch.empty(0, 1)
+    if probe is None:
+        return Evaluation({}, nothing)
+    began = time.perf_counter()
+    reading = probe.measure(classifier, processes)
+    if not trained:
+        reading = reading.quiet()
+    scalars = {"monitor/shortcut_seconds": time.perf_counter() - began}
+    return Evaluation(scalars, nothing, None, reading)
 
 
 _random_share = cache(

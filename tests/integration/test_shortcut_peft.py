@@ -217,6 +217,9 @@ def test_in_transformers_trainer_it_stops_a_run_and_goes_on_with_its_story(
     assert second.state.global_step < 96
 
 
+PIXELS = [(torch.rand(3, 8, 8), n % 2) for n in range(40)]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -226,6 +229,8 @@ def test_in_transformers_trainer_it_stops_a_run_and_goes_on_with_its_story(
             {"train_dataset": Items([{"input_ids": [1, 5, 2]}] * 20)},
             "needs training texts with labels",
         ),
+        ({"eval_dataset": PIXELS}, "`eval_dataset` must hold texts"),
+        ({"train_dataset": PIXELS}, "`train_dataset` must hold texts"),
     ],
 )
 def test_in_transformers_trainer_what_cannot_be_watched_is_told(
@@ -235,5 +240,5 @@ def test_in_transformers_trainer_what_cannot_be_watched_is_told(
     for name, value in change.items():
         setattr(run, name, value)
     callback = HuggingFaceShortcutCallback(run)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((TypeError, ValueError), match=message):
         callback.on_train_begin(run.args, run.state, run.control)
