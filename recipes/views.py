@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 from torchvision.transforms import v2
 
-from jepa_monitor.probes.common_corruptions import CORRUPTIONS, corrupt
+from jepa_monitor.probes.common_corruptions import corrupt, parse_corruption
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
@@ -168,7 +168,7 @@ class Inject(v2.Transform):  # type: ignore[misc]
     """Corrupt an image as CIFAR-10-C does, so that views redraw the nuisance (arXiv 2505.12477).
 
     Args:
-        corruption: ``KIND:SEVERITY``, see :func:`~jepa_monitor.probes.common_corruptions.corrupt`.
+        corruption: ``KIND:SEVERITY``, see :func:`~jepa_monitor.probes.common_corruptions.parse_corruption`.
 
     Raises:
         ValueError: If it is something else.
@@ -176,12 +176,7 @@ class Inject(v2.Transform):  # type: ignore[misc]
 
     def __init__(self, corruption: str) -> None:
         super().__init__()
-        self.kind, _, severity = corruption.partition(":")
-        if self.kind not in CORRUPTIONS or severity not in ("1", "2", "3", "4", "5"):
-            raise ValueError(
-                f"inject={corruption!r} must be KIND:SEVERITY with {', '.join(CORRUPTIONS)} and 1 to 5."
-            )
-        self.severity = int(severity)
+        self.kind, self.severity = parse_corruption(corruption, "inject")
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
         """Draw from PyTorch's global generator.

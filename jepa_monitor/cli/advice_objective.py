@@ -49,14 +49,10 @@ class ObjectiveSettings:
     @property
     def parsed_corruption(self) -> tuple[str, int]:
         """Kind and severity."""
-        kinds = ("fog", "gaussian_noise", "shot_noise", "gaussian_blur")
-        kind, _, severity = self.corruption.partition(":")
-        if kind not in kinds or severity not in ("1", "2", "3", "4", "5"):
-            raise ValueError(
-                f"`corruption` must be KIND:SEVERITY with {', '.join(kinds)} and 1 to 5, got "
-                f"{self.corruption!r}."
-            )
-        return kind, int(severity)
+        # Here, for PyTorch is not loaded to print a command's help.
+        from jepa_monitor.probes.common_corruptions import parse_corruption
+
+        return parse_corruption(self.corruption, "corruption")
 
     @property
     def steps(self) -> dict[str, float]:

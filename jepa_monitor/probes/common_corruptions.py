@@ -11,13 +11,14 @@ from torch.nn import functional as F
 
 from jepa_monitor._checks import check_choice, check_images
 
-__all__ = ["CORRUPTIONS", "RANDOM", "corrupt"]
+__all__ = ["CORRUPTIONS", "RANDOM", "corrupt", "parse_corruption"]
 
 # By severity 1 … 5, as CIFAR-10-C has them (arXiv 1903.12261).
 _FOG = ((0.2, 3.0), (0.5, 3.0), (0.75, 2.5), (1.0, 2.0), (1.5, 1.75))
 _GAUSSIAN_NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
 _SHOT_NOISE = (500, 250, 100, 75, 50)
 _GAUSSIAN_BLUR = (0.4, 0.6, 0.7, 0.8, 1.0)
+_SEVERITIES = (1, 2, 3, 4, 5)
 _SIDE = 32  # of the images that lengths in pixels are meant for
 
 
@@ -121,6 +122,31 @@ def corrupt(images: Tensor, kind: str, severity: int, generator: torch.Generator
     if images.ndim != 4:
         raise ValueError(f"`images` must be (N, C, H, W), got {tuple(images.shape)}.")
     check_choice(kind, "kind", tuple(CORRUPTIONS))
-    if isinstance(severity, bool) or severity not in (1, 2, 3, 4, 5):
+    if isinstance(severity, bool) or severity not in _SEVERITIES:
         raise ValueError(f"`severity` must be 1, 2, 3, 4 or 5, got {severity!r}.")
     return CORRUPTIONS[kind](images, severity, generator).clamp(0, 1)
+
+
+def parse_corruption(text: str, name: str) -> tuple[str, int]:
+    """Read the words for a corruption, such as ``fog:3``.
+
+    Args:
+        text: ``KIND:SEVERITY``, as :func:`corrupt` takes them.
+        name: What the argument is called in errors.
+
+    Returns:
+        Kind and severity.
+
+    Raises:
+        ValueError: If it is something else.
+
+    Example:
+        >>> parse_corruption("fog:3", "corruption")
+        ('fog', 3)
+    """
+    kind, _, severity = text.partition(":")
+    if kind not in CORRUPTIONS or severity not in map(str, _SEVERITIES):
+        raise ValueError(
+            f"`{name}` must be KIND:SEVERITY with {', '.join(CORRUPTIONS)} and 1 to 5, got {text!r}."
+        )
+    return kind, int(severity)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from jepa_monitor.probes.augmentations import augment, draw_distortions, only
-from jepa_monitor.probes.common_corruptions import CORRUPTIONS, RANDOM, corrupt
+from jepa_monitor.probes.common_corruptions import CORRUPTIONS, RANDOM, corrupt, parse_corruption
 
 NOISE = (0.04, 0.06, 0.08, 0.09, 0.10)
 PHOTONS = (500, 250, 100, 75, 50)
@@ -133,6 +133,16 @@ def test_parts_of_views_by_themselves() -> None:
     assert torch.equal(whole, augment(images, drawn))
     with pytest.raises(ValueError, match="`parts` must be one of crop, flip, colour, got 'blur'"):
         only(drawn, ("blur",))
+
+
+def test_words_for_a_corruption_are_those_that_corrupt_takes() -> None:
+    for kind in CORRUPTIONS:
+        for severity in range(1, 6):
+            assert parse_corruption(f"{kind}:{severity}", "corruption") == (kind, severity)
+    for words in ("smog:1", "fog", "fog:", "fog:0", "fog:6", "fog:1.5", "fog:01", "fog:3:1", ""):
+        with pytest.raises(ValueError, match="`inject` must be KIND:SEVERITY ") as error:
+            parse_corruption(words, "inject")
+        assert str(error.value).endswith(f"gaussian_blur and 1 to 5, got {words!r}.")
 
 
 def test_bad_arguments_are_named() -> None:

@@ -207,7 +207,7 @@ def test_injected_fog_brightens_what_is_dark_and_is_shared_by_an_image_and_its_c
 
 @pytest.mark.parametrize("word", ["smog:1", "fog", "fog:0", "fog:1.5", "fog:6"])
 def test_unknown_corruptions_are_refused(word) -> None:
-    with pytest.raises(ValueError, match=f"inject='{word}' must be KIND:SEVERITY with fog"):
+    with pytest.raises(ValueError, match=f"`inject` must be KIND:SEVERITY with fog.*'{word}'"):
         Inject(word)
     with pytest.raises(TypeError, match="`inpt` must be a tensor of bytes"):
         Inject("fog:1").transform(torch.zeros(3, 8, 8), {"seed": 0})
