@@ -3,84 +3,22 @@
 from __future__ import annotations
 
 import itertools
-import multiprocessing
-import os
 import pathlib
 import sys
-import warnings
 from collections.abc import Callable, Iterator
 from typing import Any
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
+from batch_runs import Elsewhere, Masking, Noisy, OwnLoader, Recorder, run, watch
 from helpers import Tiny, images, loader, trainer
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 
 from jepa_monitor import JepaScoreCallback
-from jepa_monitor.callbacks import CollapseCallback
-from jepa_monitor.probes import batch_images
 
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="needs a fork of the process")
-
-
-class Recorder(Tiny):
-    """Keeps a mark of every batch, masks and all."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.seen: list[tuple[str, float]] = []
-
-    def keep(self, kind: str, batch: Any) -> None:
-        total = sum(float(leaf.double().sum()) for leaf in leaves(batch))
-        self.seen.append((kind, total))
-
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
-        self.keep("train", batch)
-        return self.encoder(batch_images(batch)).square().mean()
-
-    def validation_step(self, batch: Any, batch_idx: int) -> None:
-        self.keep("validate", batch)
-
-
-def leaves(batch: Any) -> Iterator[Tensor]:
-    if isinstance(batch, dict):
-        batch = list(batch.values())
-    if isinstance(batch, list | tuple):
-        for part in batch:
-            yield from leaves(part)
-    elif isinstance(batch, Tensor):
-        yield batch
-
-
-class Noisy(Dataset):  # type: ignore[type-arg]
-    """A random generator of its own, which no seed of the process reaches."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-
-    def __len__(self) -> int:
-        return 24
-
-    def __getitem__(self, index: int) -> Any:
-        return images(24, 2)[index] + self.rng.normal(), index % 3
-
-
-class Masking:
-    """A counter that all workers share seeds the masks."""
-
-    def __init__(self) -> None:
-        self.drawn = multiprocessing.Value("i", 0)
-
-    def __call__(self, samples: list[Any]) -> Any:
-        with self.drawn.get_lock():
-            self.drawn.value += 1
-            seed = self.drawn.value
-        return default_collate(samples), torch.rand(
-            3, generator=torch.Generator().manual_seed(seed)
-        )
 
 
 class Stream(IterableDataset):  # type: ignore[type-arg]
@@ -91,32 +29,6 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
         for _ in range(24):
             self.position += 1
             yield images(24, 2)[self.position % 24] + self.position
-
-
-class OwnLoader:
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def __len__(self) -> int:
-        return 3
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(3):
-            self.drawn += 1
-            yield images(8, self.drawn), self.drawn
-
-
-class Elsewhere(OwnLoader):
-    """Works in its own process only, as a loader on a GPU does."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.owner = os.getpid()
-
-    def __iter__(self) -> Iterator[Any]:
-        if os.getpid() != self.owner:
-            raise RuntimeError("Cannot re-initialize CUDA in forked subprocess")
-        return super().__iter__()
 
 
 class Resuming(DataLoader):  # type: ignore[type-arg]
@@ -184,33 +96,6 @@ SOURCES: dict[str, Callable[[], Any]] = {
 }  # fmt: skip
 
 
-def run(
-    folder: pathlib.Path,
-    train: Any,
-    val: Any,
-    *callbacks: pl.Callback,
-    module: Any = None,
-    **kw: Any,
-) -> Recorder:
-    pl.seed_everything(3, verbose=False)
-    module = module or Recorder()
-    runner = trainer(folder, list(callbacks), **kw)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        if isinstance(train, pl.LightningDataModule):
-            runner.fit(module, datamodule=train)
-        else:
-            runner.fit(module, train, val)
-    return module
-
-
-def watch(**kwargs: Any) -> list[pl.Callback]:
-    return [
-        JepaScoreCallback(max_overhead=None, max_probe_samples=4, polarity_samples=0, strict=True, **kwargs),
-        CollapseCallback(name="fast", every_n_steps=2, strict=True),
-    ]  # fmt: skip
-
-
 @pytest.mark.parametrize("name", SOURCES)
 def test_batches_are_those_of_a_run_without_a_monitor(tmp_path: pathlib.Path, name: str) -> None:
     make = SOURCES[name]
@@ -251,118 +136,6 @@ def test_two_workers(tmp_path: pathlib.Path) -> None:
         return DataLoader(Noisy(), 4, num_workers=2, persistent_workers=True, shuffle=True)
 
     assert run(tmp_path, data(), data(), *watch()).seen == run(tmp_path, data(), data()).seen
-
-
-class Module(pl.LightningDataModule):
-    """Batches are bytes until they are on the device."""
-
-    def __init__(self, data: Any) -> None:
-        super().__init__()
-        self.data = data
-
-    def train_dataloader(self) -> Any:
-        return DataLoader(self.data, 8, collate_fn=self.bytes)
-
-    def val_dataloader(self) -> Any:
-        return DataLoader(self.data, 8, collate_fn=self.bytes)
-
-    @staticmethod
-    def bytes(samples: list[Any]) -> Any:
-        pixels, labels = default_collate(samples)
-        return (pixels * 40 + 128).clamp(0, 255).to(torch.uint8), labels
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return (batch[0] - 128.0) / 40, batch[1]
-
-
-def test_a_data_module_with_hooks(tmp_path: pathlib.Path) -> None:
-    callbacks = watch()
-    watched = run(tmp_path, Module(Noisy()), None, *callbacks)
-    assert watched.seen == run(tmp_path, Module(Noisy()), None).seen
-    assert len(callbacks[0].history) == 3
-    callbacks = watch()
-    run(tmp_path, Module(TensorDataset(images(24, 2), torch.arange(24))), None, *callbacks)
-    pixels = (images(24, 2) * 40 + 128).to(torch.uint8)
-    torch.testing.assert_close(callbacks[0].monitor.images, (pixels - 128.0) / 40)
-
-
-class Normalising(Recorder):
-    """What its hooks do depends on the loop, and on chance."""
-
-    hooks = ("before", "after")
-
-    def __init__(self, hooks: tuple[str, ...] = hooks) -> None:
-        super().__init__()
-        self.hooks = hooks
-
-    def on_before_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        return [batch[0].float() / 255, *batch[1:]] if "before" in self.hooks else batch
-
-    def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-        if "after" not in self.hooks:
-            return batch
-        if self.trainer.training:
-            assert self.training
-            return [-batch[0] - 0.1 * torch.rand(len(batch[0]), 1, 1, 1), *batch[1:]]
-        assert not self.training
-        return [batch[0] - 0.5, *batch[1:]]
-
-
-@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
-@pytest.mark.parametrize("hooks", [("before",), ("before", "after")])
-def test_the_monitor_sees_what_hooks_make_of_a_batch(
-    tmp_path: pathlib.Path, dtype: torch.dtype, hooks: tuple[str, ...]
-) -> None:
-    def data(seed: int) -> Any:
-        return DataLoader(TensorDataset((images(24, seed) * 255).to(dtype)), 8)
-
-    expected = {seed: (images(24, seed) * 255).to(dtype).float() / 255 for seed in (2, 3, 4)}
-    callbacks = watch(ood={"far": data(4)})
-    watched = run(tmp_path, data(2), data(3), *callbacks, module=Normalising(hooks))
-    alone = run(tmp_path, data(2), data(3), module=Normalising(hooks))
-    assert watched.seen == alone.seen
-    monitor = callbacks[0].monitor  # type: ignore[attr-defined]
-    shift = 0.5 if "after" in hooks else 0.0
-    torch.testing.assert_close(monitor.images, expected[3] - shift)
-    torch.testing.assert_close(monitor.ood["far"], expected[4] - shift)
-    torch.testing.assert_close(callbacks[1].images, expected[3] - shift)  # type: ignore[attr-defined]
-    if "after" in hooks:
-        noise = -monitor.reference.sort(0)[0] - expected[2].flip(0).sort(0)[0]
-        assert -0.1 <= monitor.reference.max() <= 0
-        assert noise.isfinite().all()
-    else:
-        torch.testing.assert_close(monitor.reference.sort(0)[0], expected[2].sort(0)[0])
-    again = watch()
-    run(tmp_path, data(2), data(3), *again, module=Normalising(hooks))
-    assert torch.equal(again[0].monitor.reference, monitor.reference)  # type: ignore[attr-defined]
-
-
-def test_a_tensor_is_what_the_encoder_takes(tmp_path: pathlib.Path) -> None:
-    callbacks = watch(probe=images(24, 5), reference=images(24, 6))
-    data = DataLoader(TensorDataset((images(24) * 255).to(torch.uint8)), 8)
-    run(tmp_path, data, data, *callbacks, module=Normalising())
-    assert torch.equal(callbacks[0].monitor.images, images(24, 5))  # type: ignore[attr-defined]
-    assert torch.equal(callbacks[0].monitor.reference, images(24, 6))  # type: ignore[attr-defined]
-
-
-def test_a_hook_that_fails_for_us_does_not_fail_training(tmp_path: pathlib.Path) -> None:
-    class Needy(Recorder):
-        """Its hook works in the loops only."""
-
-        def on_train_epoch_start(self) -> None:
-            self.ready = True
-
-        def on_after_batch_transfer(self, batch: Any, dataloader_idx: int) -> Any:
-            assert hasattr(self, "ready") or self.trainer.sanity_checking
-            return [batch[0] / 2, *batch[1:]]
-
-    callbacks = watch()
-    data = loader(24, 2), loader(24, 3)
-    watched = run(tmp_path, *data, *callbacks, module=Needy())
-    assert watched.seen == run(tmp_path, *data, module=Needy()).seen
-    assert torch.equal(callbacks[0].monitor.images, images(24, 3) / 2)  # type: ignore[attr-defined]
-    reference = callbacks[0].monitor.reference  # type: ignore[attr-defined]
-    assert torch.equal(reference.sort(0)[0], images(24, 2).sort(0)[0] / 2)
 
 
 @pytest.mark.parametrize("held_out", [True, False])

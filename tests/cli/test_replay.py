@@ -1,135 +1,33 @@
-"""A run replayed from its checkpoints says what the callback said while it trained."""
+"""Runs replayed from their checkpoints: what becomes of them, parts of them, and words that are wrong."""
 
 from __future__ import annotations
 
 import dataclasses
 import json
-import os
 import pathlib
-import re
 import shutil
 
-import lightning.pytorch as pl
 import numpy as np
 import pytest
 import torch
-from helpers import trainer
-from lightning.pytorch.callbacks import ModelCheckpoint
-from lightning.pytorch.loggers import TensorBoardLogger
-from PIL import Image
-from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
-from torch import Tensor, nn
-from torch.utils.data import DataLoader, TensorDataset
-from torchvision.transforms import v2
+from replay_runs import COSTS, Wide, content, pixels, save, tensors, write_data
+from torch import Tensor
 
-from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
+from jepa_monitor import DensityMonitor, ScoreOptions
 from jepa_monitor.cli import RefusedError, Replay, ReplaySettings, looking, read_replay, replay_run
 from jepa_monitor.cli.entry import main
 from jepa_monitor.cli.kept_looks import read_look
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.jacobian.engine import spectra
 
-SIDE = 8
-COSTS = {
-    "monitor/seconds", "monitor/overhead", "monitor/skipped", "step",
-    "data/duplicates", "data/duplicates_low", "data/duplicates_high",  # of passing batches
-}  # fmt: skip
 QUICK = ReplaySettings(
     max_probe_samples=8, max_embedding_samples=40, polarity_samples=0, patience_steps=10,
     detectors=["knn"], pictures=False,
 )  # fmt: skip
 WORDS = [
-    "--model", "test_replay:body", "--max-probe-samples", "8", "--max-embedding-samples", "40",
+    "--model", "replay_runs:body", "--max-probe-samples", "8", "--max-embedding-samples", "40",
     "--polarity-samples", "0", "--patience-steps", "10", "--detectors", "knn", "--no-pictures",
 ]  # fmt: skip
-
-
-class Wide(pl.LightningModule):
-    """K = 48, so that it is sketched."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        torch.manual_seed(0)
-        self.encoder = nn.Sequential(
-            nn.Conv2d(3, 8, 3, 2, 1), nn.GELU(), nn.Flatten(), nn.Linear(8 * 16, 48)
-        )
-
-    def training_step(self, batch: list[Tensor], batch_idx: int) -> Tensor:
-        z = self.encoder(batch[0])
-        return (z - z.roll(1, 0)).square().mean() - 0.5 * z.var(0).sum().sqrt()
-
-    def configure_optimizers(self) -> torch.optim.Optimizer:
-        return torch.optim.AdamW(self.parameters(), lr=1e-2)
-
-
-def prepared(image: Image.Image) -> Tensor:
-    return v2.functional.to_dtype(v2.functional.pil_to_tensor(image), torch.float32, scale=True)
-
-
-def body() -> tuple[nn.Module, object]:
-    """The architecture, as a user's function gives it."""
-    return Wide().encoder, prepared
-
-
-def pixels(count: int, seed: int) -> np.ndarray:
-    rough = np.random.default_rng(seed).integers(0, 256, (count, SIDE // 2, SIDE // 2, 3))
-    return rough.repeat(2, 1).repeat(2, 2).astype(np.uint8)
-
-
-def write_data(place: pathlib.Path) -> pathlib.Path:
-    held_out, training = pixels(50, 1), pixels(70, 2)
-    np.savez(
-        place, test_images=held_out, test_labels=np.arange(50) % 5, train_images=training,
-        train_labels=np.arange(70) % 5,
-    )  # fmt: skip
-    return place
-
-
-def tensors(array: np.ndarray) -> Tensor:
-    return torch.stack([prepared(Image.fromarray(image)) for image in array])
-
-
-class Live:
-    """A run that the callback looked at three times, with a checkpoint of each look."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.data = write_data(folder / "images.npz")
-        held_out = TensorDataset(tensors(pixels(50, 1)), torch.arange(50))
-        training = TensorDataset(tensors(pixels(70, 2)), torch.arange(70))
-        self.callback = JepaScoreCallback(
-            "encoder", held_out, reference=training, every_n_steps=4, max_probe_samples=8,
-            max_embedding_samples=40, polarity_samples=3, max_overhead=None, patience_steps=10,
-            insights=["neighbors"],
-        )  # fmt: skip
-        self.ckpts = folder / "ckpts"
-        saves = ModelCheckpoint(self.ckpts, every_n_train_steps=4, save_top_k=-1)
-        run = trainer(
-            folder, [self.callback, saves], max_epochs=2, max_steps=8, enable_checkpointing=True,
-            logger=TensorBoardLogger(folder / "live"),
-        )  # fmt: skip
-        save(self.ckpts, 0)
-        run.fit(Wide(), DataLoader(training, 12))
-        self.log = pathlib.Path(run.logger.log_dir)
-
-
-def save(folder: pathlib.Path, step: int, *, collapsed: bool = False) -> None:
-    """Write a checkpoint as Lightning would."""
-    module = Wide()
-    generator = torch.Generator().manual_seed(step)
-    with torch.no_grad():
-        if step:
-            module.encoder[0].weight.add_(torch.randn(8, 3, 3, 3, generator=generator), alpha=0.05)
-        if collapsed:
-            module.encoder[-1].weight.mul_(1e-4)
-            module.encoder[-1].bias.fill_(1)
-    folder.mkdir(parents=True, exist_ok=True)
-    content = {"state_dict": module.state_dict(), "global_step": step, "epoch": step // 6}
-    torch.save(content, folder / f"epoch={step // 6}-step={step}.ckpt")
-
-
-@pytest.fixture(scope="module")
-def live(tmp_path_factory: pytest.TempPathFactory) -> Live:
-    return Live(tmp_path_factory.mktemp("live"))
 
 
 @pytest.fixture(scope="module")
@@ -146,65 +44,9 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
 
 def replayed(place: pathlib.Path, run: str, out: pathlib.Path, **changes: object) -> Replay:
     return replay_run(
-        [str(place / run)], str(place / "images.npz"), out, model="test_replay:body",
+        [str(place / run)], str(place / "images.npz"), out, model="replay_runs:body",
         settings=dataclasses.replace(QUICK, **changes),
     )  # fmt: skip
-
-
-def content(page: pathlib.Path) -> dict:  # type: ignore[type-arg]
-    found = re.search(r'type="application/json">(.*?)</script>', page.read_text(), re.DOTALL)
-    assert found
-    return json.loads(found[1])  # type: ignore[no-any-return]
-
-
-def events(folder: pathlib.Path) -> EventAccumulator:
-    found = EventAccumulator(
-        str(folder), {"images": 0, "scalars": 0, "tensors": 0, "histograms": 0}
-    )
-    return found.Reload()
-
-
-def test_the_numbers_are_those_of_the_callback(live: Live, tmp_path: pathlib.Path) -> None:
-    settings = ReplaySettings(
-        max_probe_samples=8, max_embedding_samples=40, polarity_samples=3, patience_steps=10,
-        insights=["neighbors"],
-    )  # fmt: skip
-    for day, step in enumerate((0, 4, 8)):
-        (path,) = live.ckpts.glob(f"*step={step}.ckpt")
-        os.utime(path, (1e9 + 86400 * day,) * 2)
-    found = replay_run(
-        [str(live.ckpts)], str(live.data), tmp_path, model="test_replay:body", settings=settings
-    )
-    history = live.callback.history
-    assert [look["step"] for look in history] == [0, 4, 8]
-    assert "sketch" in dict(found.facts)["scored"]
-    for again, look in zip(found.looks, history, strict=True):
-        assert again["step"] == look["step"]
-        assert again.keys() - COSTS == look.keys() - COSTS
-        assert len(again) > 60
-        for tag in again.keys() - COSTS:
-            assert again[tag] == pytest.approx(look[tag], rel=1e-6, abs=1e-6), tag
-
-    # And TensorBoard shows the same, at the step and the time of each checkpoint.
-    now, then = events(tmp_path), events(live.log)
-    for kind in ("scalars", "images", "histograms"):
-        theirs = {tag for tag in then.Tags()[kind] if "/" in tag}
-        assert theirs - COSTS == set(now.Tags()[kind]) - COSTS
-    for tag in set(now.Tags()["scalars"]) - COSTS:
-        values = [event.value for event in now.Scalars(tag)]
-        assert values == pytest.approx([event.value for event in then.Scalars(tag)], rel=1e-5), tag
-    for tag in now.Tags()["images"]:
-        ours, theirs = now.Images(tag)[-1], then.Images(tag)[-1]
-        assert (ours.width, ours.height) == (theirs.width, theirs.height), tag
-    told = [
-        [event.tensor_proto.string_val[0] for event in one.Tensors("monitor/verdict/text_summary")]
-        for one in (now, then)
-    ]
-    cost = b" This look took"  # of a run that is over nobody knows
-    assert told[0] == [words.partition(cost)[0] for words in told[1]]
-    scores = now.Scalars("jepa_score/mean")
-    assert [event.step for event in scores] == [0, 4, 8]
-    assert [event.wall_time for event in scores] == [1e9 + 86400 * day for day in range(3)]
 
 
 def test_a_healthy_run_and_one_that_collapses(place: pathlib.Path, tmp_path: pathlib.Path) -> None:
@@ -232,7 +74,7 @@ def test_epochs_are_called_epochs(place: pathlib.Path, tmp_path: pathlib.Path) -
             {"target_encoder": content["state_dict"], "epoch": epoch}, tmp_path / f"{epoch}.pth"
         )
     found = replay_run(
-        [str(tmp_path)], str(place / "images.npz"), tmp_path / "out", model="test_replay:body",
+        [str(tmp_path)], str(place / "images.npz"), tmp_path / "out", model="replay_runs:body",
         settings=dataclasses.replace(QUICK, patience_steps=None, detectors=None),
     )  # fmt: skip
     assert found.closing.headline == "Complete collapse, which began at epoch 1"
@@ -426,7 +268,7 @@ def test_wrong_arguments_are_refused_in_a_line(
     shutil.copy(place / "images.npz", "images.npz")
     np.savez("few.npz", images=pixels(15, 0))
     np.savez("two.npz", images=pixels(2, 0))
-    given = ["--model", "test_replay:body"]
+    given = ["--model", "replay_runs:body"]
     if len(words) > 1 and "--compare" not in words and "--out" not in message:
         given += ["--out", "out"]
         given += [] if "--data" in words else ["--data", "images.npz"]
