@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from helpers import Validated, images, trainer
+from lightning.pytorch.callbacks import ModelCheckpoint
 from torch import Tensor, nn
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback
@@ -15,6 +16,7 @@ from jepa_monitor.functional import group_leak, group_neighbors, knn_predict
 from jepa_monitor.insights.groups import GroupKnowledge
 
 COUNT = 96
+CLOCKS = ("seconds", "overhead")
 
 
 def cases(seed: int = 0, first: int = 0) -> list[dict[str, Any]]:
@@ -159,3 +161,37 @@ def test_the_callback_finds_groups_in_the_trainer_s_data_and_leaves_training_as_
             assert [look["groups/patient/shared"] for look in callback.history] == [0.5, 0.5]
             assert "generalist/knn_gain" in callback.history[-1]
     assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
+
+
+class Repeatable(Training):
+    """Draws the noise of a step by its number, so that a resumed run draws what the whole one does."""
+
+    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+        torch.manual_seed(self.global_step)
+        return super().training_step(batch, batch_idx)
+
+
+def test_a_resumed_run_says_what_an_uninterrupted_one_does(tmp_path: pathlib.Path) -> None:
+    checkpoint, looks, trained = None, [], []
+    for name in ("whole", "resumed"):
+        torch.manual_seed(0)
+        callback = JepaScoreCallback(
+            max_overhead=None, max_probe_samples=2, polarity_samples=0, strict=True, groups=["patient", "scanner"],
+            insights=["generalist"], compare_with=nn.Sequential(nn.Flatten(), nn.Linear(12, 3)),
+        )  # fmt: skip
+        saves = ModelCheckpoint(tmp_path / name, every_n_epochs=1, save_top_k=-1)
+        fitting = trainer(tmp_path, [callback, saves], max_epochs=2, enable_checkpointing=True)
+        module = Repeatable()
+        fitting.fit(module, loader(cases(1, first=12)), loader(cases()), ckpt_path=checkpoint)
+        (checkpoint,) = tmp_path.glob("whole/epoch=0-*.ckpt")
+        trained.append(module.state_dict())
+        looks.append(
+            [
+                {tag: value for tag, value in look.items() if not tag.endswith(CLOCKS)}
+                for look in callback.history
+            ]
+        )
+    assert all(torch.equal(trained[0][key], trained[1][key]) for key in trained[0])
+    assert [look["step"] for look in looks[1]] == [0, 3, 6]
+    assert looks[1] == looks[0]
+    assert {"groups/scanner/leak", "generalist/linear_gain", "quality/knn"} <= looks[0][-1].keys()
