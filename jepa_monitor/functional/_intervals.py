@@ -203,10 +203,10 @@ def paired_interval(
         \hat p_1 - \hat p_2 - \sqrt{(\hat p_1 - l_1)^2 - 2\hat\varphi(\hat p_1 - l_1)(u_2 - \hat p_2)
         + (u_2 - \hat p_2)^2},
 
-    and likewise the upper. Where samples are few and the shares near 1, the plainer intervals say too much:
-    of 20 samples of which the first is always right and the second in 90 %, Wald's and Agresti & Min's
-    (2005) hold the truth in 88 % of cases, this one in 99.8 %. It pays with width there, and with none to
-    speak of elsewhere.
+    and likewise the upper. Where samples are few and shares near 1, plainer intervals promise too much: of
+    20 samples of which the first is always right and the second in 90 %, Wald's and Agresti & Min's
+    (2005) hold the truth in 88 % of cases, this one in 99.8 %. Near shares of 1 it is up to twice as
+    wide as Agresti & Min's, elsewhere about as wide.
 
     Args:
         first: Whether the first is right, (n,), bool.

@@ -109,9 +109,8 @@ SMALL = [
     *("--trainer.enable_progress_bar", "false", "--trainer.log_every_n_steps", "1"),
 ]
 CONFIGS = sorted((Path(__file__).parents[2] / "recipes" / "configs").glob("*.yaml"))
-CONFIGS = [
-    config for config in CONFIGS if not config.stem.startswith("diet_")
-]  # test_diet_command.py
+# Those of DIET have a test of their own (test_diet_command.py).
+CONFIGS = [config for config in CONFIGS if not config.stem.startswith("diet_")]
 
 
 @pytest.fixture(params=RECIPES, ids=lambda r: r.name)
