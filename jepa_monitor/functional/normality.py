@@ -26,6 +26,7 @@ _SPARE = 8  # rows beyond the least that determine a covariance
 _SEEN = 0.016  # effect of a uniform or Laplace law of unit variance in one direction
 _CLIFF = 1e3  # ratio of variances
 _FAMILIES = 4
+NEAR_ENOUGH = 0.005  # effect below which a departure does not matter
 
 
 class NormalityPart(NamedTuple):
@@ -75,7 +76,7 @@ class _Finding(NamedTuple):
 
 
 def normality(
-    embeddings: Tensor, seed: int = 0, significance: float = 0.01, tolerance: float = 0.005
+    embeddings: Tensor, seed: int = 0, significance: float = 0.01, tolerance: float = NEAR_ENOUGH
 ) -> Normality:
     r"""Say whether embeddings are normal, are not, or are too few to tell.
 

@@ -15,7 +15,7 @@ from jepa_monitor.functional.calibration import (
     kolmogorov_smirnov,
 )
 from jepa_monitor.functional.gaussianity import sliced_epps_pulley
-from jepa_monitor.functional.normality import normality
+from jepa_monitor.functional.normality import NEAR_ENOUGH, normality
 from jepa_monitor.functional.sequential import LEAST_REFERENCE, NoLawError, predictive_pit
 from jepa_monitor.insights._drawing import HIGH, MUTED
 from jepa_monitor.insights.base import Insight, Panel, Row
@@ -121,10 +121,9 @@ class Law(Insight):
         if verdict == 1:
             said.append("The embeddings are Gaussian enough for the score to be a density.")
         elif verdict == 0:
-            off = scalars.get("density/calibration_error")
-            by = "" if off is None else f" (coverage is off by {off:.2f})"
             said.append(
-                f"The embeddings are not Gaussian{by}, so the score is no density; its order may hold."
+                f"The embeddings are not Gaussian{_by(scalars)}, so the score is no density; its order "
+                "may hold."
             )
         elif needed:
             said.append(f"Too few embeddings to tell whether they are Gaussian: {needed:.0f} can.")
@@ -148,6 +147,20 @@ class Law(Insight):
         if reference is None or _levels(embeddings, reference) is None:
             return {}
         return {"density/reliability": plot_reliability(embeddings, reference)}
+
+
+def _by(scalars: Mapping[str, float]) -> str:
+    """Say by how much embeddings are not Gaussian: what was judged, and what it does to coverage."""
+    effect, off = (
+        scalars.get(f"density/{name}") for name in ("normality_effect", "calibration_error")
+    )
+    found = []
+    if effect is not None:
+        judged = f"departure {effect:.2g}, {NEAR_ENOUGH:g} would do"
+        found.append(judged if effect >= NEAR_ENOUGH else "their variances fall off a cliff")
+    if off is not None:
+        found.append(f"coverage is off by {off:.2f}")
+    return f" ({'; '.join(found)})" if found else ""
 
 
 def _reference(look: Look) -> Tensor | None:
