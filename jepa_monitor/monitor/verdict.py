@@ -55,14 +55,16 @@ def judge(
     state = scalars.get("collapse/state")
     heard = sorted(insights, key=lambda insight: insight.name != _FIRST)
     sentences = [sentence for insight in heard if (sentence := insight.says(scalars))]
-    if advice := advice_sentence(scalars):  # after the outliers: what to do before how sure all is
+    begun = step != 0  # before it, there is no other look to keep and no run to be a share of
+    advice = advice_sentence(scalars) if begun else ""
+    if advice:  # after the outliers: what to do before how sure all is
         sentences.insert(min(1, len(sentences)), advice)
     cause = find_cause(scalars)
     if cause is not None:
         waits = state and scalars.get("collapse/alarm") == 0
         waiting = ["No alarm yet: an early collapse may pass."] if waits else []
         sentences = [cause.evidence, *waiting, cause.first, *sentences]
-    if cost := _cost(scalars):
+    if cost := _cost(scalars, begun):
         sentences.append(cost)
     if state is None:
         return Verdict("Too few images to tell a collapse", tuple(sentences), False, cause)
@@ -78,9 +80,10 @@ def judge(
     return Verdict(headline, tuple(sentences), alarming, cause)
 
 
-def _cost(scalars: Mapping[str, float]) -> str:
-    """Say what the looks cost, once a run has gone on long enough to tell."""
+def _cost(scalars: Mapping[str, float], begun: bool) -> str:
+    """Say what the looks cost, and their share of the run once there is one."""
     seconds, share = (scalars.get(f"monitor/{name}") for name in ("seconds", "overhead"))
     if seconds is None or share is None:
         return ""
-    return f"This look took {seconds:.2g} s, all of them {share:.1%} of the run."
+    of_run = f", all of them {share:.1%} of the run" if begun else ""
+    return f"This look took {seconds:.2g} s{of_run}."

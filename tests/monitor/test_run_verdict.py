@@ -67,6 +67,18 @@ def test_numbers_in_words(changes: dict[str, float], words: str) -> None:
     assert re.search(words, said(**changes))
 
 
+def test_before_training_there_is_no_advice_and_no_share_of_the_run() -> None:
+    scalars = HEALTHY | {
+        "advice/quality": 0.4, "advice/best": 0.4, "advice/step": 0.0,
+        "monitor/seconds": 2.0, "monitor/overhead": 0.9,
+    }  # fmt: skip
+    at_first, later = (str(judge(scalars, default_insights(8), step=step)) for step in (0, 500))
+    assert at_first.endswith("This look took 2 s.")
+    assert "advice" not in at_first.lower()
+    assert "Advice: keep this one" in later
+    assert later.endswith("all of them 90.0% of the run.")
+
+
 class Constant(nn.Module):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return 1e-3 * x.flatten(1)[:, :12] + 1
