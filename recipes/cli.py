@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
 import sys
 import warnings
@@ -16,6 +17,7 @@ from rich.table import Table
 
 from jepa_monitor.callbacks import JepaScoreCallback
 from jepa_monitor.functional import paired_interval
+from jepa_monitor.recipes.curriculum import SecondStage
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import OnlineKNN
 
@@ -119,6 +121,16 @@ class RecipeCLI(MonitoredCLI):
         super().before_instantiate_classes()
         knn = self.config["knn"]
         knn["every_n_epochs"] = knn["every_n_epochs"] or self.cadence
+
+    def before_fit(self) -> None:
+        """Let the monitor of a run of two stages compare held-out images with those of the second.
+
+        It would ask the sampler, which answers by the first epoch: with denoised or small images.
+        """
+        monitor = self.config_init["monitor"]
+        if self.datamodule.first_epochs and monitor.settings.reference is None:
+            reference = SecondStage(self.datamodule)
+            monitor.settings = dataclasses.replace(monitor.settings, reference=reference)
 
     def instantiate_classes(self) -> None:
         """Build everything, and keep what the data decide among the module's hyperparameters."""

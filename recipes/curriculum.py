@@ -17,6 +17,7 @@ from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
 if TYPE_CHECKING:
+    from jepa_monitor.recipes.data import ImageDataModule
     from jepa_monitor.recipes.datasets import Labelled, TrainImages
     from jepa_monitor.recipes.views import Views
 
@@ -138,7 +139,7 @@ class StagedImages(Dataset["tuple[Tensor | Views, int]"]):
 
     Args:
         first: Of the epochs before ``first_epochs``.
-        second: Of those after, and of those who name no epoch, such as the monitor.
+        second: Of those after, and of those who name no epoch.
         first_epochs: Epochs of the first stage.
     """
 
@@ -151,6 +152,25 @@ class StagedImages(Dataset["tuple[Tensor | Views, int]"]):
     def __getitem__(self, key: int | tuple[int, int]) -> tuple[Tensor | Views, int]:
         early = isinstance(key, tuple) and key[0] < self.first_epochs
         return (self.first if early else self.second)[key]
+
+
+class SecondStage(Dataset["tuple[Tensor | Views, int]"]):
+    """Training images as the second stage begins with them, once the data module has been set up.
+
+    Args:
+        data: The data module.
+    """
+
+    def __init__(self, data: ImageDataModule) -> None:
+        self.data = data
+
+    def __len__(self) -> int:
+        assert self.data.train_set is not None
+        return len(self.data.train_set)
+
+    def __getitem__(self, index: int) -> tuple[Tensor | Views, int]:
+        assert self.data.train_set is not None
+        return self.data.train_set[self.data.first_epochs, index]
 
 
 def check_copies(images: Labelled, copies: Labelled) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from jepa_monitor.recipes.cli import parse
+from jepa_monitor.callbacks import JepaScoreCallback
+from jepa_monitor.recipes.cli import parse, train
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.dinov2 import DEFAULTS, DinoV2
 from jepa_monitor.recipes.distillation import dino_loss, ibot_loss, sinkhorn_knopp
@@ -238,3 +239,32 @@ def test_one_flag_for_the_stages_of_data_and_method(tmp_path, monkeypatch) -> No
     cli = parse(DinoV2, "dinov2", 30, arguments, DEFAULTS)
     assert cli.model.anchor is None
     assert not cli.datamodule.paired
+
+
+@pytest.mark.parametrize(
+    "options",
+    [["--data.first_scale=0.5"], ["--data.noise=gaussian:100", "--data.denoised=digits"], []],
+    ids=["small", "denoised", "alike"],
+)
+def test_the_monitor_refers_to_images_of_the_second_stage(tmp_path, monkeypatch, options) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("sys.argv", ["dinov2"])
+    words = ["--data=digits", "--data.first_epochs=1", "--trainer.limit_train_batches=1"]
+    words += ["--trainer.max_epochs=2", "--trainer.logger=false", "--checkpoint.save_top_k=0"]
+    words += ["--monitor.every_n_epochs=2", "--monitor.max_probe_samples=4", "--knn.linear=false"]
+    words += ["--monitor.polarity_samples=0", "--trainer.enable_progress_bar=false", *options]
+    words += ["--model.width=16", "--model.depth=1", "--monitor.max_embedding_samples=64"]
+    cli = parse(DinoV2, "dinov2", 2, words, DEFAULTS)
+    train(cli)
+    monitor = next(c for c in cli.trainer.callbacks if isinstance(c, JepaScoreCallback)).monitor
+    # Every reference image is the first global crop of one that the second stage sees.
+    sees = ImageDataModule(
+        "digits", noise=cli.datamodule.noise, image_size=16, global_views=2, local_views=2,
+        crop_scale=0.6,
+    )  # fmt: skip
+    sees.setup()
+    known = torch.stack([sees.train_set[1, i][0].global_crops[0] for i in range(1437)])
+    pairs = (images.flatten(1).double() for images in (monitor.reference, known))
+    apart = torch.cdist(*pairs).min(1).values
+    assert len(monitor.reference) == 64
+    assert apart.max().item() < 1e-6
