@@ -1,12 +1,11 @@
 """Do easy images first help DINOv2? Noise curricula and FastDINOv2 against the plain recipe: docs/recipes/dinov2.md.
 
-    JEPA_MONITOR_DATA=… python benchmarks/curricula.py --out runs/curricula.json    # goes on where it was stopped
+    JEPA_MONITOR_DATA=… python benchmarks/curricula.py --out curricula.json    # goes on where it was stopped
     python benchmarks/curricula.py --cases noisy --seeds 0    # a part of it
     python benchmarks/curricula.py --show [FILE]    # the tables of stored results
 
 Trains the recipe with the same epochs and steps in every arm, of which a curriculum gives the first three quarters to
-its first stage. `noisy`: digits with noise of 100/255, judged on held-out noisy digits; "restart alone" has two stages of
-the same noisy images, so that what differs from it is the order of the images. `fast` and `cifar` (10,000 images of the
+its first stage. `noisy`: digits with noise of 100/255, judged on held-out noisy digits. `fast` and `cifar` (10,000 images of the
 folder JEPA_MONITOR_DATA, 100 batches of 64 an epoch): FastDINOv2, judged on held-out images as they are and corrupted as
 CIFAR-10-C does, at severity 5, the same draw for all arms and seeds, by classifiers that know the sound training images.
 Mean ± standard deviation over seeds; differences from the plain recipe are paired by seed, with 95 % intervals of their
@@ -54,7 +53,6 @@ CASES: dict[str, tuple[tuple[str, ...], int, dict[str, tuple[str, ...]]]] = {
         12,
         {
             "plain": (),
-            "restart alone": (),
             "NC, blur": (BLUR,),
             "NCT, blur": (BLUR, "--model.anchor_weight=2"),
             "NC, ideal denoiser": (IDEAL,),
@@ -72,18 +70,18 @@ CASES: dict[str, tuple[tuple[str, ...], int, dict[str, tuple[str, ...]]]] = {
         {"plain": (), "FastDINOv2": FAST},
     ),
 }
-TITLES = {
-    "noisy": "noisy digits",
-    "fast": "digits",
-    "cifar": "CIFAR-10",
-}
+AS_THEY_ARE = ("pixels", "untrained")
+TITLES = {"noisy": "noisy digits", "fast": "digits", "cifar": "CIFAR-10"}
 QUIET = (
     "--trainer.accelerator=cpu", "--trainer.logger=false", "--checkpoint.save_last=false", "--checkpoint.save_top_k=0",
     "--trainer.enable_progress_bar=false", "--trainer.enable_model_summary=false", "--knn.linear=false",
     "--knn.every_n_epochs=1000", "--monitor.max_probe_samples=32", "--monitor.max_overhead=null",
 )  # fmt: skip
-TINY = ("--trainer.max_epochs=2", "--trainer.limit_train_batches=1", "--data.batch_size=16")
-LOOK = ("step", "collapse/state", "collapse/rankme", "density/polarity", "density/calibration_error", "jepa_score/mean")  # fmt: skip
+TINY = (
+    "--trainer.max_epochs=2", "--trainer.limit_train_batches=1", "--data.batch_size=16",
+    "--monitor.every_n_epochs=1", "--monitor.max_embedding_samples=32", "--monitor.max_probe_samples=4",
+)  # fmt: skip
+LOOK = ("step", "collapse/state", "collapse/rankme", "density/polarity", "density/calibration_error")  # fmt: skip
 
 
 class Watch(Callback):
@@ -160,13 +158,13 @@ def everything(images: Any) -> tuple[Tensor, Tensor]:
 
 
 def run(case: str, arm: str, seed: int, tiny: bool) -> dict[str, Any]:
-    """Train once, and keep what is told of it; of the arm ``pixels``, judge the raw pixels."""
+    """Train once, and keep what is told of it; ``pixels`` and ``untrained`` are judged as they are."""
     options, epochs, arms = CASES[case]
     first = 1 if tiny else epochs * 3 // 4
     words = [*options, *QUIET, f"--seed_everything={seed}", f"--trainer.max_epochs={epochs}"]
     words += [f"--monitor.every_n_epochs={epochs // 4 if case == 'noisy' else epochs}"]
     words += [*arms.get(arm, ()), *(TINY if tiny else ())]
-    words += [f"--data.first_epochs={first}"] if arm not in ("plain", "pixels") else []
+    words += [f"--data.first_epochs={first}"] if arm not in ("plain", *AS_THEY_ARE) else []
     began = time.process_time()
     with (
         contextlib.redirect_stdout(io.StringIO()),
@@ -175,9 +173,10 @@ def run(case: str, arm: str, seed: int, tiny: bool) -> dict[str, Any]:
     ):
         warnings.simplefilter("ignore")
         made = parse(DinoV2, "dinov2", epochs, [*words, f"--trainer.default_root_dir={folder}"], DEFAULTS)  # fmt: skip
-        if arm == "pixels":
+        if arm in AS_THEY_ARE:
             made.datamodule.setup()
-            return {"hits": hits_of(nn.Flatten(), made.datamodule, case != "noisy")}
+            encoder = nn.Flatten() if arm == "pixels" else made.model.teacher["backbone"]
+            return {"hits": hits_of(encoder, made.datamodule, case != "noisy")}
         made.trainer.callbacks.append(watch := Watch())
         trainer = train(made)
     monitor = next(c for c in trainer.callbacks if isinstance(c, JepaScoreCallback))
@@ -189,7 +188,9 @@ def run(case: str, arm: str, seed: int, tiny: bool) -> dict[str, Any]:
         "views_minutes": watch.views / 60,
         "steps_minutes": watch.steps / 60,
         "dino": [statistics.mean(part) for part in dino],
-        "looks": [{t: look[t] for t in LOOK if t in look} for look in monitor.history],
+        "looks": [{t: look[t] for t in LOOK if t in look} for look in monitor.history]
+        if case == "noisy"
+        else [],
         "all_minutes": (time.process_time() - began) / 60,
     }
 
@@ -212,7 +213,7 @@ def tell(runs: dict[str, Any]) -> None:
     for case, (_, epochs, arms) in CASES.items():
         of = {
             arm: {s: runs[key] for s in range(99) if (key := f"{case}, {arm}, {s}") in runs}
-            for arm in arms
+            for arm in ("untrained", *arms)
         }
         if of["plain"]:
             pixels = runs[f"{case}, pixels, 0"]["hits"]
@@ -222,9 +223,9 @@ def tell(runs: dict[str, Any]) -> None:
 
 def tell_noisy(of: dict[str, Any], pixels: dict[str, Any], title: str) -> None:
     """Accuracy and time, then what the monitor and the loss saw."""
-    print("\n".join(table(title, "seeds", "k-NN, %", "against plain", "linear, %", "against plain", "against restart alone: k-NN", "linear", "minutes")))  # fmt: skip
+    print("\n".join(table(title, "seeds", "k-NN, %", "against plain", "linear, %", "against plain", "minutes")))  # fmt: skip
     raw = [f"{100 * pixels['sound'][name]:.1f}" for name in ("knn", "linear")]
-    print(f"| raw noisy pixels | | {raw[0]} | | {raw[1]} | | | | |")
+    print(f"| raw noisy pixels |  | {raw[0]} |  | {raw[1]} |  |  |")
     values = {
         name: {
             arm: {seed: row["hits"]["sound"][name] for seed, row in rows.items()}
@@ -232,31 +233,33 @@ def tell_noisy(of: dict[str, Any], pixels: dict[str, Any], title: str) -> None:
         }
         for name in ("knn", "linear")
     }
-    for arm, rows in of.items():
+    for arm, rows in ((arm, rows) for arm, rows in of.items() if rows):
         cells = [arm, str(len(rows))]
         for found in values.values():
-            against = "" if arm == "plain" else paired(found[arm], found["plain"])
-            cells += [percent(found[arm]) if rows else "–", against]
-        control = arm in ("plain", "restart alone")
-        cells += [
-            "" if control else paired(found[arm], found["restart alone"])
-            for found in values.values()
+            against = "" if arm in ("untrained", "plain") else paired(found[arm], found["plain"])
+            cells += [percent(found[arm]), against]
+        minutes = [
+            sum(row.get(f"{part}_minutes", 0) for part in ("views", "steps"))
+            for row in rows.values()
         ]
-        minutes = [row["views_minutes"] + row["steps_minutes"] for row in rows.values()]
-        print(f"| {' | '.join([*cells, spread(minutes, 2) if rows else '–'])} |")
+        print(f"| {' | '.join([*cells, spread(minutes) if any(minutes) else ''])} |")
     print()
-    heads = ["at three quarters and at the end", "states", "RankMe", "polarity", "coverage off by", "JEPA-SCORE, nats", "DINO's term before and after the turn"]  # fmt: skip
+    heads = ["at three quarters and at the end", "states", "RankMe", "polarity", "coverage off by", "DINO's term before and after the turn"]  # fmt: skip
     print("\n".join(table(*heads)))
     for arm, rows in of.items():
-        if rows:
+        if rows and arm != "untrained":
             looks = [[row["looks"][place] for row in rows.values()] for place in (-2, -1)]
             states = ["/".join(f"{look['collapse/state']:.0f}" for look in part) for part in looks]
             cells = [arm, ", ".join(states)]
-            for tag, digits in (("collapse/rankme", 1), ("density/polarity", 2), ("density/calibration_error", 2), ("jepa_score/mean", 1)):  # fmt: skip
+            for tag, digits in (("collapse/rankme", 1), ("density/polarity", 2), ("density/calibration_error", 2)):  # fmt: skip
                 told = [[look[tag] for look in part if tag in look] for part in looks]
                 cells.append(", ".join(spread(part, digits) if part else "–" for part in told))
-            ends = zip(*(row["dino"] for row in rows.values()), strict=True)
-            print(f"| {' | '.join([*cells, ', '.join(spread(part) for part in ends)])} |")
+            print(f"| {' | '.join([*cells, turn(rows)])} |")
+
+
+def turn(rows: dict[int, Any]) -> str:
+    """DINO's term in the 20 steps before the second stage, and in its first 20."""
+    return ", ".join(spread(ends) for ends in zip(*(r["dino"] for r in rows.values()), strict=True))
 
 
 def tell_fast(of: dict[str, Any], pixels: dict[str, Any], title: str) -> None:
@@ -278,12 +281,12 @@ def tell_fast(of: dict[str, Any], pixels: dict[str, Any], title: str) -> None:
             row(kind.replace("_", " "), name, [kind])
         row("mean of the corrupted", name, [kind for kind in pixels if kind != "sound"])
     print()
-    print("\n".join(table(f"{title}, minutes", "seeds", "views", "steps", "both")))
+    print("\n".join(table(f"{title}, minutes", "seeds", "views", "steps", "both", "DINO's term before and after the turn")))  # fmt: skip
     for arm, rows in of.items():
-        if rows:
+        if rows and arm != "untrained":
             parts = [[r[f"{part}_minutes"] for r in rows.values()] for part in ("views", "steps")]
             parts.append([sum(pair) for pair in zip(*parts, strict=True)])
-            cells = [arm, str(len(rows)), *(spread(part, 2) for part in parts)]
+            cells = [arm, str(len(rows)), *(spread(part) for part in parts), turn(rows)]
             print(f"| {' | '.join(cells)} |")
 
 
@@ -291,6 +294,7 @@ def main() -> None:
     options = parser(__doc__)
     options.add_argument("--cases", nargs="+", choices=CASES, default=list(CASES))
     options.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    options.add_argument("--arms", nargs="+", help="of the cases (default: all)")
     options.add_argument("--tiny", action="store_true", help="two steps a run, to try it")
     options.add_argument("--show", nargs="?", type=Path, const=RESULTS, help="train nothing")
     args = options.parse_args()
@@ -302,8 +306,9 @@ def main() -> None:
     runs = results.setdefault("runs", {})
     wanted = []
     for case in args.cases:
-        wanted += [(case, "pixels", 0)]
-        wanted += [(case, arm, seed) for seed in args.seeds for arm in CASES[case][2]]
+        wanted += [(case, "pixels", 0), *((case, "untrained", seed) for seed in args.seeds)]
+        arms = [arm for arm in CASES[case][2] if args.arms is None or arm in args.arms]
+        wanted += [(case, arm, seed) for seed in args.seeds for arm in arms]
     missing = [each for each in wanted if f"{each[0]}, {each[1]}, {each[2]}" not in runs]
     for case, arm, seed in tqdm(missing, desc="runs"):
         runs[f"{case}, {arm}, {seed}"] = run(case, arm, seed, args.tiny)

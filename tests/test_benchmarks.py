@@ -80,6 +80,7 @@ def rows(text: str) -> set[str]:
         ("known_density", "--show", "docs/theory.md"),
         ("collapse_zoo", "--show", "docs/collapse.md"),
         ("predictors", "--judge", "docs/advice.md"),
+        ("curricula", "--show", "docs/recipes/dinov2.md"),
     ],
 )
 def test_the_documents_show_what_the_command_prints(

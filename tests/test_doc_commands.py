@@ -71,6 +71,7 @@ TINY: dict[str, list[str]] = {
     "gpu": ["--tiny", "--device=cpu"],
     "leverage_cost": ["--images=1", "--repeats=1"],
     "noise_floor": [],
+    "curricula": ["--cases", "fast", "--seeds", "0", "--tiny"],
     "contrast": ["--steps=2", "--images=12"],
     "normality": ["--looks=0.01"],
     "overhead": ["--batch=2", "--images=32", "--repeats=1"],
