@@ -200,6 +200,8 @@ def paired(values: dict[int, float], base: dict[int, float]) -> str:
     steps = [value - base[seed] for seed, value in values.items() if seed in base]
     if len(steps) < 2:
         return "–"
+    if len(set(steps)) == 1:  # by chance: no interval
+        return f"{100 * steps[0]:+.1f}"
     half = stats.t.ppf(0.975, len(steps) - 1) * statistics.stdev(steps) / len(steps) ** 0.5
     return points(statistics.mean(steps), half)
 
