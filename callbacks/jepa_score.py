@@ -165,7 +165,11 @@ class JepaScoreCallback(PacedCallback):
             rank_zero_info(f"{type(self).__name__}: {self.monitor.plan(encoder)}")
         if self.settings.online is None:
             self.monitor.online = find_online(trainer, trainer.lightning_module, encoder)
+        planned = self.monitor.settled
         found = evaluate_density(self._story, self.monitor, encoder)
+        if self.monitor.settled != planned:  # a look takes more than was said
+            why, plan = found.report.look.agreement, self.monitor.plan(encoder)
+            rank_zero_info(f"{type(self).__name__}: {why}; from now on {plan}")
         if self.strict and found.report.failed:
             name, why = next(iter(found.report.failed.items()))
             raise RuntimeError(f"the insight {name!r} failed: {why}")

@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
+from helpers import Hidden, Tiny, Validated, float64_score, images, loader, mlp, trainer
 from lightning.pytorch.callbacks import EarlyStopping
 from torch import Tensor
 
@@ -270,6 +270,21 @@ def test_the_console_says_what_a_look_takes(
             "ones with 12 backward passes each, 72 in all."
         ),
     ]
+
+
+def test_the_console_says_when_a_look_turns_out_to_take_more(
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    callback = watch(encoder=Hidden(), max_probe_samples=20, every_n_epochs=1)
+    with caplog.at_level("INFO"):
+        trainer(tmp_path, [callback], max_epochs=2).fit(Validated(), loader(256, 2), loader(20, 3))
+    said = [record.message for record in caplog.records if "a look embeds" in record.message]
+    assert "with 16 backward passes each, and 384 to check the sketch" in said[0]
+    assert "sketches of 16 rows correlate 0." in said[1]
+    assert "from now on a look embeds" in said[1]
+    assert said[1].endswith("with 48 backward passes each, 2304 in all.")
+    assert len(said) == 2  # once, not at each look
+    assert len(callback.history) > 1
 
 
 def test_a_fresh_alarm_is_in_the_state_of_a_callback_that_has_not_trained(

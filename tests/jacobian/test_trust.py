@@ -6,7 +6,7 @@ import math
 
 import pytest
 import torch
-from helpers import images, mlp
+from helpers import Hidden, images, mlp
 from scipy import stats
 from torch import Tensor, nn
 
@@ -15,21 +15,6 @@ from jepa_monitor.functional.gaussian import Gaussian
 from jepa_monitor.jacobian.sketch import row_count
 from jepa_monitor.jacobian.spectra import Spectra
 from jepa_monitor.jacobian.trust import settle, sketch_agreement
-
-
-class Hidden(nn.Module):
-    """Where half of the directions grow the other half vanishes, which only exact scores see."""
-
-    def __init__(self, width: int = 48) -> None:
-        super().__init__()
-        self.mix = nn.Linear(192, width, bias=False)
-        nn.init.orthogonal_(self.mix.weight, generator=torch.Generator().manual_seed(0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        t = 3 * (flat[:, :96].mean(1, keepdim=True) - flat[:, 96:].mean(1, keepdim=True)).detach()
-        seen, hidden = self.mix(flat).chunk(2, dim=1)
-        return torch.cat([seen * t.exp(), hidden * (-4 * torch.sigmoid(9 * t)).exp()], 1)
 
 
 def test_agreement_against_scipy() -> None:
