@@ -223,17 +223,18 @@ def _series(run: RunRecord, paired: bool) -> dict[str, tuple[list[float], list[f
 
 
 def _verdicts(run: RunRecord) -> list[dict[str, Any]]:
-    """Say what each look says, where that changes."""
+    """Say what each look says, where that changes, and what the last one says, by its own numbers."""
     memory: dict[str, Any] = {}
     insights = list(run.insights)
     told, before = [], None
-    for look in run.looks:
-        if "collapse/state" not in look and "jepa_score/mean" not in look:
-            continue  # of a look that failed there is nothing to say
+    # Of a look that failed there is nothing to say.
+    sound = [look for look in run.looks if "collapse/state" in look or "jepa_score/mean" in look]
+    for look in sound:
         # Lightning's axis counts a step less than the alarm: a state is no older than the run.
         least = run.looks[0]["step"] + look.get("collapse/steps_in_state", 0.0)
         verdict = judge(look, insights, max(look["step"], least))
-        if not is_news(memory, verdict):
+        news = is_news(memory, verdict)
+        if not news and look is not sound[-1]:
             continue
         turn = verdict.headline.partition(" since")[0]
         told.append(
@@ -242,6 +243,7 @@ def _verdicts(run: RunRecord) -> list[dict[str, Any]]:
                 "headline": in_unit(verdict.headline, run.unit),
                 "text": in_unit(" ".join(verdict.sentences), run.unit),
                 "alarming": verdict.alarming,
+                "news": news,
                 "turn": turn != before,
             }
         )

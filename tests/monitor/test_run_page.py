@@ -63,10 +63,11 @@ def test_what_a_run_was_is_said_and_drawn() -> None:
     assert shown["keep"]["step"] == 30
     assert shown["states"] == [[0, 40, 0], [40, 80, 2]]
     assert shown["alarms"] == [60]
-    assert [(v["step"], v["turn"]) for v in shown["verdicts"]] == [
-        (0, True),
-        (40, True),
-        (60, False),
+    assert [(v["step"], v["turn"], v["news"]) for v in shown["verdicts"]] == [
+        (0, True, True),
+        (40, True, True),
+        (60, False, True),
+        (80, False, False),  # the last one always, for its numbers
     ]
     assert shown["verdicts"][0]["headline"] == "Healthy since step 0"
     assert shown["verdicts"][1]["headline"].startswith(
