@@ -6,7 +6,8 @@ look; of one that collapsed, the last before it did. Of one that has recovered f
 look is named as well: only a task tells the two apart. It rests on spread
 and rank of embeddings alone, which tell a broken checkpoint from a sound one, and not which of two sound
 ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known. Where
-``advice/quality`` names another of the sound ones, that is said as well.
+``advice/quality`` names another of the sound ones, that is said as well; and where the data have labels, at which of
+them neighbours tell the classes best.
 """
 
 from __future__ import annotations
@@ -90,7 +91,7 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
             f"The last that was healthy, at {unit} {step}.",
             f"{later}: spread and rank say so, and of how useful it is they say nothing. It may have "
             f"begun to fail unseen: nothing was looked at until {unit} {after['step']:.0f}"
-            f"{_lost(chosen)}.{recovered}{_advised(sound, unit)}",
+            f"{_lost(chosen)}.{recovered}{_advised(sound, unit)}{_labelled(sound, unit)}",
         )
     if len(told) < _MANY:
         few = "one look shows" if len(told) == 1 else f"{len(told)} looks show"
@@ -99,7 +100,7 @@ def which_to_keep(looks: Sequence[Mapping[str, float]], unit: str = "step") -> K
         step,
         f"The last, at {unit} {step}.",
         "It is not collapsed. Whether an earlier one is more useful, spread and rank do not tell: only "
-        f"a task does{_lost(chosen)}.{_advised(sound, unit)}",
+        f"a task does{_lost(chosen)}.{_advised(sound, unit)}{_labelled(sound, unit)}",
     )
 
 
@@ -153,6 +154,24 @@ def _advised(sound: Sequence[Mapping[str, float]], unit: str) -> str:
         f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2g}, here "
         f"{told[-1]['advice/quality']:.2g}): try that one, too."
     )
+
+
+def _labelled(sound: Sequence[Mapping[str, float]], unit: str) -> str:
+    """Say what the labels at hand tell of the sound looks: they are a task, if not the user's."""
+    ends = ("quality/knn_low", "quality/knn", "quality/knn_high")
+    told = [look for look in sound if all(end in look for end in ends)]
+    if len(told) < 2 or told[-1] is not sound[-1]:
+        return ""
+    here, best = told[-1], max(told, key=lambda look: (look["quality/knn"], look["step"]))
+    if best is here:
+        return f" By the labels at hand, it is the best: quality/knn {here['quality/knn']:.2f}."
+    numbers = f"({best['quality/knn']:.2f}, here {here['quality/knn']:.2f})"
+    found = (
+        f" By the labels at hand, quality/knn was highest at {unit} {best['step']:.0f} {numbers}"
+    )
+    if best["quality/knn_low"] > here["quality/knn_high"]:
+        return f"{found}: for classes like these, that one is better."
+    return f"{found}, by less than can be told from chance."
 
 
 def _lost(look: Mapping[str, float]) -> str:

@@ -91,6 +91,26 @@ def test_another_look_that_the_advice_prefers_is_named_beside() -> None:
     )
 
 
+def test_labels_tell_sound_looks_apart_where_they_can() -> None:
+    def labelled(states: str, alarms: str, *knn: float, half: float = 0.03) -> str:
+        looks = run(states, alarms)
+        for look, value in zip(looks, knn, strict=True):
+            ends = (("_low", value - half), ("", value), ("_high", value + half))
+            look |= {f"quality/knn{end}": number for end, number in ends}
+        return which_to_keep(looks).sure
+
+    assert labelled("000", "000", 0.2, 0.3, 0.4).endswith(
+        "By the labels at hand, it is the best: quality/knn 0.40."
+    )
+    better = "quality/knn was highest at step 10 (0.40, here 0.30): for classes like these, that one is better."
+    assert labelled("000", "000", 0.2, 0.4, 0.3).endswith(better)
+    vague = "at step 10 (0.40, here 0.30), by less than can be told from chance."
+    assert labelled("000", "000", 0.2, 0.4, 0.3, half=0.06).endswith(vague)
+    # Those of collapsed looks do not count, nor does a single look tell anything.
+    assert "at step 10 (0.40, here 0.30)" in labelled("00022", "00011", 0.2, 0.4, 0.3, 0.9, 0.9)
+    assert "labels" not in labelled("0222", "0111", 0.2, 0.4, 0.3, 0.1)
+
+
 @pytest.mark.parametrize(
     ("states", "alarms", "began"),
     [
