@@ -16,7 +16,7 @@ from jepa_monitor.monitor.watch import Watch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figures_of", "without_prefix", "write_page"]
+__all__ = ["figures_of", "told_of", "without_prefix", "write_page"]
 
 
 def figures_of(report: Report, memory: Mapping[str, Any]) -> dict[str, Figure]:
@@ -47,6 +47,22 @@ def without_prefix(looks: Iterable[Mapping[str, float]], prefix: str) -> list[di
     return [{tag.removeprefix(prefix): value for tag, value in look.items()} for look in looks]
 
 
+def told_of(stories: Sequence[Watch], name: str) -> tuple[list[dict[str, float]], str | None]:
+    """Put together what the watches of a run have seen.
+
+    Args:
+        stories: Of the run, the main one first, and of others that share its tags.
+        name: The prefix of all tags, if they have one.
+
+    Returns:
+        Looks in order, one a step, under the tags of the documents; and what the alarm said when it last began.
+    """
+    prefix = f"{name}/" if name else ""
+    looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
+    causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
+    return merge_looks(looks), causes[0] if causes else None
+
+
 def write_page(
     stories: Sequence[Watch],
     name: str,
@@ -69,18 +85,16 @@ def write_page(
     Returns:
         Its path; ``None`` if there is no folder, or if something could not be written.
     """
-    prefix = f"{name}/" if name else ""
-    looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
-    causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
     called = called or str(folder)
     plain = re.sub(r"[^\w.-]+", "_", name)
     file = f"run-{plain}.html" if name else RUN_PAGE
     try:
+        looks, cause = told_of(stories, name)
         record = RunRecord(
             f"{called} ({name})" if name else called,
             None if folder is None else str(folder),
-            merge_looks(looks),
-            cause=causes[0] if causes else None,
+            looks,
+            cause=cause,
             **rest(),
         )
         page = run_page([record])

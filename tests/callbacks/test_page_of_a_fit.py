@@ -50,11 +50,11 @@ class Breaking(Validated):
 
 
 def test_the_page_says_what_tensorboard_and_the_report_of_its_files_say(
-    tmp_path: pathlib.Path,
+    tmp_path: pathlib.Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     callback = watch(patience_steps=4)
     logger = TensorBoardLogger(tmp_path)
-    with pytest.warns(UserWarning, match="complete collapse"):
+    with pytest.warns(UserWarning, match="complete collapse"), caplog.at_level("INFO"):
         trainer(tmp_path, [callback], logger=logger, max_epochs=5).fit(
             Collapsing(), loader(40), loader(32, 2)
         )
@@ -64,6 +64,9 @@ def test_the_page_says_what_tensorboard_and_the_report_of_its_files_say(
     assert shown["name"] == logger.log_dir
     assert shown["headline"] == "Complete collapse, which began at step 12"
     assert shown["cause"].startswith("Cause: complete collapse.")  # what the alarm said
+    (closing,) = (r.message for r in caplog.records if " Keep: " in r.message)
+    keep = f"{shown['keep']['why']} {shown['keep']['sure']}"
+    assert closing == f"JepaScoreCallback: {shown['headline']}. {shown['cause']} Keep: {keep}"
     assert shown["keep"]["step"] == 8
     for tag, value in callback.history[-1].items():
         if tag != "step":
