@@ -22,11 +22,10 @@ from jepa_monitor.callbacks.paced import PacedCallback
 from jepa_monitor.callbacks.settings import CallbackArguments, CallbackSettings
 from jepa_monitor.callbacks.twins import find_online
 from jepa_monitor.insights._drawing import as_png
-from jepa_monitor.monitor.closing import close_run
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
-from jepa_monitor.monitor.page_file import figures_of, told_of, without_prefix, write_page
+from jepa_monitor.monitor.page_file import closing_words, figures_of, without_prefix, write_page
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.run_page import keep_ends
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
@@ -261,9 +260,8 @@ class JepaScoreCallback(PacedCallback):
         if not trainer.is_global_zero or not self._fitted.history:
             return
         stories = [self._fitted, *(partner._fitted for partner in self._partners)]
-        told = close_run(*told_of(stories, self.name))
-        words = (f"{type(self).__name__}: {told.headline}.", told.cause, f"Keep: {told.keep}")
-        rank_zero_info(" ".join(filter(None, words)))
+        if said := closing_words(stories, self.name):
+            rank_zero_info(f"{type(self).__name__}: {said}")
         folder, takers = log_folder(trainer.loggers), page_writers(trainer.loggers)
         if folder is None and not takers:
             return

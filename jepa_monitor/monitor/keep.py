@@ -164,7 +164,7 @@ def _labelled(sound: Sequence[Mapping[str, float]], unit: str) -> str:
         return ""
     here, best = told[-1], max(told, key=lambda look: (look["quality/knn"], look["step"]))
     if best is here:
-        return f" By the labels at hand, it is the best: quality/knn {here['quality/knn']:.2f}."
+        return f" By the labels at hand, quality/knn was at no look higher ({here['quality/knn']:.2f})."
     numbers = f"({best['quality/knn']:.2f}, here {here['quality/knn']:.2f})"
     found = (
         f" By the labels at hand, quality/knn was highest at {unit} {best['step']:.0f} {numbers}"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from jepa_monitor._files import write_bytes
 from jepa_monitor.insights.spectrum import plot_spectra
+from jepa_monitor.monitor.closing import close_run
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.run_page import RUN_PAGE, RunRecord, merge_looks, run_page
 from jepa_monitor.monitor.watch import Watch
@@ -16,7 +17,7 @@ from jepa_monitor.monitor.watch import Watch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["figures_of", "told_of", "without_prefix", "write_page"]
+__all__ = ["closing_words", "figures_of", "without_prefix", "write_page"]
 
 
 def figures_of(report: Report, memory: Mapping[str, Any]) -> dict[str, Figure]:
@@ -47,20 +48,23 @@ def without_prefix(looks: Iterable[Mapping[str, float]], prefix: str) -> list[di
     return [{tag.removeprefix(prefix): value for tag, value in look.items()} for look in looks]
 
 
-def told_of(stories: Sequence[Watch], name: str) -> tuple[list[dict[str, float]], str | None]:
-    """Put together what the watches of a run have seen.
+def closing_words(stories: Sequence[Watch], name: str) -> str:
+    """Say the verdict on a run; the run is sound, whatever the words lack: what goes wrong is a warning.
 
     Args:
         stories: Of the run, the main one first, and of others that share its tags.
         name: The prefix of all tags, if they have one.
 
     Returns:
-        Looks in order, one a step, under the tags of the documents; and what the alarm said when it last began.
+        Its state, since when, why, and which checkpoint to keep; nothing if that cannot be said.
     """
-    prefix = f"{name}/" if name else ""
-    looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
-    causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
-    return merge_looks(looks), causes[0] if causes else None
+    try:
+        closing = close_run(*_told_of(stories, name))
+    except Exception as error:  # noqa: BLE001 - a story of another version, say
+        _warn_of(stories[0], "say the verdict on the run", error)
+        return ""
+    said = (f"{closing.headline}.", closing.cause, f"Keep: {closing.keep}")
+    return " ".join(filter(None, said))
 
 
 def write_page(
@@ -89,7 +93,7 @@ def write_page(
     plain = re.sub(r"[^\w.-]+", "_", name)
     file = f"run-{plain}.html" if name else RUN_PAGE
     try:
-        looks, cause = told_of(stories, name)
+        looks, cause = _told_of(stories, name)
         record = RunRecord(
             f"{called} ({name})" if name else called,
             None if folder is None else str(folder),
@@ -104,8 +108,18 @@ def write_page(
         for take in takers:
             take(file, page)
     except Exception as error:  # noqa: BLE001 - a full disk, an insight or a logger of somebody's own
-        stories[0].say(
-            f"{stories[0].who} could not write the page of the run: {type(error).__name__}: {error}"
-        )
+        _warn_of(stories[0], "write the page of the run", error)
         return None
     return place
+
+
+def _warn_of(story: Watch, what: str, error: Exception) -> None:
+    story.say(f"{story.who} could not {what}: {type(error).__name__}: {error}")
+
+
+def _told_of(stories: Sequence[Watch], name: str) -> tuple[list[dict[str, float]], str | None]:
+    """Give the looks of all stories, one a step, and what the alarm said when it last began."""
+    prefix = f"{name}/" if name else ""
+    looks = (look for story in reversed(stories) for look in without_prefix(story.history, prefix))
+    causes = [c for story in stories if (c := story.memory.get("cause")) is not None]
+    return merge_looks(looks), causes[0] if causes else None

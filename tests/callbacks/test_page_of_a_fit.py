@@ -237,3 +237,18 @@ def test_several_runs_or_none_in_a_folder_are_told(tmp_path: pathlib.Path) -> No
         report(str(tmp_path / "a"))
     with pytest.raises(ValueError, match="`results` must be one run or two, got 3"):
         report([str(tmp_path)] * 3)
+
+
+def test_an_error_of_the_run_is_told_whatever_the_verdict_lacks(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def odd(*_: Any) -> None:
+        raise KeyError("step")
+
+    monkeypatch.setattr("jepa_monitor.monitor.page_file.close_run", odd)
+    run = trainer(tmp_path, [watch()], logger=CSVLogger(tmp_path))
+    with (
+        pytest.warns(UserWarning, match="could not say the verdict on the run: KeyError"),
+        pytest.raises(RuntimeError, match="broken"),
+    ):
+        run.fit(Breaking(), loader(40), loader(32, 2))

@@ -100,7 +100,7 @@ def test_labels_tell_sound_looks_apart_where_they_can() -> None:
         return which_to_keep(looks).sure
 
     assert labelled("000", "000", 0.2, 0.3, 0.4).endswith(
-        "By the labels at hand, it is the best: quality/knn 0.40."
+        "By the labels at hand, quality/knn was at no look higher (0.40)."
     )
     better = "quality/knn was highest at step 10 (0.40, here 0.30): for classes like these, that one is better."
     assert labelled("000", "000", 0.2, 0.4, 0.3).endswith(better)
