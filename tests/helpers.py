@@ -8,7 +8,7 @@ import os
 import pathlib
 import random
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import lightning.pytorch as pl
@@ -17,8 +17,9 @@ import torch
 from scipy.stats import multivariate_normal
 from scipy.stats._multivariate import multivariate_normal_frozen
 from sklearn.covariance import ShrunkCovariance
+from sklearn.datasets import load_digits
 from torch import Tensor, distributed, multiprocessing, nn
-from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.data import DataLoader, TensorDataset, default_collate
 
 
 def float64_spectrum(encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -189,3 +190,47 @@ class Hidden(nn.Module):
         t = 3 * (flat[:, :96].mean(1, keepdim=True) - flat[:, 96:].mean(1, keepdim=True)).detach()
         seen, hidden = self.mix(flat).chunk(2, dim=1)
         return torch.cat([seen * t.exp(), hidden * (-4 * torch.sigmoid(9 * t)).exp()], 1)
+
+
+class OwnLoader:
+    """No DataLoader: an object of somebody's own that draws on a counter."""
+
+    def __init__(self) -> None:
+        self.drawn = 0
+
+    def __len__(self) -> int:
+        return 3
+
+    def __iter__(self) -> Iterator[Any]:
+        for _ in range(3):
+            self.drawn += 1
+            yield self.batch()
+
+    def batch(self) -> Any:
+        return images(8, self.drawn), self.drawn
+
+
+class Masking:
+    """As the mask collators of I-JEPA and V-JEPA: a counter, shared with the workers, seeds the masks."""
+
+    def __init__(self) -> None:
+        self.drawn = multiprocessing.Value("i", 0)
+
+    def __call__(self, samples: list[Any]) -> Any:
+        with self.drawn.get_lock():
+            self.drawn.value += 1
+            seed = self.drawn.value
+        masks = torch.rand(3, generator=torch.Generator().manual_seed(seed))
+        return default_collate(samples), masks
+
+
+def few_digits() -> dict[str, np.ndarray]:
+    """Digits as `--data npz:FILE` takes them: 120 to train on, 50 held out."""
+    digits = load_digits()
+    drawn, labels = digits.images.astype(np.uint8) * 15, digits.target
+    return {
+        "train_images": drawn[:120],
+        "train_labels": labels[:120],
+        "test_images": drawn[120:170],
+        "test_labels": labels[120:170],
+    }

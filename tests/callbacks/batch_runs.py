@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 import os
 import pathlib
 import warnings
@@ -11,10 +10,9 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
-import torch
-from helpers import Tiny, images, trainer
+from helpers import OwnLoader, Tiny, images, trainer
 from torch import Tensor
-from torch.utils.data import Dataset, default_collate
+from torch.utils.data import Dataset
 
 from jepa_monitor import JepaScoreCallback
 from jepa_monitor.callbacks import CollapseCallback
@@ -61,34 +59,6 @@ class Noisy(Dataset):  # type: ignore[type-arg]
 
     def __getitem__(self, index: int) -> Any:
         return images(24, 2)[index] + self.rng.normal(), index % 3
-
-
-class Masking:
-    """A counter that all workers share seeds the masks."""
-
-    def __init__(self) -> None:
-        self.drawn = multiprocessing.Value("i", 0)
-
-    def __call__(self, samples: list[Any]) -> Any:
-        with self.drawn.get_lock():
-            self.drawn.value += 1
-            seed = self.drawn.value
-        return default_collate(samples), torch.rand(
-            3, generator=torch.Generator().manual_seed(seed)
-        )
-
-
-class OwnLoader:
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def __len__(self) -> int:
-        return 3
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(3):
-            self.drawn += 1
-            yield images(8, self.drawn), self.drawn
 
 
 class Elsewhere(OwnLoader):

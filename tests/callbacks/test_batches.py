@@ -11,8 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from batch_runs import Elsewhere, Masking, Noisy, OwnLoader, Recorder, run, watch
-from helpers import Tiny, images, loader, trainer
+from batch_runs import Elsewhere, Noisy, Recorder, run, watch
+from helpers import Masking, OwnLoader, Tiny, images, loader, trainer
 from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset, TensorDataset
 

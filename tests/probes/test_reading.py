@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import images, interpreter_settings
+from helpers import Masking, OwnLoader, images, interpreter_settings
 from torch import Tensor
 from torch.utils.data import (
     BatchSampler,
@@ -138,30 +138,9 @@ class Stream(IterableDataset):  # type: ignore[type-arg]
             yield row(self.position % COUNT), self.position
 
 
-class Collate:
-    """As the mask collators of I-JEPA and V-JEPA: a counter, shared with the workers, seeds all."""
-
-    def __init__(self) -> None:
-        self.seed = multiprocessing.Value("i", 0)
-
-    def __call__(self, samples: list[Any]) -> Any:
-        with self.seed.get_lock():
-            self.seed.value += 1
-        generator = torch.Generator().manual_seed(self.seed.value)
-        return default_collate(samples), torch.rand(4, generator=generator)
-
-
-class OwnLoader:
-    def __init__(self) -> None:
-        self.drawn = 0
-
-    def __len__(self) -> int:
-        return 3
-
-    def __iter__(self) -> Iterator[Any]:
-        for _ in range(3):
-            self.drawn += 1
-            yield torch.stack([row(i) for i in range(8)]) + self.drawn
+class Rows(OwnLoader):
+    def batch(self) -> Any:
+        return torch.stack([row(i) for i in range(8)]) + self.drawn
 
 
 class Resuming(DataLoader):  # type: ignore[type-arg]
@@ -188,8 +167,8 @@ STATEFUL: dict[str, Callable[[], Any]] = {
     "file": lambda: DataLoader(OpenFile(), 8),
     "memory map": lambda: DataLoader(Mapped(), 8),
     "stream": lambda: DataLoader(Stream(), 8),
-    "collate function": lambda: DataLoader(Plain(), 8, collate_fn=Collate()),
-    "own loader": OwnLoader,
+    "collate function": lambda: DataLoader(Plain(), 8, collate_fn=Masking()),
+    "own loader": Rows,
     "loader that resumes": Resuming,
     "sampler's generator": lambda: DataLoader(Plain(), 8, sampler=SubsetRandomSampler(range(16), torch.Generator().manual_seed(3))),
     "sampler with a counter": lambda: DataLoader(Plain(), 8, sampler=Sampler()),
@@ -253,7 +232,7 @@ def test_a_loader_at_work_goes_on_undisturbed(workers: int) -> None:
     def batches(read: bool) -> list[float]:
         options: dict[str, Any] = {"num_workers": workers, "persistent_workers": workers > 0}
         torch.manual_seed(0)
-        loader = DataLoader(OwnGenerator(), 4, shuffle=True, collate_fn=Collate(), **options)
+        loader = DataLoader(OwnGenerator(), 4, shuffle=True, collate_fn=Masking(), **options)
         seen = []
         for _ in range(2):
             for index, ((found, _), masks) in enumerate(loader):

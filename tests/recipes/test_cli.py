@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from helpers import few_digits
 from lightning.pytorch import LightningModule
-from sklearn.datasets import load_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.recipes import dinov2, ijepa, lejepa, mae, vicreg
@@ -122,15 +122,7 @@ def recipe(request):
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["ijepa"])
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8) * 15, digits.target
-    np.savez(
-        "some.npz",
-        train_images=images[:120],
-        train_labels=labels[:120],
-        test_images=images[120:170],
-        test_labels=labels[120:170],
-    )
+    np.savez("some.npz", **few_digits())
     return tmp_path
 
 

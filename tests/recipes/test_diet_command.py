@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from sklearn.datasets import load_digits
+from helpers import few_digits
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.callbacks import JepaScoreCallback
@@ -37,14 +37,7 @@ SMALL = [
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["diet"])
-    digits = load_digits()
-    images, labels = digits.images.astype(np.uint8) * 15, digits.target
-    arrays = {
-        "train_images": images[:120],
-        "train_labels": labels[:120],
-        "test_images": images[120:170],
-        "test_labels": labels[120:170],
-    }
+    arrays = few_digits()
     np.savez("new.npz", **arrays)
     np.savez("old.npz", **{n: 255 - a if "images" in n else a for n, a in arrays.items()})
     return tmp_path
