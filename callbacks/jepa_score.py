@@ -11,6 +11,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from jepa_monitor._settings import divide, takes
 from jepa_monitor.callbacks.discovery import EncoderSpec, is_fitting
 from jepa_monitor.callbacks.logging import (
+    current_step,
     log_dashboard,
     log_folder,
     log_pictures,
@@ -25,7 +26,7 @@ from jepa_monitor.insights._drawing import as_png
 from jepa_monitor.monitor.loop import evaluate_density
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.overview import plot_overview
-from jepa_monitor.monitor.page_file import closing_words, figures_of, without_prefix, write_page
+from jepa_monitor.monitor.page_file import figures_of, say_verdict, without_prefix, write_page
 from jepa_monitor.monitor.report import Report
 from jepa_monitor.monitor.run_page import keep_ends
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
@@ -260,8 +261,12 @@ class JepaScoreCallback(PacedCallback):
         if not trainer.is_global_zero or not self._fitted.history:
             return
         stories = [self._fitted, *(partner._fitted for partner in self._partners)]
-        if said := closing_words(stories, self.name):
-            rank_zero_info(f"{type(self).__name__}: {said}")
+
+        def tell(words: str) -> None:
+            rank_zero_info(f"{type(self).__name__}: {words}")
+            log_text(trainer.loggers, f"{self.prefix}monitor/closing", words, current_step(trainer))
+
+        say_verdict(stories, self.name, tell)
         folder, takers = log_folder(trainer.loggers), page_writers(trainer.loggers)
         if folder is None and not takers:
             return

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import datetime
+import multiprocessing
 import os
 import pathlib
 import random
@@ -13,13 +14,30 @@ from typing import Any
 
 import lightning.pytorch as pl
 import numpy as np
+import pytest
 import torch
 from scipy.stats import multivariate_normal
 from scipy.stats._multivariate import multivariate_normal_frozen
 from sklearn.covariance import ShrunkCovariance
 from sklearn.datasets import load_digits
-from torch import Tensor, distributed, multiprocessing, nn
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import start_processes
 from torch.utils.data import DataLoader, TensorDataset, default_collate
+
+# What takes long to import.
+HEAVY = [
+    "lightning.pytorch",
+    "scipy.stats",
+    "sklearn.covariance",
+    "jepa_monitor.callbacks.jepa_score",
+]
+
+
+def seldom(*cases: Any) -> list[Any]:
+    """Mark cases of a parameter as slow, beside which a few that say most run always."""
+    return [
+        pytest.param(*(c if isinstance(c, tuple) else (c,)), marks=pytest.mark.slow) for c in cases
+    ]
 
 
 def float64_spectrum(encoder: Callable[[Tensor], Tensor], images: Tensor) -> Tensor:
@@ -160,7 +178,9 @@ def in_two_processes(work: Callable[[int, pathlib.Path], Any], folder: pathlib.P
     with socket.socket() as free:
         free.bind(("localhost", 0))
         port = free.getsockname()[1]
-    multiprocessing.spawn(_joined, (work, port, folder), nprocs=2)
+    # Imports take longer than most of what is asked: a server does them once, and forks.
+    multiprocessing.set_forkserver_preload(HEAVY)
+    start_processes(_joined, (work, port, folder), nprocs=2, start_method="forkserver")
     return [torch.load(folder / f"{rank}.pt", weights_only=False) for rank in (0, 1)]
 
 

@@ -35,7 +35,8 @@ class Closing(NamedTuple):
     path: str | None
 
     def __str__(self) -> str:
-        return " ".join(part for part in (f"{self.headline}.", self.cause, str(self.keep)) if part)
+        said = (f"{self.headline}.", self.cause, f"Keep: {self.keep}")
+        return " ".join(filter(None, said))
 
 
 def in_unit(text: str, unit: str) -> str:

@@ -17,7 +17,7 @@ from jepa_monitor.monitor.watch import Watch
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["closing_words", "figures_of", "without_prefix", "write_page"]
+__all__ = ["figures_of", "say_verdict", "without_prefix", "write_page"]
 
 
 def figures_of(report: Report, memory: Mapping[str, Any]) -> dict[str, Figure]:
@@ -48,23 +48,18 @@ def without_prefix(looks: Iterable[Mapping[str, float]], prefix: str) -> list[di
     return [{tag.removeprefix(prefix): value for tag, value in look.items()} for look in looks]
 
 
-def closing_words(stories: Sequence[Watch], name: str) -> str:
-    """Say the verdict on a run; the run is sound, whatever the words lack: what goes wrong is a warning.
+def say_verdict(stories: Sequence[Watch], name: str, tell: Callable[[str], object]) -> None:
+    """Say the verdict on the run; the run is sound, whatever the words lack: what goes wrong is a warning.
 
     Args:
         stories: Of the run, the main one first, and of others that share its tags.
         name: The prefix of all tags, if they have one.
-
-    Returns:
-        Its state, since when, why, and which checkpoint to keep; nothing if that cannot be said.
+        tell: Takes the run's state, since when, why, and which checkpoint to keep.
     """
     try:
-        closing = close_run(*_told_of(stories, name))
-    except Exception as error:  # noqa: BLE001 - a story of another version, say
+        tell(str(close_run(*_told_of(stories, name))))
+    except Exception as error:  # noqa: BLE001 - a story of another version, a logger of somebody's own
         _warn_of(stories[0], "say the verdict on the run", error)
-        return ""
-    said = (f"{closing.headline}.", closing.cause, f"Keep: {closing.keep}")
-    return " ".join(filter(None, said))
 
 
 def write_page(

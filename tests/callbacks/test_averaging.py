@@ -9,7 +9,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Validated, float64_score, images, loader, trainer
+from helpers import Validated, float64_score, images, loader, seldom, trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from jepa_monitor import JepaScoreCallback
@@ -51,7 +51,7 @@ def fit(folder: pathlib.Path, *callbacks: pl.Callback, **settings: Any) -> Valid
 
 @pytest.mark.parametrize("cadence", [{}, {"every_n_steps": 3}])
 @pytest.mark.parametrize("validation", VALIDATIONS)
-@pytest.mark.parametrize("first", ["monitor", "averaging"])
+@pytest.mark.parametrize("first", ["averaging", *seldom("monitor")])
 def test_a_checkpoints_value_is_that_of_the_averages_in_it(
     tmp_path: pathlib.Path, first: str, validation: str, cadence: dict[str, int]
 ) -> None:

@@ -168,8 +168,7 @@ def test_without_validation_data_the_training_data_serve_with_a_warning(
 
 def test_nothing_happens_in_the_sanity_check(tmp_path: pathlib.Path) -> None:
     callback = watch(every_n_epochs=2)
-    logger = TensorBoardLogger(tmp_path)
-    _fit(tmp_path, [callback], logger=logger, num_sanity_val_steps=2, max_epochs=2)
+    _fit(tmp_path, [callback], logger=CSVLogger(tmp_path), num_sanity_val_steps=2, max_epochs=2)
     assert [values["step"] for values in callback.history] == [0, 12]
 
 
@@ -207,7 +206,12 @@ def test_state_survives_a_checkpoint(tmp_path: pathlib.Path) -> None:
     assert [values["step"] for values in resumed.history] == [0, 6, 12, 18]
 
 
-def test_two_callbacks_with_names_do_not_collide(tmp_path: pathlib.Path) -> None:
+def test_two_callbacks_with_names_do_not_collide(
+    tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(  # they take most of the time
+        "jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False
+    )
     module = _Named(student=mlp(192), teacher=mlp(192))
     student, teacher = watch("student", name="student"), watch("teacher")
     runner = trainer(tmp_path, [student, teacher], logger=TensorBoardLogger(tmp_path))

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from helpers import Validated, loader, trainer
+from helpers import Validated, loader, seldom, trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -143,7 +143,7 @@ def test_words_are_those_of_tensorboard_at_the_same_steps(tmp_path: pathlib.Path
     assert "| probe | 16 images |" in ours.words["monitor/settings"][0][1]
 
 
-@pytest.mark.parametrize("gone", [Gone, GonePictures])
+@pytest.mark.parametrize("gone", [GonePictures, *seldom(Gone)])
 def test_a_logger_that_fails_does_not_silence_the_others(
     gone: type[LikeWandb], tmp_path: pathlib.Path
 ) -> None:

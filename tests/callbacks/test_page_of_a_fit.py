@@ -13,6 +13,7 @@ import torch
 from helpers import Validated, loader, trainer
 from lightning.pytorch.loggers import CSVLogger, Logger, TensorBoardLogger
 from lightning.pytorch.strategies import SingleDeviceStrategy
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from torch import nn
 
 from jepa_monitor import JepaScoreCallback
@@ -67,6 +68,9 @@ def test_the_page_says_what_tensorboard_and_the_report_of_its_files_say(
     (closing,) = (r.message for r in caplog.records if " Keep: " in r.message)
     keep = f"{shown['keep']['why']} {shown['keep']['sure']}"
     assert closing == f"JepaScoreCallback: {shown['headline']}. {shown['cause']} Keep: {keep}"
+    events = EventAccumulator(logger.log_dir, {"tensors": 0}).Reload()
+    (said,) = events.Tensors("monitor/closing/text_summary")
+    assert said.tensor_proto.string_val[0].decode() == closing.partition(": ")[2]
     assert shown["keep"]["step"] == 8
     for tag, value in callback.history[-1].items():
         if tag != "step":

@@ -12,6 +12,7 @@ import pytest
 import timm
 import torch
 from cli_helpers import Small
+from helpers import seldom
 from PIL import Image
 from torch import nn
 
@@ -139,7 +140,9 @@ def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     return folder / "runs/ijepa/version_0/checkpoints/last.ckpt"
 
 
-@pytest.mark.parametrize("place", ["its run", "elsewhere", "extended", "older", "older elsewhere"])
+@pytest.mark.parametrize(
+    "place", ["its run", "older", *seldom("elsewhere", "extended", "older elsewhere")]
+)
 def test_a_recipes_checkpoint_needs_no_flag(
     ijepa_run: pathlib.Path, tmp_path: pathlib.Path, place: str
 ) -> None:

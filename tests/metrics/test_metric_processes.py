@@ -1,13 +1,12 @@
 """Two processes find what one finds on all data, also if one of them has none."""
 
-import pickle
-import socket
 import warnings
 
 import pytest
 import torch
+from helpers import in_two_processes
 from metric_cases import CASES
-from torch import distributed, multiprocessing, nn
+from torch import nn
 
 DEFAULTS = [name for name in CASES if "(" not in name]
 SHARDS = {
@@ -21,18 +20,9 @@ def batches(inputs, size):
     return zip(*(tensor.split(size) for tensor in inputs), strict=True)
 
 
-def free_port():
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
-def work(rank, port, queue):
-    torch.set_num_threads(1)
+def work(rank, folder):
+    del folder
     warnings.simplefilter("ignore")  # of `compute` before `update` on the empty rank
-    distributed.init_process_group(
-        "gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2
-    )
     results = {}
     for kind, shards in SHARDS.items():
         for name in CASES if kind == "empty rank" else DEFAULTS:
@@ -45,8 +35,7 @@ def work(rank, port, queue):
                 for batch in batches(mine, 40):
                     metric.update(*batch)
             results[kind, name] = metric.compute()
-    queue.put(pickle.dumps(results))
-    distributed.destroy_process_group()
+    return results
 
 
 def in_order(value, name):
@@ -54,18 +43,8 @@ def in_order(value, name):
     return value.sort().values if "reduction" in name else value
 
 
-def test_two_processes_equal_one():
-    context = multiprocessing.get_context("spawn")
-    queue, port = context.Queue(), free_port()
-    processes = [context.Process(target=work, args=(rank, port, queue)) for rank in range(2)]
-    for process in processes:
-        process.start()
-    try:
-        results = [pickle.loads(queue.get(timeout=120)) for _ in processes]
-    finally:
-        for process in processes:
-            process.join(timeout=30)
-            process.kill()
+def test_two_processes_equal_one(tmp_path):
+    results = in_two_processes(work, tmp_path)
     for result in results:
         assert len(result) == 2 * len(DEFAULTS) + len(CASES)
         for (_, name), value in result.items():

@@ -6,6 +6,7 @@ import math
 
 import numpy as np
 import pytest
+from helpers import seldom
 
 from jepa_monitor.monitor.alarm import CollapseAlarm, CollapseMeasures
 from jepa_monitor.monitor.noise import NoisyMeasure
@@ -29,8 +30,8 @@ def measures(spread: float, directions: float) -> CollapseMeasures:
     return CollapseMeasures(share(spread), 60 ** share(directions), 60.0, 512, 0)
 
 
-@pytest.mark.parametrize(("phi", "most"), [(0.0, 1), (0.5, 1)])
-def test_stationary_noise_rings_in_few_of_many_runs(phi: float, most: int) -> None:
+@pytest.mark.parametrize("phi", [0.5, *seldom(0.0)])
+def test_stationary_noise_rings_in_few_of_many_runs(phi: float) -> None:
     rang = 0
     for seed in range(20):
         alarm = CollapseAlarm(patience_steps=1000)
@@ -38,7 +39,7 @@ def test_stationary_noise_rings_in_few_of_many_runs(phi: float, most: int) -> No
             [0.2, -0.2]
         )  # as healthy runs: 0.55, 0.45
         rang += any(alarm.update(50 * i, measures(*x)).alarm for i, x in enumerate(looks))
-    assert rang <= most
+    assert rang <= 1
 
 
 @pytest.mark.parametrize("seed", range(5))

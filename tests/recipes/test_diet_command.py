@@ -100,6 +100,7 @@ def test_both_domains_are_watched_and_a_resumed_run_ends_in_the_same_weights(
     assert model(torch.zeros(1, 1, 16, 16)).shape == (1, 8)
 
 
+@pytest.mark.slow
 def test_without_an_old_domain_there_is_one_monitor(folder) -> None:
     trainer = run("--old.name", "null", "--trainer.max_steps", "1")
     assert "jepa_score/mean" in trainer.callback_metrics

@@ -1,12 +1,12 @@
 """What the methods share: groups of parameters, schedules of a run, batches of several processes."""
 
-import socket
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
 import pytest
 import torch
 import torch.distributed as dist
+from helpers import in_two_processes
 from torch import nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, TensorDataset
@@ -181,33 +181,24 @@ def loss_of(z):
     return torch.cov(z.flatten(0, 1).T).square().sum() + z.mean(1).exp().sum()
 
 
-def worker(rank, port, images, weight, results) -> None:
-    dist.init_process_group("gloo", f"tcp://127.0.0.1:{port}", world_size=2, rank=rank)
-    weight = weight.clone().requires_grad_()
-    half = images[:, 3 * rank : 3 * rank + 3]
-    loss = loss_of(gathered(half @ weight))
+def images_and_weight():
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(2, 6, 5, generator=generator), torch.randn(5, 3, generator=generator)
+
+
+def half(rank, folder):
+    images, weight = images_and_weight()
+    weight.requires_grad_()
+    loss = loss_of(gathered(images[:, 3 * rank : 3 * rank + 3] @ weight))
     loss.backward()
     dist.all_reduce(weight.grad)
-    results.put((rank, float(loss), (weight.grad / 2).tolist()))  # DDP's average
-    dist.destroy_process_group()
+    return float(loss), weight.grad / 2  # DDP's average
 
 
-@pytest.mark.slow
-def test_two_processes_have_the_loss_and_gradient_of_one() -> None:
-    generator = torch.Generator().manual_seed(0)
-    images = torch.randn(2, 6, 5, generator=generator)
-    weight = torch.randn(5, 3, generator=generator)
-    alone = weight.clone().requires_grad_()
-    expected = loss_of(images @ alone)
+def test_two_processes_have_the_loss_and_gradient_of_one(tmp_path) -> None:
+    images, alone = images_and_weight()
+    expected = loss_of(images @ alone.requires_grad_())
     expected.backward()
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    context = torch.multiprocessing.get_context("spawn")
-    results = context.SimpleQueue()
-    torch.multiprocessing.start_processes(
-        worker, (port, images, weight, results), nprocs=2, start_method="spawn"
-    )
-    for _, loss, gradient in (results.get(), results.get()):
+    for loss, gradient in in_two_processes(half, tmp_path):
         assert loss == pytest.approx(float(expected), rel=1e-5)
-        torch.testing.assert_close(torch.tensor(gradient), alone.grad)
+        torch.testing.assert_close(gradient, alone.grad)
