@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
+import io
 import json
 import platform
 import statistics
+import tempfile
 import time
-from collections.abc import Callable, Sequence
+import warnings
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -41,6 +45,18 @@ def processor(device: str = "cpu") -> str:
 def circumstances(threads: int, device: str = "cpu") -> dict[str, Any]:
     """What a figure depends on beside its seed."""
     return {"device": processor(device), "torch": torch.__version__, "threads": threads}
+
+
+@contextlib.contextmanager
+def quiet_training() -> Iterator[str]:
+    """Say nothing meanwhile, and give the Trainer a folder that is gone afterwards."""
+    with (
+        contextlib.redirect_stdout(io.StringIO()),
+        warnings.catch_warnings(),
+        tempfile.TemporaryDirectory() as folder,
+    ):
+        warnings.simplefilter("ignore")
+        yield folder
 
 
 def in_turns(works: Sequence[Callable[[], object]], repeats: int) -> list[float]:

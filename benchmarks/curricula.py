@@ -14,19 +14,15 @@ mean by Student's t, in which nothing but the seeds varies. Time is the processo
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import os
 import statistics
 import time
-import warnings
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from _results import circumstances, kept, parser, points, spread, store, table
+from _results import circumstances, kept, parser, points, quiet_training, spread, store, table
 from lightning.pytorch import Callback
 from scipy import stats
 from torch import Tensor, nn
@@ -166,12 +162,7 @@ def run(case: str, arm: str, seed: int, tiny: bool) -> dict[str, Any]:
     words += [*arms.get(arm, ()), *(TINY if tiny else ())]
     words += [f"--data.first_epochs={first}"] if arm not in ("plain", *AS_THEY_ARE) else []
     began = time.process_time()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        TemporaryDirectory() as folder,
-    ):
-        warnings.simplefilter("ignore")
+    with quiet_training() as folder:
         made = parse(DinoV2, "dinov2", epochs, [*words, f"--trainer.default_root_dir={folder}"], DEFAULTS)  # fmt: skip
         if arm in AS_THEY_ARE:
             made.datamodule.setup()

@@ -10,19 +10,15 @@ of exact match over seeds against the language model, two-sided; step at which t
 
 from __future__ import annotations
 
-import contextlib
-import io
 import json
 import time
-import warnings
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from multiprocessing import get_context
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
-from _results import circumstances, parser, spread, store_runs
+from _results import circumstances, parser, quiet_training, spread, store_runs
 from scipy import stats
 from tqdm import tqdm
 
@@ -56,12 +52,7 @@ def run(arm: str, seed: int, tiny: bool) -> dict[str, Any]:
     words += ["--trainer.check_val_every_n_epoch=3"]
     words += ["--monitor.max_probe_samples=4"]  # JEPA-SCORE is not what this is about
     began = time.process_time()
-    with (
-        contextlib.redirect_stdout(io.StringIO()),
-        warnings.catch_warnings(),
-        TemporaryDirectory() as folder,
-    ):
-        warnings.simplefilter("ignore")
+    with quiet_training() as folder:
         words.append(f"--trainer.default_root_dir={folder}")
         trainer = llm_jepa.main([*words, *(TINY if tiny else ())])
     callback = next(c for c in trainer.callbacks if isinstance(c, JepaScoreCallback))
