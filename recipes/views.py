@@ -88,6 +88,48 @@ def distort(
     return [*found, *([v2.RandomSolarize(128, p=solarize)] if solarize else [])]
 
 
+def _for_pillow(image: Any) -> Any:
+    """Hand an image to Pillow, which cuts and colours small ones in two thirds of the time (32 pixels).
+
+    Args:
+        image: A PIL image, or a tensor of bytes of any shape.
+
+    Returns:
+        A PIL image of a tensor (1, H, W) or (3, H, W); everything else as it is.
+    """
+    if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
+        return v2.functional.to_pil_image(image)
+    return image
+
+
+def random_view(
+    size: int,
+    scale: tuple[float, float],
+    flip: bool,
+    channels: int,
+    last: Sequence[v2.Transform],
+    **changes: float,
+) -> v2.Compose:
+    """Chain what makes a view of an image.
+
+    Args:
+        size: Side in pixels.
+        scale: See :func:`crop_and_flip`.
+        flip: Likewise.
+        channels: See :func:`distort`.
+        last: What is done to the bytes that come of it, a tensor (C, H, W).
+        changes: The other arguments of :func:`distort`.
+
+    Returns:
+        A function of a PIL image, or of a tensor of bytes (…, C, H, W).
+    """
+    cut, changed = (
+        crop_and_flip(size, scale, flip),
+        distort(channels=channels, size=size, **changes),
+    )
+    return v2.Compose([_for_pillow, *cut, *changed, v2.ToImage(), *last])
+
+
 def _bytes_of(inpt: Any) -> Tensor:
     """Refuse what is no image of bytes.
 

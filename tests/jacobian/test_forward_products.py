@@ -6,16 +6,11 @@ from functools import partial
 
 import pytest
 import torch
-from helpers import (
-    images,
-    mlp,
-)
+from helpers import images, mlp
 from rough_encoders import WIDTH, jacobians, rough
 from torch import Tensor, nn
 
-from jepa_monitor import (
-    jepa_score,
-)
+from jepa_monitor import jepa_score
 from jepa_monitor.encoders import Embedder
 from jepa_monitor.jacobian import estimate_scores
 from jepa_monitor.jacobian.forward_products import (

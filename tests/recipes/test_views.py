@@ -13,6 +13,7 @@ from jepa_monitor.recipes.views import (
     Views,
     crop_and_flip,
     distort,
+    random_view,
 )
 
 
@@ -20,6 +21,27 @@ def ramp(size=64):
     """Row and column of every pixel, as two of three channels: a crop tells where it came from."""
     rows, columns = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     return torch.stack([rows, columns, torch.zeros_like(rows)]).to(torch.uint8)
+
+
+@pytest.mark.parametrize("channels", [1, 3])
+def test_pillow_makes_the_views_that_tensors_make(channels) -> None:
+    coarse = torch.rand(channels, 6, 6, generator=torch.Generator().manual_seed(1))
+    image = (255 * torch.nn.functional.interpolate(coarse[None], 40, mode="bicubic")[0]).clamp(
+        0, 255
+    )
+    image = image.to(torch.uint8)
+    last = [v2.ToDtype(torch.float32, scale=True)]
+    view = random_view(36, (0.3, 1.0), True, channels, last, strength=1.0, blur=0.5, solarize=0.2)
+    apart = []
+    for seed in range(60):
+        torch.manual_seed(seed)
+        by_pillow = view(image)
+        torch.manual_seed(seed)
+        by_tensors = view(torch.stack([image, image]))  # of pairs, which Pillow does not know
+        assert by_pillow.shape == (channels, 36, 36)
+        assert torch.equal(by_tensors[0], by_tensors[1])
+        apart.append(float((by_pillow - by_tensors[0]).abs().mean()))
+    assert max(apart) < 0.02
 
 
 @pytest.mark.parametrize("scale", [(0.05, 0.3), (0.4, 1.0)])
