@@ -11,7 +11,7 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Validated, images, in_two_processes, loader, mlp, trainer
+from helpers import Validated, images, in_two_processes, loader, mlp, seldom, trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, distributed, nn
 from torch.distributed.device_mesh import init_device_mesh
@@ -343,8 +343,7 @@ SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "random": lambda _: both_ways(Dropping, method="sketch", precision="float64"),
     "stream": lambda _: stream(),
     "sharded": lambda _: sharded(),
-    "FSDP1": lambda _: sharded_by_fsdp1(False),
-    "FSDP1, original parameters": lambda _: sharded_by_fsdp1(True),
+    "FSDP1": lambda _: sharded_by_fsdp1(True),
     "failures": lambda _: failures(),
     "plain": train,
     "fit": fit,
@@ -400,10 +399,19 @@ def test_fully_sharded_parameters(processes: list[dict[str, Any]]) -> None:
         torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("scenario", ["FSDP1", "FSDP1, original parameters"])
-def test_parameters_of_fsdp1_are_summoned(processes: list[dict[str, Any]], scenario: str) -> None:
-    for process in processes:
-        found = process[scenario]
+def with_flat_parameters(rank: int, folder: pathlib.Path) -> dict[str, Any]:
+    return sharded_by_fsdp1(False)
+
+
+@pytest.mark.parametrize("original", [True, *seldom(False)])
+def test_parameters_of_fsdp1_are_summoned(
+    tmp_path: pathlib.Path, request: pytest.FixtureRequest, original: bool
+) -> None:
+    if original:
+        each = [process["FSDP1"] for process in request.getfixturevalue("processes")]
+    else:
+        each = in_two_processes(with_flat_parameters, tmp_path)
+    for found in each:
         assert len(found["reports"]) == 24
         for report, alone in found["reports"]:
             torch.testing.assert_close(report, alone, rtol=0, atol=1e-6)

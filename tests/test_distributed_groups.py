@@ -62,7 +62,6 @@ def looks_both_ways(rank: int, folder: pathlib.Path) -> dict[Any, list[dict[str,
     return {way: two_looks(*way) for way in ways}
 
 
-@pytest.mark.slow  # starts processes of its own
 def test_two_processes_find_the_groups_and_the_gains_that_one_does(tmp_path: pathlib.Path) -> None:
     found = in_two_processes(looks_both_ways, tmp_path)
     for named in (True, False):

@@ -40,7 +40,6 @@ def looks_both_ways(rank: int, folder: pathlib.Path) -> dict[bool, dict[str, flo
     return {shared: two_looks(shared) for shared in (True, False)}
 
 
-@pytest.mark.slow  # starts processes of its own
 def test_two_processes_find_the_tokens_that_one_does(tmp_path: pathlib.Path) -> None:
     found: list[dict[bool, Any]] = in_two_processes(looks_both_ways, tmp_path)
     (first, alone), second = (found[0][True], found[0][False]), found[1][True]
