@@ -92,14 +92,20 @@ def _for_pillow(image: Any) -> Any:
     """Hand an image to Pillow, which cuts and colours small ones in two thirds of the time (32 pixels).
 
     Args:
-        image: A PIL image, or a tensor of bytes of any shape.
+        image: A PIL image, or a tensor of bytes (C, H, W), or (2, C, H, W) of a pair.
 
     Returns:
-        A PIL image of a tensor (1, H, W) or (3, H, W); everything else as it is.
+        A PIL image, or a list of two, of images with one or three channels; others as they are.
     """
-    if isinstance(image, Tensor) and image.ndim == 3 and len(image) in (1, 3):
-        return v2.functional.to_pil_image(image)
-    return image
+    if not isinstance(image, Tensor) or image.shape[-3] not in (1, 3):
+        return image
+    pair = [v2.functional.to_pil_image(one) for one in image.reshape(-1, *image.shape[-3:])]
+    return pair if image.ndim == 4 else pair[0]
+
+
+def _stacked(image: Any) -> Tensor:
+    """Make one tensor of a pair again."""
+    return torch.stack(image) if isinstance(image, list) else image
 
 
 def random_view(
@@ -121,13 +127,13 @@ def random_view(
         changes: The other arguments of :func:`distort`.
 
     Returns:
-        A function of a PIL image, or of a tensor of bytes (…, C, H, W).
+        A function of a PIL image, or of a tensor of bytes (C, H, W), or (2, C, H, W) of a pair.
     """
     cut, changed = (
         crop_and_flip(size, scale, flip),
         distort(channels=channels, size=size, **changes),
     )
-    return v2.Compose([_for_pillow, *cut, *changed, v2.ToImage(), *last])
+    return v2.Compose([_for_pillow, *cut, *changed, v2.ToImage(), *last, _stacked])
 
 
 def _bytes_of(inpt: Any) -> Tensor:

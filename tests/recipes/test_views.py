@@ -31,16 +31,26 @@ def test_pillow_makes_the_views_that_tensors_make(channels) -> None:
     )
     image = image.to(torch.uint8)
     last = [v2.ToDtype(torch.float32, scale=True)]
-    view = random_view(36, (0.3, 1.0), True, channels, last, strength=1.0, blur=0.5, solarize=0.2)
+    changes = {"strength": 1.0, "blur": 0.5, "solarize": 0.2}
+    view = random_view(36, (0.3, 1.0), True, channels, last, **changes)
+    cut, changed = (
+        crop_and_flip(36, (0.3, 1.0), True),
+        distort(channels=channels, size=36, **changes),
+    )
+    on_tensors = v2.Compose([v2.ToImage(), *cut, *changed, *last])
     apart = []
     for seed in range(60):
-        torch.manual_seed(seed)
-        by_pillow = view(image)
-        torch.manual_seed(seed)
-        by_tensors = view(torch.stack([image, image]))  # of pairs, which Pillow does not know
-        assert by_pillow.shape == (channels, 36, 36)
-        assert torch.equal(by_tensors[0], by_tensors[1])
-        apart.append(float((by_pillow - by_tensors[0]).abs().mean()))
+        found = []
+        for make, given in (
+            (view, image),
+            (on_tensors, image),
+            (view, torch.stack([image, image])),
+        ):
+            torch.manual_seed(seed)
+            found.append(make(given))
+        assert found[0].shape == (channels, 36, 36)
+        assert torch.equal(torch.stack([found[0], found[0]]), found[2])
+        apart.append(float((found[0] - found[1]).abs().mean()))
     assert max(apart) < 0.02
 
 
