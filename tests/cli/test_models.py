@@ -130,6 +130,7 @@ def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("ijepa")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
+        patch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
         run = parse(
             IJepa, "ijepa", 1,
             ["--data=digits", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
