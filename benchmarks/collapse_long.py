@@ -32,6 +32,7 @@ from _results import circumstances, parser, store_runs
 from _zoo import METHODS, digits, train
 from torch import Tensor, nn
 
+from jepa_monitor.functional import knn_predict
 from jepa_monitor.monitor.alarm import (
     AlarmReading,
     CollapseAlarm,
@@ -40,7 +41,6 @@ from jepa_monitor.monitor.alarm import (
     default_patience,
 )
 from jepa_monitor.monitor.training_images import TrainingImages
-from jepa_monitor.recipes.evaluation import knn_predict
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
 EVERY, JUDGED = 50, 250  # steps between looks, and between accuracies

@@ -41,12 +41,12 @@ from _zoo_tables import draw, report
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
+from jepa_monitor.functional import knn_predict
 from jepa_monitor.functional.collapse import rankme
 from jepa_monitor.functional.detection import auroc
 from jepa_monitor.functional.isotropic import isotropic_baseline
 from jepa_monitor.monitor.alarm import collapse_measures
 from jepa_monitor.monitor.training_images import TrainingImages
-from jepa_monitor.recipes.evaluation import knn_predict
 
 RESULTS = pathlib.Path(__file__).with_suffix(".json")
 SCORED = (0, 60, 300, STEPS)

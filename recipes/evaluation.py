@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, cast
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.utils.data import DataLoader, Subset
 
+from jepa_monitor.functional import knn_predict
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.folders import UNKNOWN
 
@@ -22,39 +22,10 @@ if TYPE_CHECKING:
 _LINEAR_PIXELS = 1024  # of more numbers a linear probe takes minutes
 
 
-def knn_predict(
-    bank: Tensor, labels: Tensor, queries: Tensor, k: int = 20, temperature: float = 0.07
-) -> Tensor:
-    """Classify by the weighted vote of the nearest neighbours (Wu et al., arXiv 1805.01978).
-
-    The k neighbours of highest cosine similarity s vote with weight exp(s / temperature).
-
-    Args:
-        bank: Embeddings of the known images, shape (N, K).
-        labels: Their classes 0 … L−1, shape (N,).
-        queries: Embeddings to classify, shape (M, K).
-        k: Neighbours that vote; all N if there are fewer.
-        temperature: Positive; small values trust the nearest neighbour most.
-
-    Returns:
-        Predicted classes, shape (M,).
-    """
-    bank, queries = F.normalize(bank, dim=1), F.normalize(queries, dim=1)
-    classes = int(labels.max()) + 1
-    predictions = []
-    for chunk in torch.split(queries, 1024):  # bounds the memory at 1024 × N similarities
-        similarity, neighbours = (chunk @ bank.T).topk(min(k, len(bank)), dim=1)
-        votes = torch.zeros(len(chunk), classes, device=bank.device, dtype=bank.dtype)
-        # Subtracting 1, the highest cosine, changes no order and avoids overflow.
-        votes.scatter_add_(1, labels[neighbours], ((similarity - 1) / temperature).exp())
-        predictions.append(votes.argmax(1))
-    return torch.cat(predictions)
-
-
 def knn_hits(
     bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor], k: int, temperature: float
 ) -> Tensor:
-    """Say which queries ``knn_predict`` classifies correctly.
+    """Say which queries :func:`~jepa_monitor.functional.knn_predict` classifies correctly.
 
     Args:
         bank: Known embeddings (N, K) and labels (N,).

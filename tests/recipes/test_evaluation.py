@@ -17,7 +17,6 @@ from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import (
     OnlineKNN,
     knn_hits,
-    knn_predict,
     linear_hits,
     undisturbed,
 )
@@ -29,16 +28,6 @@ def features(seed=0, n=300, m=1100, width=6, classes=5):
     labels = rng.integers(0, classes, n + m)
     x = centres[labels] + rng.normal(size=(n + m, width))
     return x[:n], labels[:n], x[n:], labels[n:]
-
-
-@pytest.mark.parametrize(("k", "temperature"), [(1, 0.07), (20, 0.07), (20, 1.0), (300, 0.2)])
-def test_predictions_equal_scikit_learn(k, temperature) -> None:
-    bank, labels, queries, _ = features()
-    reference = KNeighborsClassifier(
-        k, metric="cosine", weights=lambda d: np.exp((1 - d) / temperature)
-    ).fit(bank, labels)
-    predicted = knn_predict(*map(torch.from_numpy, (bank, labels, queries)), k, temperature)
-    np.testing.assert_array_equal(predicted, reference.predict(queries))
 
 
 def test_accuracy_equals_scikit_learn() -> None:
@@ -71,11 +60,6 @@ def test_linear_accuracy_is_that_of_the_penalised_likelihood() -> None:
     known, asked = [tuple(map(torch.from_numpy, p)) for p in ((bank, labels), (queries, targets))]
     assert linear_hits(known, asked).double().mean() == pytest.approx(expected, abs=0.006)
     assert 0.4 < expected < 1
-
-
-def test_k_beyond_the_bank_uses_all() -> None:
-    x, y, q, _ = map(torch.from_numpy, features(n=9))
-    assert torch.equal(knn_predict(x, y, q, k=20), knn_predict(x, y, q, k=9))
 
 
 def test_undisturbed_restores_modes_and_random_state_even_after_an_error() -> None:
