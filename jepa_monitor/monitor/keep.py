@@ -6,7 +6,7 @@ look; of one that collapsed, the last before it did. Of one that has recovered f
 look is named as well: only a task tells the two apart. It rests on spread
 and rank of embeddings alone, which tell a broken checkpoint from a sound one, and not which of two sound
 ones is the more useful: ``docs/replay.md`` has what it was worth where accuracies are known. Where
-``advice/quality`` names another of the sound ones, that is said as well; and where the data have labels, at which of
+``advice/quality`` says something of the sound ones, that is said as well; and where the data have labels, at which of
 them neighbours tell the classes best.
 """
 
@@ -143,13 +143,15 @@ def _is_sound(looks: Sequence[Mapping[str, float]], n: int) -> bool:
 
 
 def _advised(sound: Sequence[Mapping[str, float]], unit: str) -> str:
-    """Name the look of the highest advice where it is another: one run is not told two things unconnected."""
+    """Say what the advice says of the sound looks: one run is not told two things unconnected."""
     told = [look for look in sound if "advice/quality" in look]
-    if not told or told[-1] is not sound[-1]:
+    if len(told) < 2 or told[-1] is not sound[-1]:
         return ""
     best = max(told, key=lambda look: (look["advice/quality"], look["step"]))
-    if best is told[-1] or not is_founded(told[-1], best["advice/quality"]):
+    if not is_founded(told[-1], best["advice/quality"]):
         return ""
+    if best is told[-1]:
+        return f" advice/quality was at no look higher ({best['advice/quality']:.2g})."
     return (
         f" advice/quality was highest at {unit} {best['step']:.0f} ({best['advice/quality']:.2g}, here "
         f"{told[-1]['advice/quality']:.2g}): try that one, too."
