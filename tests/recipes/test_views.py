@@ -54,6 +54,19 @@ def test_pillow_makes_the_views_that_tensors_make(channels) -> None:
     assert max(apart) < 0.02
 
 
+@pytest.mark.parametrize(("side", "size", "most"), [(24, 24, 0), (32, 32, 0), (64, 32, 1)])
+def test_crops_by_pillow_are_those_of_tensors(side, size, most) -> None:
+    last = [v2.ToDtype(torch.float32)]
+    cut = v2.Compose([v2.ToImage(), *crop_and_flip(size, (0.2, 1.0), True), *last])
+    view = random_view(size, (0.2, 1.0), True, 3, last, strength=0.0)
+    for seed in range(20):
+        image = torch.randint(256, (3, side, side), dtype=torch.uint8)
+        torch.manual_seed(seed)
+        found = view(image)
+        torch.manual_seed(seed)
+        assert (found - cut(image)).abs().max() <= most  # of 255, where a crop is shrunk
+
+
 @pytest.mark.parametrize("scale", [(0.05, 0.3), (0.4, 1.0)])
 def test_crops_keep_the_share_of_the_area_that_was_asked_for(scale) -> None:
     torch.manual_seed(0)
