@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import contextmanager
+from functools import partial
 from typing import TYPE_CHECKING, cast
 
 import torch
@@ -15,7 +16,7 @@ from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.folders import UNKNOWN
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from jepa_monitor.recipes.datasets import Labelled
 
@@ -34,10 +35,9 @@ def knn_hits(
         temperature: Of the votes.
 
     Returns:
-        Shape (M,), bool; their mean is the accuracy.
+        Shape (M,), bool, on the CPU; their mean is the accuracy. Embeddings that are not finite are no hits.
     """
-    predicted = knn_predict(bank[0], bank[1], queries[0], k, temperature)
-    return predicted == queries[1]
+    return _finite_hits(partial(knn_predict, k=k, temperature=temperature), bank, queries)
 
 
 def linear_hits(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> Tensor:
@@ -50,16 +50,32 @@ def linear_hits(bank: tuple[Tensor, Tensor], queries: tuple[Tensor, Tensor]) -> 
         queries: Embeddings (M, K) and labels (M,) to test on.
 
     Returns:
-        Shape (M,), bool; their mean is the accuracy.
+        Shape (M,), bool, on the CPU; their mean is the accuracy. Embeddings that are not finite are no hits.
     """
     from sklearn.linear_model import LogisticRegression
     from sklearn.pipeline import make_pipeline
     from sklearn.preprocessing import StandardScaler
 
-    (known, classes), (asked, truth) = [[t.cpu().numpy() for t in p] for p in (bank, queries)]
-    probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
-    found = probe.fit(known.astype("f8"), classes).predict(asked.astype("f8"))
-    return torch.from_numpy(found == truth)
+    def predict(known: Tensor, classes: Tensor, asked: Tensor) -> Tensor:
+        probe = make_pipeline(StandardScaler(), LogisticRegression(max_iter=1000))
+        probe.fit(known.double().numpy(), classes.numpy())
+        return torch.from_numpy(probe.predict(asked.double().numpy()))
+
+    return _finite_hits(predict, bank, queries)
+
+
+def _finite_hits(
+    predict: Callable[[Tensor, Tensor, Tensor], Tensor],
+    bank: tuple[Tensor, Tensor],
+    queries: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Ask about finite embeddings: one that is not is no hit and teaches nothing, and no run ends by it."""
+    (known, classes), (asked, truth) = ([part.cpu() for part in pair] for pair in (bank, queries))
+    taught, told = known.isfinite().all(1), asked.isfinite().all(1)
+    hits = torch.zeros(len(truth), dtype=torch.bool)
+    if taught.any() and told.any():
+        hits[told] = predict(known[taught], classes[taught], asked[told]) == truth[told]
+    return hits
 
 
 class OnlineKNN(Callback):

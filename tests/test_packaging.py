@@ -81,7 +81,8 @@ DEAR = ("lightning", "matplotlib", "scipy", "sklearn", "tensorboard", "timm", "t
 
 def test_nothing_dear_is_imported_that_a_plain_loop_does_not_need() -> None:
     code = (
-        "import torch; from jepa_monitor import DensityMonitor; data = torch.rand(40, 3, 8, 8); "
+        "import torch; from jepa_monitor import DensityMonitor, ScoreOptions, jepa_score, log_density; "
+        "data = torch.rand(40, 3, 8, 8); "
         "encoder = torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(192, 4)); "
         "monitor = DensityMonitor(data, reference=data / 2, polarity_samples=2); "
         "assert monitor.evaluate(encoder).scalars['outliers/knn'] >= 0"

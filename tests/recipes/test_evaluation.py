@@ -1,6 +1,7 @@
 """The k-NN classifier against scikit-learn's, and the callback's good manners."""
 
 import math
+from functools import partial
 from types import SimpleNamespace
 
 import lightning.pytorch as pl
@@ -60,6 +61,16 @@ def test_linear_accuracy_is_that_of_the_penalised_likelihood() -> None:
     known, asked = [tuple(map(torch.from_numpy, p)) for p in ((bank, labels), (queries, targets))]
     assert linear_hits(known, asked).double().mean() == pytest.approx(expected, abs=0.006)
     assert 0.4 < expected < 1
+
+
+@pytest.mark.parametrize("hits", [linear_hits, partial(knn_hits, k=5, temperature=0.1)])
+def test_embeddings_that_are_not_finite_are_no_hits_and_teach_nothing(hits) -> None:
+    x, y, q, t = map(torch.from_numpy, features(3))
+    expected = hits((x[10:], y[10:]), (q, t)).index_fill(0, torch.tensor([0, 7]), False)
+    x[:10], q[0], q[7] = torch.nan, torch.inf, torch.nan
+    assert torch.equal(hits((x, y), (q, t)), expected)
+    assert not hits((x, y), (q * torch.nan, t)).any()  # a run that has diverged goes on
+    assert not hits((x * torch.nan, y), (q, t)).any()
 
 
 def test_undisturbed_restores_modes_and_random_state_even_after_an_error() -> None:
