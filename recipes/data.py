@@ -32,7 +32,7 @@ from jepa_monitor.recipes.datasets import (
     resize_and_normalise,
 )
 from jepa_monitor.recipes.folders import FolderImages, channel_statistics
-from jepa_monitor.recipes.views import GaussianNoisePatch, Inject, MultiCrop, random_view
+from jepa_monitor.recipes.views import GaussianNoisePatch, Inject, MultiCrop, crop_and_flip, distort
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -262,9 +262,9 @@ class ImageDataModule(LightningDataModule):
         def view(local: bool, blur: float, solarize: float = 0.0) -> v2.Transform:
             size = round(size_factor * (self.local_size if local else self.image_size))
             scale = self.local_crop_scale if local else (self.crop_scale, 1.0)
-            changes = {"strength": self.distortion, "blur": blur, "solarize": solarize}
-            last = [*self.injected, *normalise]
-            return random_view(size, scale, self.flip, self.channels, last, **changes)
+            cut = crop_and_flip(size, scale, self.flip)
+            changes = distort(self.distortion, self.channels, size, blur, solarize)
+            return v2.Compose([*cut, *changes, v2.ToImage(), *self.injected, *normalise])
 
         first, second = view(local=False, blur=1.0), view(local=False, blur=0.1, solarize=0.2)
         large = [(first, second)[i % 2] for i in range(self.global_views)]

@@ -11,7 +11,7 @@ from torchvision.transforms import v2
 from jepa_monitor.probes.common_corruptions import corrupt, parse_corruption
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterable, Sequence
 
 
 class Views(NamedTuple):
@@ -89,51 +89,19 @@ def distort(
 
 
 def _for_pillow(image: Any) -> Any:
-    """Hand an image to Pillow, which cuts and colours small ones in two thirds of the time (32 pixels).
+    """Hand bytes to Pillow, which cuts small images and changes their colours in less time.
 
     Args:
-        image: A PIL image, or a tensor of bytes (C, H, W), or (2, C, H, W) of a pair.
+        image: A PIL image, or a tensor (C, H, W), or (2, C, H, W) of a pair.
 
     Returns:
-        A PIL image, or a list of two, of images with one or three channels; others as they are.
+        A PIL image, or a list of two, of bytes with one or three channels; others as they are.
     """
-    if not isinstance(image, Tensor) or image.shape[-3] not in (1, 3):
+    if not isinstance(image, Tensor) or image.dtype != torch.uint8 or image.shape[-3] not in (1, 3):
         return image
-    pair = [v2.functional.to_pil_image(one) for one in image.reshape(-1, *image.shape[-3:])]
-    return pair if image.ndim == 4 else pair[0]
-
-
-def _stacked(image: Any) -> Tensor:
-    """Make one tensor of a pair again."""
-    return torch.stack(image) if isinstance(image, list) else image
-
-
-def random_view(
-    size: int,
-    scale: tuple[float, float],
-    flip: bool,
-    channels: int,
-    last: Sequence[v2.Transform],
-    **changes: float,
-) -> v2.Compose:
-    """Chain what makes a view of an image.
-
-    Args:
-        size: Side in pixels.
-        scale: See :func:`crop_and_flip`.
-        flip: Likewise.
-        channels: See :func:`distort`.
-        last: What is done to the bytes that come of it, a tensor (C, H, W).
-        changes: The other arguments of :func:`distort`.
-
-    Returns:
-        A function of a PIL image, or of a tensor of bytes (C, H, W), or (2, C, H, W) of a pair.
-    """
-    cut, changed = (
-        crop_and_flip(size, scale, flip),
-        distort(channels=channels, size=size, **changes),
-    )
-    return v2.Compose([_for_pillow, *cut, *changed, v2.ToImage(), *last, _stacked])
+    if image.ndim == 4:
+        return [v2.functional.to_pil_image(one) for one in image]
+    return v2.functional.to_pil_image(image)
 
 
 def _bytes_of(inpt: Any) -> Tensor:
@@ -292,12 +260,14 @@ class MultiCrop:
         if self.whole is not None:
             image = self.whole(image)
         paired = isinstance(image, Tensor) and image.ndim == 4
+        image = _for_pillow(image)
 
-        def drawn(transforms: Sequence[Callable[[Any], Tensor]], image: Any) -> list[Tensor]:
-            return [transform(image).as_subclass(torch.Tensor) for transform in transforms]
+        def plain(crops: Iterable[Tensor]) -> list[Tensor]:
+            return [crop.as_subclass(torch.Tensor) for crop in crops]
 
-        large = drawn(self.global_transforms, image)
-        small = drawn(self.local_transforms, image[0] if paired else image)
+        large = [transform(image) for transform in self.global_transforms]
+        alone = image[0] if paired else image
+        small = plain(transform(alone) for transform in self.local_transforms)
         if not paired:
-            return Views(large, small)
-        return Views([crop[0] for crop in large], small, [crop[1] for crop in large])
+            return Views(plain(large), small)
+        return Views(plain(crop[0] for crop in large), small, plain(crop[1] for crop in large))

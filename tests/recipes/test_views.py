@@ -13,7 +13,6 @@ from jepa_monitor.recipes.views import (
     Views,
     crop_and_flip,
     distort,
-    random_view,
 )
 
 
@@ -30,39 +29,34 @@ def test_pillow_makes_the_views_that_tensors_make(channels) -> None:
         0, 255
     )
     image = image.to(torch.uint8)
-    last = [v2.ToDtype(torch.float32, scale=True)]
-    changes = {"strength": 1.0, "blur": 0.5, "solarize": 0.2}
-    view = random_view(36, (0.3, 1.0), True, channels, last, **changes)
-    cut, changed = (
-        crop_and_flip(36, (0.3, 1.0), True),
-        distort(channels=channels, size=36, **changes),
-    )
-    on_tensors = v2.Compose([v2.ToImage(), *cut, *changed, *last])
+    cut = crop_and_flip(36, (0.3, 1.0), True)
+    changes = distort(1.0, channels, 36, blur=0.5, solarize=0.2)
+    made = v2.Compose([*cut, *changes, v2.ToImage(), v2.ToDtype(torch.float32, scale=True)])
+    crops = MultiCrop([made])
     apart = []
     for seed in range(60):
         found = []
-        for make, given in (
-            (view, image),
-            (on_tensors, image),
-            (view, torch.stack([image, image])),
-        ):
+        for draw, given in ((crops, image), (crops, torch.stack([image, image])), (made, image)):
             torch.manual_seed(seed)
-            found.append(make(given))
-        assert found[0].shape == (channels, 36, 36)
-        assert torch.equal(torch.stack([found[0], found[0]]), found[2])
-        apart.append(float((found[0] - found[1]).abs().mean()))
+            found.append(draw(given))
+        by_pillow = found[0].global_crops[0]
+        assert by_pillow.shape == (channels, 36, 36)
+        for pair in (found[1].global_crops, found[1].clean_crops):
+            assert torch.equal(pair[0], by_pillow)
+        apart.append(float((by_pillow - found[2]).abs().mean()))
     assert max(apart) < 0.02
 
 
 @pytest.mark.parametrize(("side", "size", "most"), [(24, 24, 0), (32, 32, 0), (64, 32, 1)])
 def test_crops_by_pillow_are_those_of_tensors(side, size, most) -> None:
-    last = [v2.ToDtype(torch.float32)]
-    cut = v2.Compose([v2.ToImage(), *crop_and_flip(size, (0.2, 1.0), True), *last])
-    view = random_view(size, (0.2, 1.0), True, 3, last, strength=0.0)
+    cut = v2.Compose(
+        [*crop_and_flip(size, (0.2, 1.0), True), v2.ToImage(), v2.ToDtype(torch.float32)]
+    )
+    crops = MultiCrop([cut])
     for seed in range(20):
         image = torch.randint(256, (3, side, side), dtype=torch.uint8)
         torch.manual_seed(seed)
-        found = view(image)
+        found = crops(image).global_crops[0]
         torch.manual_seed(seed)
         assert (found - cut(image)).abs().max() <= most  # of 255, where a crop is shrunk
 
