@@ -165,6 +165,11 @@ def trainer(tmp_path: pathlib.Path, callbacks: list[pl.Callback], **kwargs: obje
     return pl.Trainer(callbacks=callbacks, **(settings | kwargs))  # type: ignore[arg-type]
 
 
+def without_pictures(patch: pytest.MonkeyPatch) -> None:
+    """Let the callback draw none at its looks: they take most of the time, whatever is trained."""
+    patch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
+
+
 def in_two_processes(work: Callable[[int, pathlib.Path], Any], folder: pathlib.Path) -> list[Any]:
     """What a function of a file returns in each of two processes that belong together.
 
@@ -200,14 +205,15 @@ def _joined(
 class Hidden(nn.Module):
     """Where half of the directions grow the other half vanishes, which only exact scores see."""
 
-    def __init__(self, width: int = 48) -> None:
+    def __init__(self, inputs: int = 192) -> None:
         super().__init__()
-        self.mix = nn.Linear(192, width, bias=False)
+        self.mix = nn.Linear(inputs, 48, bias=False)
         nn.init.orthogonal_(self.mix.weight, generator=torch.Generator().manual_seed(0))
 
     def forward(self, x: Tensor) -> Tensor:
         flat = x.flatten(1)
-        t = 3 * (flat[:, :96].mean(1, keepdim=True) - flat[:, 96:].mean(1, keepdim=True)).detach()
+        first, second = (half.mean(1, keepdim=True) for half in flat.chunk(2, dim=1))
+        t = 3 * (first - second).detach()
         seen, hidden = self.mix(flat).chunk(2, dim=1)
         return torch.cat([seen * t.exp(), hidden * (-4 * torch.sigmoid(9 * t)).exp()], 1)
 

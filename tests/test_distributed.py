@@ -11,18 +11,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Validated, images, in_two_processes, loader, mlp, seldom, trainer
+from distributed_runs import monitor
+from helpers import Validated, images, in_two_processes, loader, mlp, trainer
 from lightning.pytorch.loggers import CSVLogger
 from torch import Tensor, distributed, nn
-from torch.distributed.device_mesh import init_device_mesh
-from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
 from torch.utils.data import IterableDataset
 
 from jepa_monitor import DensityMonitor, JepaScoreCallback, ScoreOptions
 from jepa_monitor.callbacks import CollapseCallback
 from jepa_monitor.monitor.watch import Evaluation
 
-FSDP2_ON_CPU = hasattr(torch.cpu.Stream, "record_event")  # torch 2.6 cannot train with it there
 # Clocks, and nothing else, may differ between processes.
 CLOCKS = ("seconds", "overhead")
 
@@ -57,20 +55,6 @@ class Counting(nn.Module):
         if self.failing == (distributed.get_rank(), len(self.seen)):
             raise RuntimeError("no luck")
         return self.net(batch)
-
-
-def monitor(shared: bool, **options: Any) -> DensityMonitor:
-    """A monitor of odd numbers of images, which two processes cannot halve."""
-    return DensityMonitor(
-        images(21, 3),
-        reference=images(63, 4),
-        ood={"noise": torch.rand(5, 3, 8, 8, generator=torch.Generator().manual_seed(5))},
-        max_probe_samples=13,
-        max_embedding_samples=63,
-        polarity_samples=3,
-        options=ScoreOptions(**options),
-        distributed=shared,
-    )
 
 
 class Dropping(Counting):
@@ -225,125 +209,12 @@ def validate(folder: pathlib.Path) -> dict[str, float]:
     return timeless(callback.history[-1])
 
 
-def sharded() -> dict[str, Any]:
-    """Train an encoder under FSDP2, and look at it between the steps, whole and in shards."""
-    if not FSDP2_ON_CPU:
-        return {}
-    found: dict[str, Any] = {}
-    for watched in (True, False):
-        torch.manual_seed(4)
-        encoder = nn.Sequential(mlp(192, 24), nn.LayerNorm(24), mlp(24, 40))
-        plain = copy.deepcopy(encoder)
-        mesh = init_device_mesh("cpu", (2,))
-        for part in (encoder[0], encoder[2]):
-            fully_shard(part, mesh=mesh)
-        fully_shard(encoder, mesh=mesh)
-        optimizer = torch.optim.AdamW(encoder.parameters(), lr=1e-2)
-        reports = []
-        for step in range(3):
-            if watched:
-                reports.append(monitor(True).evaluate(encoder))
-                if step == 2:  # what a validation leaves behind: the outermost parameters unsharded
-                    with torch.no_grad():
-                        encoder(images(2))
-                    reports.append(monitor(True).evaluate(encoder))
-            optimizer.zero_grad()
-            encoder(images(8, step)).square().mean().backward()
-            optimizer.step()
-        state = {name: value.full_tensor() for name, value in encoder.state_dict().items()}
-        found["watched" if watched else "plain"] = state
-        if watched:
-            alone = monitor(False).evaluate(plain)
-            found["first"] = (reports[0].probe.scores, alone.probe.scores)
-            found["last"] = (reports[2].probe.scores, reports[3].probe.scores)
-            plain.load_state_dict(state)
-            found["end"] = (
-                monitor(True).evaluate(encoder).probe.scores,
-                monitor(False).evaluate(plain).probe.scores,
-            )
-    return found
-
-
-class Headed(nn.Module):
-    """An encoder with two layers that share a weight, and its head."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.encoder = nn.Sequential(
-            mlp(192, 24), nn.BatchNorm1d(24), mlp(24, 24), nn.Linear(24, 40)
-        )
-        self.encoder[2][3].weight = self.encoder[2][1].weight
-        self.head = nn.Linear(40, 5)
-
-    def forward(self, batch: Tensor) -> Tensor:
-        return self.head(self.encoder(batch))
-
-
-# What to look at under FSDP1, and the same without it.
-LOOKS: dict[str, tuple[Callable[[Any], Any], Callable[[Headed], nn.Module]]] = {
-    "a wrapper inside": (lambda model: model.module.encoder[0], lambda plain: plain.encoder[0]),
-    "through the wrapper": (
-        lambda model: lambda batch: model.module.encoder(batch),  # noqa: PLW0108 - closes over it
-        lambda plain: plain.encoder,
-    ),
-    "all of it": (lambda model: model, lambda plain: plain),
-}
-
-
-def look_at_fsdp1(model: FullyShardedDataParallel) -> list[tuple[Tensor, Tensor]]:
-    """Scores and embeddings of both processes, and those of one without FSDP1."""
-    plain, found = Headed(), []
-    plain.load_state_dict(model.state_dict())
-    options = {"method": "exact", "precision": "float64"}
-    for sharded, whole in LOOKS.values():
-        report = monitor(True, **options).evaluate(sharded(model)).probe
-        alone = monitor(False, **options).evaluate(whole(plain)).probe
-        found += [(report.scores, alone.scores), (report.embeddings, alone.embeddings)]
-    return found
-
-
-def sharded_by_fsdp1(original: bool) -> dict[str, Any]:
-    """Train under FSDP1, and look before, in the middle of and after its steps."""
-
-    def wrap(module: nn.Module) -> FullyShardedDataParallel:
-        cpu = torch.device("cpu")
-        return FullyShardedDataParallel(module, device_id=cpu, use_orig_params=original)
-
-    found: dict[str, Any] = {"reports": []}
-    for watched in (True, False):
-        torch.manual_seed(4)
-        whole = Headed()
-        whole.encoder[0] = wrap(whole.encoder[0])
-        model = wrap(whole)
-        optimizer = torch.optim.AdamW(model.parameters(), lr=1e-2)
-        left: list[Tensor] = []
-        for step in range(3):
-            if watched:  # at first FSDP1 has not run yet, and does not know which wrapper is inside
-                monitor(True).evaluate(model.module.encoder[0])
-            optimizer.zero_grad()
-            model(images(8, step)).square().mean().backward()
-            if watched:
-                found["reports"] += look_at_fsdp1(model)
-            left += [p.grad.clone() for p in model.parameters() if p.grad is not None]
-            optimizer.step()
-            left += [p.detach().clone() for p in model.parameters()]
-        found["watched" if watched else "plain"] = left
-        if watched:
-            found["reports"] += look_at_fsdp1(model)
-            with pytest.raises(ValueError) as caught:
-                monitor(True).evaluate(model.module.encoder)
-            found["hidden"] = str(caught.value)
-    return found
-
-
 SCENARIOS: dict[str, Callable[[pathlib.Path], Any]] = {
     "exact": lambda _: both_ways(method="exact", precision="float64"),
     "sketch": lambda _: both_ways(method="sketch", precision="float64"),
     "float32": lambda _: both_ways(method="exact"),
     "random": lambda _: both_ways(Dropping, method="sketch", precision="float64"),
     "stream": lambda _: stream(),
-    "sharded": lambda _: sharded(),
-    "FSDP1": lambda _: sharded_by_fsdp1(True),
     "failures": lambda _: failures(),
     "plain": train,
     "fit": fit,
@@ -388,35 +259,6 @@ def test_processes_do_equally_many_passes_and_half_the_work(
     seen = [process["exact"][True]["seen"] for process in processes]
     assert seen[0] == seen[1]
     assert sum(seen[0]) < 0.7 * sum(processes[0]["exact"][False]["seen"])
-
-
-@pytest.mark.skipif(not FSDP2_ON_CPU, reason="this torch's FSDP2 does not run on a CPU")
-def test_fully_sharded_parameters(processes: list[dict[str, Any]]) -> None:
-    for process in processes:
-        found = process["sharded"]
-        for name in ("first", "last", "end"):
-            torch.testing.assert_close(*found[name], rtol=0, atol=1e-4)
-        torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
-
-
-def with_flat_parameters(rank: int, folder: pathlib.Path) -> dict[str, Any]:
-    return sharded_by_fsdp1(False)
-
-
-@pytest.mark.parametrize("original", [True, *seldom(False)])
-def test_parameters_of_fsdp1_are_summoned(
-    tmp_path: pathlib.Path, request: pytest.FixtureRequest, original: bool
-) -> None:
-    if original:
-        each = [process["FSDP1"] for process in request.getfixturevalue("processes")]
-    else:
-        each = in_two_processes(with_flat_parameters, tmp_path)
-    for found in each:
-        assert len(found["reports"]) == 24
-        for report, alone in found["reports"]:
-            torch.testing.assert_close(report, alone, rtol=0, atol=1e-6)
-        torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
-        assert found["hidden"].startswith("`encoder` is a part of a module that FSDP1 has sharded")
 
 
 def test_a_stream_that_is_split_gives_all_processes_the_same_images(

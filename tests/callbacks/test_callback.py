@@ -10,7 +10,16 @@ from typing import Any
 import lightning.pytorch as pl
 import pytest
 import torch
-from helpers import Tiny, Validated, float64_score, images, loader, mlp, trainer
+from helpers import (
+    Tiny,
+    Validated,
+    float64_score,
+    images,
+    loader,
+    mlp,
+    trainer,
+    without_pictures,
+)
 from lightning.pytorch.callbacks import EarlyStopping, ModelCheckpoint
 from lightning.pytorch.loggers import CSVLogger, TensorBoardLogger
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -209,9 +218,7 @@ def test_state_survives_a_checkpoint(tmp_path: pathlib.Path) -> None:
 def test_two_callbacks_with_names_do_not_collide(
     tmp_path: pathlib.Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(  # they take most of the time
-        "jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False
-    )
+    without_pictures(monkeypatch)
     module = _Named(student=mlp(192), teacher=mlp(192))
     student, teacher = watch("student", name="student"), watch("teacher")
     runner = trainer(tmp_path, [student, teacher], logger=TensorBoardLogger(tmp_path))

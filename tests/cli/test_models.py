@@ -12,7 +12,7 @@ import pytest
 import timm
 import torch
 from cli_helpers import Small
-from helpers import seldom
+from helpers import seldom, without_pictures
 from PIL import Image
 from torch import nn
 
@@ -130,7 +130,7 @@ def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("ijepa")
     with pytest.MonkeyPatch.context() as patch:
         patch.chdir(folder)
-        patch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
+        without_pictures(patch)
         run = parse(
             IJepa, "ijepa", 1,
             ["--data=digits", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",

@@ -12,6 +12,7 @@ import pyarrow as pa
 import pytest
 import torch
 from cli_helpers import Small, make_folder, transform
+from helpers import Hidden
 from rich.console import Console
 from scipy.stats import betabinom, false_discovery_control, pearsonr
 from sklearn.metrics import roc_auc_score
@@ -349,27 +350,12 @@ def test_a_detector_of_ones_own_that_cannot_learn_is_an_error() -> None:
         )  # fmt: skip
 
 
-class Hidden(nn.Module):
-    """Where half of the directions grow the other half vanishes, which only exact scores see."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.mix = nn.Linear(108, 48, bias=False)
-        nn.init.orthogonal_(self.mix.weight, generator=torch.Generator().manual_seed(0))
-
-    def forward(self, x: Tensor) -> Tensor:
-        flat = x.flatten(1)
-        t = 3 * (flat[:, :54].mean(1, keepdim=True) - flat[:, 54:].mean(1, keepdim=True)).detach()
-        seen, hidden = self.mix(flat).chunk(2, dim=1)
-        return torch.cat([seen * t.exp(), hidden * (-4 * torch.sigmoid(9 * t)).exp()], 1)
-
-
 def test_rows_are_added_once_where_a_sketch_is_blind(tmp_path: pathlib.Path) -> None:
     data = some(160, 1)
     sketch = ScoreOptions(method="sketch", rows=16)
-    table = score_dataset(Hidden(), TensorDataset(data), options=sketch, settings=QUICK)
+    table = score_dataset(Hidden(108), TensorDataset(data), options=sketch, settings=QUICK)
     drawn = torch.randperm(160, generator=torch.Generator().manual_seed(0))[:8]
-    exact = jepa_score(Hidden(), data)
+    exact = jepa_score(Hidden(108), data)
     truth = pearsonr(column(table, "jepa_score")[drawn], exact[drawn]).statistic
     assert truth < 0.9
     info = info_of(table)
@@ -383,12 +369,12 @@ def test_rows_are_added_once_where_a_sketch_is_blind(tmp_path: pathlib.Path) -> 
 
     out = tmp_path / "s.csv"
     with pytest.raises(KeyboardInterrupt):
-        score_dataset(Hidden(), TensorDataset(data), out, settings=QUICK, progress=stop)
+        score_dataset(Hidden(108), TensorDataset(data), out, settings=QUICK, progress=stop)
     kept = tmp_path / "s.unfinished" / "sketch" / "00000000.npz"
     content = kept.read_bytes()
     phases = []
     table = score_dataset(
-        Hidden(), TensorDataset(data), out, settings=QUICK,
+        Hidden(108), TensorDataset(data), out, settings=QUICK,
         progress=lambda phase, done, total: phases.append((phase, kept.read_bytes() == content)),
     )  # fmt: skip
     assert all(same for _, same in phases)  # decided once, for all of the run

@@ -1,4 +1,4 @@
-"""What tests of estimates share: an encoder whose Jacobians differ, and textbook Jacobians."""
+"""What tests of Jacobians share: an encoder whose Jacobians differ, textbook Jacobians, and a sine without much of autograd."""
 
 from __future__ import annotations
 
@@ -25,3 +25,21 @@ def rough(width: int = WIDTH, inputs: int = 192) -> nn.Module:
     return nn.Sequential(
         nn.Flatten(), nn.Linear(inputs, 64), nn.GELU(), nn.Linear(64, 64), nn.Tanh(), nn.Linear(64, width)
     )  # fmt: skip
+
+
+class NoForwardMode(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: object, x: Tensor) -> Tensor:
+        ctx.save_for_backward(x)
+        return x.sin()
+
+    @staticmethod
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()
+
+
+class OnceOnly(NoForwardMode):
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: object, gradient: Tensor) -> Tensor:
+        return gradient * ctx.saved_tensors[0].cos()

@@ -7,7 +7,7 @@ from functools import partial
 import pytest
 import torch
 from helpers import images, mlp
-from rough_encoders import WIDTH, jacobians, rough
+from rough_encoders import WIDTH, NoForwardMode, OnceOnly, jacobians, rough
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
@@ -22,24 +22,6 @@ from jepa_monitor.jacobian.forward_products import (
     finite_difference,
 )
 from jepa_monitor.jacobian.lanczos import krylov_basis, start_samples
-
-
-class NoForwardMode(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: object, x: Tensor) -> Tensor:
-        ctx.save_for_backward(x)
-        return x.sin()
-
-    @staticmethod
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient * ctx.saved_tensors[0].cos()
-
-
-class OnceOnly(NoForwardMode):
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx: object, gradient: Tensor) -> Tensor:
-        return gradient * ctx.saved_tensors[0].cos()
 
 
 class Through3(NoForwardMode):

@@ -11,6 +11,7 @@ import pytest
 import timm
 import torch
 from helpers import interpreter_settings, mlp, off_the_start
+from rough_encoders import OnceOnly
 from torch import Tensor, nn
 
 from jepa_monitor import jepa_score
@@ -205,17 +206,6 @@ def test_weights_that_moved_since_are_an_error() -> None:
 
 
 def test_what_cannot_be_differentiated_twice_is_told() -> None:
-    class Once(torch.autograd.Function):
-        @staticmethod
-        def forward(ctx: Any, x: Tensor) -> Tensor:
-            ctx.save_for_backward(x)
-            return x.sin()
-
-        @staticmethod
-        @torch.autograd.function.once_differentiable
-        def backward(ctx: Any, gradient: Tensor) -> Tensor:
-            return gradient * ctx.saved_tensors[0].cos()
-
     first, last = nn.Linear(12, 12), nn.Linear(12, 4)
 
     class Encoder(nn.Module):
@@ -224,7 +214,7 @@ def test_what_cannot_be_differentiated_twice_is_told() -> None:
             self.first, self.last = first, last
 
         def forward(self, x: Tensor) -> Tensor:
-            return self.last(Once.apply(self.first(x)))
+            return self.last(OnceOnly.apply(self.first(x)))
 
     score = jepa_score(Encoder(), torch.randn(2, 12), differentiable=True)
     with pytest.raises(

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
-from helpers import few_digits, seldom
+from helpers import few_digits, seldom, without_pictures
 from lightning.pytorch import LightningModule
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -132,8 +132,7 @@ def weights(path):
 
 @pytest.mark.parametrize("recipe", [RECIPES[0], *seldom(*RECIPES[1:])], ids=lambda r: r.name)
 def test_two_epochs_log_everything_and_resume_exactly(folder, capsys, recipe, monkeypatch) -> None:
-    # Pictures are the callback's, whatever is trained, and most of the time.
-    monkeypatch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
+    without_pictures(monkeypatch)
     small = [*SMALL, *recipe.small, "--data", "npz:some.npz"]
     arguments = [*small, "--trainer.max_epochs", "2", "--checkpoint.save_top_k", "-1"]
     trainer = recipe.train(arguments)

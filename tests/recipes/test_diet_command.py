@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from helpers import few_digits
+from helpers import few_digits, without_pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.callbacks import JepaScoreCallback
@@ -56,7 +56,7 @@ def test_both_domains_are_watched_and_a_resumed_run_ends_in_the_same_weights(
     folder, capsys, monkeypatch
 ) -> None:
     # Pictures are drawn by the test from the shell, and are most of the time.
-    monkeypatch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
+    without_pictures(monkeypatch)
     arguments = ["--old.name", "npz:old.npz", "--old.epochs", "1", "--checkpoint.save_top_k", "-1"]
     trainer = run(*arguments)
     printed = capsys.readouterr().out

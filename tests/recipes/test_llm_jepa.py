@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from helpers import without_pictures
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from jepa_monitor.functional import tube_loss, wilson_interval
@@ -180,7 +181,7 @@ def test_what_cannot_be_is_refused(call, message) -> None:
 def folder(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(sys, "argv", ["llm_jepa"])
-    monkeypatch.setattr("jepa_monitor.callbacks.jepa_score.takes_pictures", lambda loggers: False)
+    without_pictures(monkeypatch)
     return tmp_path
 
 
