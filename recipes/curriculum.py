@@ -16,6 +16,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from torchvision.transforms import v2
 
+from jepa_monitor.recipes.datasets import NOT_SET_UP
+
 if TYPE_CHECKING:
     from jepa_monitor.recipes.data import ImageDataModule
     from jepa_monitor.recipes.datasets import Labelled, TrainImages
@@ -164,13 +166,17 @@ class SecondStage(Dataset["tuple[Tensor | Views, int]"]):
     def __init__(self, data: ImageDataModule) -> None:
         self.data = data
 
+    @property
+    def _images(self) -> TrainImages | StagedImages:
+        if self.data.train_set is None:
+            raise RuntimeError(NOT_SET_UP)
+        return self.data.train_set
+
     def __len__(self) -> int:
-        assert self.data.train_set is not None
-        return len(self.data.train_set)
+        return len(self._images)
 
     def __getitem__(self, index: int) -> tuple[Tensor | Views, int]:
-        assert self.data.train_set is not None
-        return self.data.train_set[self.data.first_epochs, index]
+        return self._images[self.data.first_epochs, index]
 
 
 def check_copies(images: Labelled, copies: Labelled) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch import LightningDataModule
-from torch.utils.data import DataLoader, Dataset, Subset
+from torch.utils.data import DataLoader, Dataset
 from torchvision import datasets
 from torchvision.transforms import v2
 
@@ -23,15 +23,17 @@ from jepa_monitor.recipes.curriculum import (
     parse_level,
 )
 from jepa_monitor.recipes.datasets import (
+    NOT_SET_UP,
     ArrayImages,
     EpochSampler,
     PlainImages,
     TrainImages,
     in_memory,
     normalisation,
+    processes,
     resize_and_normalise,
 )
-from jepa_monitor.recipes.folders import FolderImages, channel_statistics
+from jepa_monitor.recipes.folders import channel_statistics, split_folder
 from jepa_monitor.recipes.views import GaussianNoisePatch, Inject, MultiCrop, crop_and_flip, distort
 
 if TYPE_CHECKING:
@@ -278,19 +280,18 @@ class ImageDataModule(LightningDataModule):
             ``Views`` instead of images if there is more than one view.
 
         Raises:
+            RuntimeError: Before ``setup``.
             ValueError: If there are fewer images than one batch.
         """
-        assert self.train_set is not None
-        assert self.trainer is not None
-        n, world = len(self.train_set), self.trainer.world_size
+        if self.train_set is None:
+            raise RuntimeError(NOT_SET_UP)
+        n, (world, rank) = len(self.train_set), processes(self.trainer)
         if n // world < self.batch_size:
             raise ValueError(
                 f"batch_size={self.batch_size} exceeds the {n // world} training images "
                 f"that {self.name!r} has for each of {world} processes."
             )
-        sampler = EpochSampler(
-            self.train_set, world, self.trainer.global_rank, seed=self.seed, drop_last=True
-        )
+        sampler = EpochSampler(self.train_set, world, rank, seed=self.seed, drop_last=True)
         return self._loader(self.train_set, sampler=sampler, drop_last=True)
 
     def val_dataloader(self) -> DataLoader[Any]:
@@ -298,8 +299,12 @@ class ImageDataModule(LightningDataModule):
 
         Returns:
             A loader of (images (B, C, H, W), labels (B,)).
+
+        Raises:
+            RuntimeError: Before ``setup``.
         """
-        assert self.val_set is not None
+        if self.val_set is None:
+            raise RuntimeError(NOT_SET_UP)
         return self._loader(self.val_set)
 
     def _loader(self, dataset: Dataset[Any], **options: Any) -> DataLoader[Any]:
@@ -382,19 +387,8 @@ class ImageDataModule(LightningDataModule):
 
     def _folders(self) -> tuple[Labelled, Labelled]:
         if self._split is None:  # listing a large folder takes minutes
-            train, val = self._list_folders()
+            train, val = split_folder(self._path, self.folder_mode)
             if self.noise:
                 train, val = NoisyImages(train, self.noise, 0), NoisyImages(val, self.noise, 1)
             self._split = train, val
         return self._split
-
-    def _list_folders(self) -> tuple[Labelled, Labelled]:
-        if not self._path.is_dir():
-            raise ValueError(f"name={self.name!r}: {str(self._path)!r} is no folder.")
-        if (self._path / "train").is_dir() and (self._path / "val").is_dir():
-            train, val = (FolderImages(self._path / s, self.folder_mode) for s in ("train", "val"))
-            return train, val
-        whole = FolderImages(self._path, self.folder_mode)
-        order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
-        held_out = max(len(whole) // 5, 1)
-        return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])

@@ -12,6 +12,7 @@ from torchvision.transforms import v2
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
+    from lightning.pytorch import Trainer
     from torch import Tensor
 
     from jepa_monitor.recipes.views import MultiCrop, Views
@@ -19,6 +20,20 @@ if TYPE_CHECKING:
 # A pair of (images, labels): uint8 images of shape (N, C, H, W) and integer labels of shape (N,).
 Arrays: TypeAlias = "tuple[Tensor, Tensor]"
 Labelled: TypeAlias = "Dataset[tuple[Tensor, int]]"
+
+NOT_SET_UP = "This data module is empty until its `setup()` is called."
+
+
+def processes(trainer: Trainer | None) -> tuple[int, int]:
+    """Say how many processes share the data.
+
+    Args:
+        trainer: Lightning's, or None in a loop of one's own.
+
+    Returns:
+        Their number, and which of them this one is.
+    """
+    return (1, 0) if trainer is None else (trainer.world_size, trainer.global_rank)
 
 
 def mixed_seed(*parts: int) -> int:

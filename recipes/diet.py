@@ -223,7 +223,7 @@ class Diet(ScheduledModule):
                 "DIET sees one view of an image at a time (data.global_views=1, "
                 f"data.local_views=0), got {data.global_views} global and {data.local_views} local."
             )
-        assert data.train_set is not None
+        assert data.train_set is not None  # the Trainer sets the data up first
         self.build_head(len(data.train_set))
 
     def forward(self, images: Tensor) -> Tensor:
@@ -247,8 +247,12 @@ class Diet(ScheduledModule):
 
         Returns:
             Scalars ``loss``, ``excess`` and ``index_accuracy``.
+
+        Raises:
+            RuntimeError: Before :meth:`build_head`, which ``fit`` calls.
         """
-        assert self.head is not None
+        if self.head is None:
+            raise RuntimeError("The head is not built yet: call `build_head(images)` first.")
         smoothing = self.hparams["label_smoothing"]
         logits = self.head(F.normalize(self(images), dim=1)).float()
         loss = F.cross_entropy(logits, indices, label_smoothing=smoothing)

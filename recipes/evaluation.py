@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from lightning.pytorch import Callback, LightningModule, Trainer
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Subset
 
 from jepa_monitor.functional import knn_predict
-from jepa_monitor.recipes.data import ImageDataModule
+from jepa_monitor.recipes.datasets import NOT_SET_UP
 from jepa_monitor.recipes.folders import UNKNOWN
 
 if TYPE_CHECKING:
@@ -137,6 +137,9 @@ class OnlineKNN(Callback):
         Args:
             trainer: The trainer, whose data module must be an ``ImageDataModule``.
             pl_module: The method that trains.
+
+        Raises:
+            TypeError: If it is none.
         """
         pixels = self._embedded(trainer, pl_module, nn.Flatten())
         if pixels is not None:
@@ -180,15 +183,21 @@ class OnlineKNN(Callback):
         self, trainer: Trainer, pl_module: LightningModule, encoder: nn.Module
     ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]] | None:
         # Every process measures all images: no communication, and the same value everywhere.
-        data = cast("ImageDataModule", getattr(trainer, "datamodule", None))
-        assert data.plain_train_set is not None
-        assert data.val_set is not None
-        if UNKNOWN in (data.plain_train_set[0][1], data.val_set[0][1]):
+        data: Any = getattr(trainer, "datamodule", None)
+        if not (hasattr(data, "plain_train_set") and hasattr(data, "val_set")):
+            raise TypeError(
+                "OnlineKNN takes its images from `trainer.datamodule`, which must be an "
+                f"ImageDataModule, got {type(data).__name__}."
+            )
+        train, val = data.plain_train_set, data.val_set
+        if train is None or val is None:
+            raise RuntimeError(NOT_SET_UP)
+        if UNKNOWN in (train[0][1], val[0][1]):
             return None
         with undisturbed(encoder, pl_module.device):
             return (
-                self._embed(encoder, data.plain_train_set, self.max_train, pl_module.device),
-                self._embed(encoder, data.val_set, self.max_val, pl_module.device),
+                self._embed(encoder, train, self.max_train, pl_module.device),
+                self._embed(encoder, val, self.max_val, pl_module.device),
             )
 
     def _embed(

@@ -9,10 +9,12 @@ import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
-from torch.utils.data import Dataset
+from torch.utils.data import Dataset, Subset
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
+
+    from jepa_monitor.recipes.datasets import Labelled
 
 UNKNOWN = -1  # the label of an image without a class
 MODES = ("L", "LA", "RGB", "RGBA", "CMYK", "HSV", "LAB", "YCbCr")  # those with bytes
@@ -87,6 +89,27 @@ class FolderImages(Dataset["tuple[Tensor, int]"]):
 
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return read_image(self.files[index], self.mode), self.labels[index]
+
+
+def split_folder(root: Path, mode: str = "RGB") -> tuple[Labelled, Labelled]:
+    """Tell training from held-out images: by the folders ``train`` and ``val``, or 4:1.
+
+    Args:
+        root: The folder.
+        mode: See :class:`FolderImages`.
+
+    Returns:
+        Images to train on, and held-out ones, always the same.
+
+    Raises:
+        ValueError: If there is no such folder, or nothing in it.
+    """
+    if (root / "train").is_dir() and (root / "val").is_dir():
+        return FolderImages(root / "train", mode), FolderImages(root / "val", mode)
+    whole = FolderImages(root, mode)
+    order = torch.randperm(len(whole), generator=torch.Generator().manual_seed(0)).tolist()
+    held_out = max(len(whole) // 5, 1)
+    return Subset(whole, order[held_out:]), Subset(whole, order[:held_out])
 
 
 def channel_statistics(images: Sequence[Tensor]) -> tuple[Tensor, Tensor]:

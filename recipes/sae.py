@@ -102,8 +102,6 @@ def read_tokens(chosen: argparse.Namespace) -> Tokens:
     )
     data.prepare_data()
     data.setup()
-    assert data.plain_train_set is not None
-    assert data.val_set is not None
     sets: list[Any] = [data.plain_train_set, data.val_set]
     if chosen.encoder is None:
         path = chosen.folder / "encoder.ckpt"

@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils.data import DataLoader, Dataset, DistributedSampler
 
+from jepa_monitor.recipes.datasets import processes
 from jepa_monitor.recipes.decoders import Codec, HubCodec, WordCodec
 from jepa_monitor.recipes.expressions import Pair, draw_pairs
 
@@ -151,13 +152,8 @@ class PairDataModule(LightningDataModule):
         Returns:
             A loader of batches of :func:`collate`, the last incomplete one left out.
         """
-        assert self.trainer is not None
         sampler: DistributedSampler[Any] = DistributedSampler(
-            self.train_set,
-            self.trainer.world_size,
-            self.trainer.global_rank,
-            seed=self.seed,
-            drop_last=True,
+            self.train_set, *processes(self.trainer), seed=self.seed, drop_last=True
         )
         return self._loader(self.train_set, sampler=sampler, drop_last=True)
 

@@ -268,6 +268,22 @@ def test_workers_change_nothing() -> None:
     assert all(torch.equal(a, b) for a, b in zip(*batches, strict=True))
 
 
+def test_a_loop_of_ones_own_needs_no_trainer() -> None:
+    data = ImageDataModule("digits", batch_size=700)
+    for loader in (data.train_dataloader, data.val_dataloader):
+        with pytest.raises(RuntimeError, match=r"until its `setup\(\)` is called"):
+            loader()
+    data.setup()
+    given = prepared("digits", batch_size=700)
+    for own, trainers in (
+        (data.train_dataloader(), given.train_dataloader()),
+        (data.val_dataloader(), given.val_dataloader()),
+    ):
+        for one, other in zip(own, trainers, strict=True):
+            assert torch.equal(one[0], other[0])
+            assert torch.equal(one[1], other[1])
+
+
 @pytest.mark.parametrize("workers", [0, 1])
 def test_several_views_come_as_batches_of_crops(workers) -> None:
     data = prepared(

@@ -265,6 +265,11 @@ def test_bad_data_are_refused() -> None:
         fit(Diet(**TINY, images=3))
 
 
+def test_there_is_no_loss_without_a_head() -> None:
+    with pytest.raises(RuntimeError, match=r"call `build_head\(images\)` first"):
+        Diet(**TINY).loss(torch.randn(4, 1, 16, 16), torch.tensor([8, 0, 3, 3]))
+
+
 def test_the_head_begins_by_telling_no_image_from_another() -> None:
     model = Diet(**TINY, images=9, label_smoothing=0.3)
     found = model.loss(torch.randn(4, 1, 16, 16), torch.tensor([8, 0, 3, 3]))

@@ -237,6 +237,11 @@ def test_without_labels_nothing_is_logged() -> None:
     assert logged == []
 
 
+def test_other_data_modules_are_refused() -> None:
+    with pytest.raises(TypeError, match="must be an ImageDataModule, got NoneType"):
+        OnlineKNN().on_train_start(SimpleNamespace(datamodule=None), BoringModel())
+
+
 def test_the_untrained_encoder_is_in_the_curves_at_step_0() -> None:
     generator = torch.Generator().manual_seed(0)
     images = [
