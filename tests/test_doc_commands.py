@@ -123,7 +123,7 @@ show = name != "collapse_zoo" and "--show" in words
 words = [word for word in words if "\\u2026" not in word]
 words += [] if show else tiny[name]
 given = " ".join(words)
-if "cifar10.yaml" in given or "cifar10_cpu.yaml" in given:
+if "cifar10" in given and ".yaml" in given:
     words += ["--data=npz:IMAGES"]
 if "--model.pretrained" in given:
     words += ["--model.backbone=vit_tiny_patch16_224", "--model.pretrained=false", "--data.image_size=32"]
