@@ -16,6 +16,7 @@ from jepa_monitor.monitor.alarm import AlarmReading, default_patience
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
+from jepa_monitor.probes.sources import Source
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -163,5 +164,5 @@ class HuggingFaceCallback(WatchingTrainerCallback):
                 "training set: they are not held out. Pass `probe`."
             )
         elif settings.get("reference") is None:
-            settings["reference"] = training
+            settings["reference"] = Source(training, for_training=True)
         return DensityMonitor(probe, shuffle_seed=seed, distributed=distributed, **settings)  # type: ignore[arg-type]

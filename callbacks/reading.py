@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import abstractmethod
 from typing import Any
 
@@ -74,7 +75,10 @@ class ReadingCallback(pl.Callback):
         """
         if data is None or isinstance(data, Tensor):
             return data
-        return Source(data, transfer=batch_transfer(trainer, "validate"))
+        transfer = batch_transfer(trainer, "validate")
+        if isinstance(data, Source):
+            return dataclasses.replace(data, transfer=transfer)
+        return Source(data, transfer=transfer)
 
     def training_source(self, trainer: pl.Trainer) -> Any:
         """Find the training data.
@@ -210,6 +214,7 @@ class ReadingCallback(pl.Callback):
             yields_batches=None if isinstance(data, DataLoader) else True,
             transfer=batch_transfer(trainer, stage),
             only_apart=moves and trainer.world_size == 1,
+            for_training=stage == "train",
         )
 
     def _let_pass(self, error: Unread, stage: str) -> None:

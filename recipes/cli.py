@@ -17,6 +17,7 @@ from rich.table import Table
 
 from jepa_monitor.callbacks import JepaScoreCallback
 from jepa_monitor.functional import paired_interval
+from jepa_monitor.probes.sources import Source
 from jepa_monitor.recipes.curriculum import SecondStage
 from jepa_monitor.recipes.data import ImageDataModule
 from jepa_monitor.recipes.evaluation import OnlineKNN
@@ -129,7 +130,7 @@ class RecipeCLI(MonitoredCLI):
         """
         monitor = self.config_init["monitor"]
         if self.datamodule.first_epochs and monitor.settings.reference is None:
-            reference = SecondStage(self.datamodule)
+            reference = Source(SecondStage(self.datamodule), for_training=True)
             monitor.settings = dataclasses.replace(monitor.settings, reference=reference)
 
     def instantiate_classes(self) -> None:

@@ -65,11 +65,12 @@ class LabelledSets(NamedTuple):
 
 @dataclass(frozen=True)
 class Labelled(Part[LabelledSets]):
-    """Training images to learn classes from, probe images to ask for theirs; no further pass.
+    """Images to learn classes from, and others to ask for theirs; no further pass.
 
-    Where the training images are not labelled, do not have all classes of the probe, or may be images
-    of the probe themselves, one half of the probe is learned from and the other one asked. Where groups
-    are known, the first of them is never on both sides.
+    Where a labelled reference was given, it is learned from and the probe is asked. Where there is none, it
+    does not have all classes of the probe, its images may be the probe's, or come as training sees them,
+    one half of the probe is learned from and the other one asked. Where groups are known, the first of
+    them is never on both sides.
     """
 
     source = "labels"

@@ -21,9 +21,9 @@ class Quality(Insight):
     rows = (
         Row(
             with_ends("quality", "knn"),
-            "with `labels`: share of held-out images that the weighted vote of the 20 nearest training "
-            "images (without labels there: of half of the probe) classifies correctly, and the ends of "
-            "its 95 % interval for these training images",
+            "with `labels`: share of held-out images that the weighted vote of the 20 nearest known images "
+            "(half of the probe, or the images of a labelled `reference` that was given) classifies "
+            "correctly, and the ends of its 95 % interval for these known images",
             "0 … 1",
             "above `quality/knn_pixels`, rising",
             "what embeddings have near to each other",
@@ -42,7 +42,7 @@ class Quality(Insight):
         *(
             Row(
                 with_ends("quality", f"few_shot_{shots}"),
-                f"the same of the vote of {shots} training image{'s' * (shots > 1)} of each class, mean "
+                f"the same of the vote of {shots} known image{'s' * (shots > 1)} of each class, mean "
                 "over 10 draws; the interval counts draws and images",
                 "0 … 1",
                 "rising",

@@ -41,7 +41,7 @@ from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
 from jepa_monitor.probes.corruptions import CORRUPTIONS
 from jepa_monitor.probes.groups import check_groups
 from jepa_monitor.probes.labels import Labels, collect_classes, without_repeats
-from jepa_monitor.probes.sources import may_share_images
+from jepa_monitor.probes.sources import Source, may_share_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -136,7 +136,11 @@ class DensityMonitor:
         self.reference: Tensor | None = None
         self.reference_labels: Tensor | None = None
         if given.reference is not None:
-            wanted = None if may_share_images(probe, given.reference) else given.labels
+            # No transform changes a text.
+            changed = isinstance(given.reference, Source) and given.reference.for_training
+            unfit = changed and not is_texts(self.images)
+            unfit = unfit or may_share_images(probe, given.reference)
+            wanted = None if unfit else given.labels
             self.reference, self.reference_labels, found = collect(
                 given.reference, "reference", 1, wanted
             )

@@ -74,8 +74,8 @@ class MonitorSettings:
         detectors: What tells outliers: names in :data:`~jepa_monitor.detectors.DETECTORS` and
             detectors of your own; default: all that have a name.
         labels: Classes of the images, which tell how good the embeddings are (``quality/*``).
-            ``"auto"``: those that stand beside the images of the probe and of the reference, where
-            there are any; a tensor (N,), of the probe's; a function that finds them in a batch, (B,);
+            ``"auto"``: those that stand beside the images of the probe, and of a reference that you pass,
+            where there are any; a tensor (N,), of the probe's; a function that finds them in a batch, (B,);
             ``None`` for none. They are only read, and nothing but ``quality/*``, ``"tasks"`` and
             ``"separation"`` depends on them.
         groups: What images have in common beside their class, such as the patient or the scanner

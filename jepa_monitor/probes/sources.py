@@ -49,12 +49,15 @@ class Source:
             the device; called in this process.
         only_apart: Rather raise :class:`~jepa_monitor.probes.apart.Unread` than read in this
             process, where data with a state of their own would move.
+        for_training: Whether images come as training sees them, changed at random. Classes are then not
+            learned from them: what was trained to overlook the changes would beat what was not.
     """
 
     data: Any
     yields_batches: bool | None = None
     transfer: Callable[[Any], Any] | None = None
     only_apart: bool = False
+    for_training: bool = False
 
 
 def is_map_style(data: Any) -> bool:

@@ -205,12 +205,20 @@ def test_embeddings_that_are_not_finite_are_left_out() -> None:
     assert scalars["quality/knn"] == pytest.approx(votes(*sound))
 
 
-def test_the_callback_finds_labels_in_the_trainer_s_data(tmp_path: pathlib.Path) -> None:
-    callback = JepaScoreCallback(max_overhead=None, max_probe_samples=2)
+@pytest.mark.parametrize("given", [False, True])
+def test_the_callback_finds_labels_in_the_trainer_s_data(
+    tmp_path: pathlib.Path, given: bool
+) -> None:
+    # What training sees may be cropped and coloured, which raw pixels have not learned to overlook.
+    reference = labelled(60, 3) if given else None
+    callback = JepaScoreCallback(reference=reference, max_overhead=None, max_probe_samples=2)
     loaders = DataLoader(labelled(60, 2), 20), DataLoader(labelled(60, 1), 20)
     trainer(tmp_path, [callback], max_epochs=1).fit(Validated(), *loaders)
+    expected = votes(pictures(60, 3), pictures(60, 1))
+    if not given:
+        expected = found(labelled(60, 1))["quality/knn_pixels"]
     assert [look["quality/knn_pixels"] for look in callback.history] == [
-        pytest.approx(votes(pictures(60, 2), pictures(60, 1)))
+        pytest.approx(expected)
     ] * 2
     assert callback.history[0]["quality/knn"] != callback.history[1]["quality/knn"]
     assert callback.failures == 0
