@@ -68,9 +68,9 @@ class Gaussian:
 
         Args:
             embeddings: Embeddings of the reference set, shape (N, K), N ≥ 2.
-            shrinkage: ``"leave_one_out"``: from 1 to 1e-8, to half a decade; for N = 2, and where no
-                law without one embedding exists, Ledoit and Wolf's. ``"ledoit_wolf"`` always. Or s
-                itself, from 0 (empirical) to 1 (isotropic).
+            shrinkage: ``"leave_one_out"``: from 1 to 1e-8, to half a decade; 1 for N = 2; where no law
+                without one embedding exists, Ledoit and Wolf's. ``"ledoit_wolf"`` always. Or s itself,
+                from 0 (empirical) to 1 (isotropic).
 
         Returns:
             The fitted law. Nothing of the embeddings' autograd graph is kept.
@@ -257,7 +257,9 @@ def _leave_one_out(centred: Tensor, empirical: Tensor) -> float | None:
     # distance from the mean N/(N − 1)·cᵢ: one eigendecomposition and rank-one updates serve all.
     count, width = centred.shape
     scale = float(empirical.diagonal().mean())
-    if count < 3 or scale <= (torch.finfo(torch.float64).eps * float(centred.abs().max())) ** 2:
+    if count == 2:  # one difference: by Ledoit and Wolf's rule s is 0, and rounding decides on Σ⁻¹
+        return 1.0
+    if scale <= (torch.finfo(torch.float64).eps * float(centred.abs().max())) ** 2:
         return None
     values, vectors = torch.linalg.eigh(empirical)
     values, squares = values.clamp_min(0.0), (centred @ vectors).square()
