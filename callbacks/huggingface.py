@@ -16,7 +16,7 @@ from jepa_monitor.monitor.alarm import AlarmReading, default_patience
 from jepa_monitor.monitor.loop import DensityWatch
 from jepa_monitor.monitor.monitor import DensityMonitor
 from jepa_monitor.monitor.settings import MonitorArguments, MonitorSettings
-from jepa_monitor.probes.sources import Source
+from jepa_monitor.probes.sources import Source, may_share_images
 
 if TYPE_CHECKING:
     from typing_extensions import Unpack
@@ -163,6 +163,9 @@ class HuggingFaceCallback(WatchingTrainerCallback):
                 f"{type(self).__name__} found no `eval_dataset`, so it watches images of the "
                 "training set: they are not held out. Pass `probe`."
             )
-        elif settings.get("reference") is None:
-            settings["reference"] = Source(training, for_training=True)
+        else:
+            reference = settings.get("reference")
+            if reference is None or may_share_images(reference, training):
+                given = training if reference is None else reference
+                settings["reference"] = Source(given, for_training=True)
         return DensityMonitor(probe, shuffle_seed=seed, distributed=distributed, **settings)  # type: ignore[arg-type]

@@ -22,7 +22,7 @@ from jepa_monitor.callbacks.transfer import batch_transfer
 from jepa_monitor.encoders.processes import Processes
 from jepa_monitor.probes.apart import Unread
 from jepa_monitor.probes.images import BatchToImages, find_images
-from jepa_monitor.probes.sources import Source
+from jepa_monitor.probes.sources import Source, may_share_images
 
 __all__ = ["ReadingCallback"]
 
@@ -75,10 +75,13 @@ class ReadingCallback(pl.Callback):
         """
         if data is None or isinstance(data, Tensor):
             return data
-        transfer = batch_transfer(trainer, "validate")
-        if isinstance(data, Source):
-            return dataclasses.replace(data, transfer=transfer)
-        return Source(data, transfer=transfer)
+        source = data if isinstance(data, Source) else Source(data)
+        own = is_fitting(trainer) and may_share_images(source, find_training_data(trainer))
+        return dataclasses.replace(
+            source,
+            transfer=batch_transfer(trainer, "validate"),
+            for_training=source.for_training or own,
+        )
 
     def training_source(self, trainer: pl.Trainer) -> Any:
         """Find the training data.

@@ -136,11 +136,10 @@ class DensityMonitor:
         self.reference: Tensor | None = None
         self.reference_labels: Tensor | None = None
         if given.reference is not None:
-            # No transform changes a text.
+            shared = may_share_images(probe, given.reference)
             changed = isinstance(given.reference, Source) and given.reference.for_training
-            unfit = changed and not is_texts(self.images)
-            unfit = unfit or may_share_images(probe, given.reference)
-            wanted = None if unfit else given.labels
+            changed = changed and not is_texts(self.images)  # no transform changes a text
+            wanted = None if shared or changed else given.labels
             self.reference, self.reference_labels, found = collect(
                 given.reference, "reference", 1, wanted
             )

@@ -205,17 +205,18 @@ def test_embeddings_that_are_not_finite_are_left_out() -> None:
     assert scalars["quality/knn"] == pytest.approx(votes(*sound))
 
 
-@pytest.mark.parametrize("given", [False, True])
+@pytest.mark.parametrize("given", ["nothing", "other images", "the training data"])
 def test_the_callback_finds_labels_in_the_trainer_s_data(
-    tmp_path: pathlib.Path, given: bool
+    tmp_path: pathlib.Path, given: str
 ) -> None:
     # What training sees may be cropped and coloured, which raw pixels have not learned to overlook.
-    reference = labelled(60, 3) if given else None
+    training = labelled(60, 2)
+    reference = {"other images": labelled(60, 3), "the training data": training}.get(given)
     callback = JepaScoreCallback(reference=reference, max_overhead=None, max_probe_samples=2)
-    loaders = DataLoader(labelled(60, 2), 20), DataLoader(labelled(60, 1), 20)
+    loaders = DataLoader(training, 20), DataLoader(labelled(60, 1), 20)
     trainer(tmp_path, [callback], max_epochs=1).fit(Validated(), *loaders)
     expected = votes(pictures(60, 3), pictures(60, 1))
-    if not given:
+    if given != "other images":
         expected = found(labelled(60, 1))["quality/knn_pixels"]
     assert [look["quality/knn_pixels"] for look in callback.history] == [
         pytest.approx(expected)
