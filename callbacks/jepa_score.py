@@ -58,6 +58,7 @@ class JepaScoreCallback(PacedCallback):
     Logged, to all loggers and for ``EarlyStopping`` and ``ModelCheckpoint`` to monitor:
 
     - ``jepa_score/mean``, ``/std``, ``/p05``, ``/p50``, ``/p95``: the scores, in nats;
+    - ``jepa_score/terms``: singular values that a score sums, on which its scale depends;
     - ``jepa_score/clipped``, ``/below_noise_floor``: singular values below ``eps`` and below the
       rounding error, an image; ``jacobian/*``: quantiles of their logarithms, effective rank;
     - ``log_density/*``: the full change of variables, with the law of the embeddings;

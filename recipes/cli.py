@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+_TERMS = "jepa_score/terms"
+
 
 class MonitoredCLI(LightningCLI):
     """LightningCLI without subcommands, with a monitor: no argument at all trains with the defaults.
@@ -212,6 +214,14 @@ def against_pixels(measure: str, hits: Tensor, pixels: Tensor) -> str:
     return f"{measure}: {told}, {100 * float(difference):+.1f} points (95 % interval {points})."
 
 
+def _cell(values: dict[str, float], key: str, form: str) -> str:
+    """Write a value; of a score also how many singular values it sums, which sets its scale."""
+    if key not in values:
+        return "-"
+    of_score = key.startswith("jepa_score/") and _TERMS in values
+    return form.format(values[key]) + (f" ({values[_TERMS]:.0f} terms)" if of_score else "")
+
+
 class ClosingTable(Callback):
     """Print what training changed, how the run went, and how to look at the curves."""
 
@@ -250,7 +260,7 @@ class ClosingTable(Callback):
         heads = ["raw pixels"] if probes else []
         table = Table("", *heads, "before training", "after", title="Result")
         for label, key, form in self.rows:
-            cells = [form.format(v[key]) if key in v else "-" for v in (self.start, end)]
+            cells = [_cell(v, key, form) for v in (self.start, end)]
             beside = [form.format(known[key]) if key in known else ""] if probes else []
             table.add_row(label, *beside, *cells)
         console = Console()
@@ -281,7 +291,8 @@ class ClosingTable(Callback):
 
     def _values(self, trainer: Trainer) -> dict[str, float]:
         metrics = trainer.callback_metrics
-        return {key: float(metrics[key]) for _, key, _ in self.rows if key in metrics}
+        shown = (*(key for _, key, _ in self.rows), _TERMS)
+        return {key: float(metrics[key]) for key in shown if key in metrics}
 
 
 def newest_checkpoint(folder: Path) -> str:

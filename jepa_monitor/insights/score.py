@@ -42,6 +42,16 @@ class Score(Insight):
             "[JEPA-SCORE](https://arxiv.org/abs/2510.05949), app. B",
         ),
         Row(
+            ("jepa_score/terms",),
+            "singular values that a score sums: of the K rows (at most the numbers of an image), or of the "
+            "R of a sketch; none of an estimate",
+            "1 … K",
+            "the same in all looks, and in runs that are compared",
+            "a sketch that became wider, or all rows: scores of fewer terms are on another scale",
+            "free",
+            "see [sketches](sketching.md#can-this-sketch-be-trusted)",
+        ),
+        Row(
             ("jepa_score/clipped",),
             "singular values below eps, an image",
             "0 … R",
@@ -109,6 +119,7 @@ class Score(Insight):
         if values.numel():  # estimates have none
             below = (values < look.probe.noise_floors[finite, None]).sum(1)
             clipped = clipped_count(values, look.options.eps)
+            scalars["jepa_score/terms"] = float(values.shape[1])
             scalars["jepa_score/clipped"] = clipped.double().mean().item()
             scalars["jepa_score/below_noise_floor"] = below.double().mean().item()
         return scalars | _agreement(look.agreement)

@@ -1,7 +1,8 @@
 """Two runs side by side: in go the looks of both, out come the numbers that may be compared.
 
 What can be compared has no scale of its own. The levels of scores, densities and singular values depend on the
-scale of inputs and embeddings, so of these there is only what has happened to them.
+scale of inputs and embeddings, so of these there is only what has happened to them. A score that sums fewer
+singular values, of a sketch, is on a scale of its own: it is compared with its like, in a run and between runs.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 
-__all__ = ["CHANGE", "compared_rows", "is_comparable", "value_of"]
+__all__ = ["CHANGE", "compared_rows", "is_comparable", "same_terms", "value_of"]
 
 CHANGE = "jepa_score/mean, change since the first look"
+_TERMS = "jepa_score/terms"
 _COMPARED = re.compile(
     r"advice/.*|quality/.*|views/.*|clusters/.*|lidar/.*|dimension/.*|ema/.*|data/.*|collapse/.*"
     r"|density/(?!normality_statistic).*|outliers/.*|ood/.*|contrast/(share|spearman|outliers).*"
@@ -41,7 +43,7 @@ def value_of(looks: Looks, look: Mapping[str, float] | None, tag: str) -> float 
     Args:
         looks: All of its run, in order.
         look: The one; ``None`` for none.
-        tag: Its tag, or :data:`CHANGE`.
+        tag: Its tag, or :data:`CHANGE`: since the first look that sums as many singular values.
 
     Returns:
         The number; ``None`` if there is none.
@@ -50,9 +52,28 @@ def value_of(looks: Looks, look: Mapping[str, float] | None, tag: str) -> float 
         return None
     if tag != CHANGE:
         return look.get(tag)
-    begin = next((one["jepa_score/mean"] for one in looks if "jepa_score/mean" in one), None)
     now = look.get("jepa_score/mean")
-    return None if begin is None or now is None else now - begin
+    if now is None:
+        return None
+    alike = (one for one in looks if one.get(_TERMS) == look.get(_TERMS))
+    return now - next(one["jepa_score/mean"] for one in alike if "jepa_score/mean" in one)
+
+
+def same_terms(first: Looks, second: Looks) -> bool:
+    """Say whether the scores of two runs sum as many singular values in the end.
+
+    Args:
+        first: Looks at one.
+        second: Looks at the other.
+
+    Returns:
+        Whether changes of their scores are on one scale; true where a run does not tell.
+    """
+    ends = {
+        next((look[_TERMS] for look in reversed(looks) if _TERMS in look), None)
+        for looks in (first, second)
+    }
+    return len(ends - {None}) < 2
 
 
 def compared_rows(runs: Sequence[tuple[Looks, int | None]]) -> list[Row]:
@@ -72,7 +93,7 @@ def compared_rows(runs: Sequence[tuple[Looks, int | None]]) -> list[Row]:
         (second, _at(second, also)),
         (second, second[-1]),
     ]
-    others = set(_tags(second))
+    others = set(_tags(second)) - (set() if same_terms(first, second) else {CHANGE})
     common = [tag for tag in _tags(first) if tag in others]
     return [(tag, [value_of(looks, look, tag) for looks, look in places]) for tag in common]
 

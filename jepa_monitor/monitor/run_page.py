@@ -19,7 +19,13 @@ import numpy as np
 from jepa_monitor.insights import Insight, Panel
 from jepa_monitor.insights.table import all_insights, tag_pattern
 from jepa_monitor.monitor.closing import Closing, close_run, in_unit
-from jepa_monitor.monitor.comparing import CHANGE, compared_rows, is_comparable
+from jepa_monitor.monitor.comparing import (
+    CHANGE,
+    compared_rows,
+    is_comparable,
+    same_terms,
+    value_of,
+)
 from jepa_monitor.monitor.pages import fill_page
 from jepa_monitor.monitor.panels import shown_panels
 from jepa_monitor.monitor.tags import all_rows
@@ -217,8 +223,9 @@ def _series(run: RunRecord, paired: bool) -> dict[str, tuple[list[float], list[f
                 x.append(step)
                 y.append(value)
     if paired and "jepa_score/mean" in curves:
-        x, y = curves["jepa_score/mean"]
-        curves[CHANGE] = (x, [value - y[0] for value in y])
+        told = [look for look in run.looks if math.isfinite(look.get("jepa_score/mean", math.nan))]
+        changes = (value_of(told, look, CHANGE) for look in told)
+        curves[CHANGE] = (curves["jepa_score/mean"][0], [c for c in changes if c is not None])
     return curves | {tag: (list(x), list(y)) for tag, (x, y) in run.beside.items()}
 
 
@@ -277,7 +284,7 @@ def _panels(runs: Sequence[RunRecord], tags: Sequence[str]) -> list[dict[str, An
         for panel in (*(p for insight in run.insights for p in insight.panels), *run.panels)
     )
     offered = list(known)
-    if len(runs) > 1:
+    if len(runs) > 1 and same_terms(runs[0].looks, runs[1].looks):
         offered.append(Panel("density", "JEPA-SCORE: change since the first look", (CHANGE,)))
     return [
         {
@@ -344,6 +351,11 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
         units = [run.unit for run in runs]
         if units[0] != units[1]:
             notes.append(f"The first counts {units[0]}s, the second {units[1]}s.")
+        if not same_terms(runs[0].looks, runs[1].looks):
+            notes.append(
+                "JEPA-SCORE sums other numbers of singular values (`jepa_score/terms`) in either: not even "
+                "its changes are compared."
+            )
         if runs[0].settings.get("images") != runs[1].settings.get("images"):
             notes.append(
                 "The runs were looked at with other images: their numbers cannot be compared."

@@ -106,7 +106,7 @@ def test_a_monitor_tells_and_takes_all_rows_where_a_sketch_is_blind() -> None:
     assert truth < 0.9
     assert report.scalars["sketch/correlation"] == pytest.approx(truth, abs=1e-3)
     assert report.scalars["sketch/spread"] == pytest.approx(scores[None].std().item(), rel=1e-3)
-    assert report.scalars["sketch/rows"] == 16
+    assert report.scalars["sketch/rows"] == report.scalars["jepa_score/terms"] == 16
     assert f"correlate {truth:.2f}" in report.method
     monitor = DensityMonitor(data, reference=reference, max_probe_samples=20)
     looks = [monitor.evaluate(Hidden()) for _ in range(2)]
@@ -116,6 +116,7 @@ def test_a_monitor_tells_and_takes_all_rows_where_a_sketch_is_blind() -> None:
     exact = jepa_score(Hidden(), data)
     for look in looks:
         torch.testing.assert_close(look.probe.scores, exact, rtol=0, atol=1e-3)
+        assert look.scalars["jepa_score/terms"] == 48
 
 
 def test_exact_scores_have_no_agreement() -> None:

@@ -174,6 +174,20 @@ def test_two_runs_share_only_what_has_no_scale() -> None:
     assert levels["state (0 healthy, 1 dimensional, 2 complete)"] is False
 
 
+def test_scores_of_a_sketch_are_not_compared_with_scores_of_all_rows() -> None:
+    wider = run("hhhh", **{"jepa_score/terms": lambda n: 64.0 if n < 2 else 128.0})
+    whole = run("hhhh", **{"jepa_score/terms": 128.0})
+    page = content(run_page([RunRecord("a", "a", wider), RunRecord("b", "b", whole)]))
+    rows = {row[0]: row[1:] for row in page["numbers"]["rows"]}
+    assert rows[CHANGE] == [-3, -3, -9, -9]  # of the first run since the look at which 128 began
+    assert page["runs"][0]["series"][CHANGE] == [[0, 10, 20, 30], [0, -3, 0, -3]]
+    narrow = run("hhhh", **{"jepa_score/terms": 64.0})
+    page = content(run_page([RunRecord("a", "a", narrow), RunRecord("b", "b", whole)]))
+    assert CHANGE not in {row[0] for row in page["numbers"]["rows"]}
+    assert "JEPA-SCORE: change since the first look" not in {p["title"] for p in page["panels"]}
+    assert "jepa_score/terms" in page["notes"][0]
+
+
 @pytest.mark.parametrize(
     ("runs", "message"),
     [([], "one or two, got 0"), (["hh"] * 3, "one or two, got 3"), ([""], "'r' has no looks")],
