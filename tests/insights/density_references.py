@@ -33,6 +33,7 @@ def of_the_jacobians() -> dict[str, float]:
     energy = values**2
     logs = np.sort(np.log(np.maximum(values, EPS)), axis=None)
     found = quantiles("jepa_score", clipped_sum(values))
+    found["jepa_score/terms"] = values.shape[1]
     found["jepa_score/clipped"] = (values < EPS).sum(1).mean()
     found["jepa_score/below_noise_floor"] = 0.0  # see the encoder of rank 5 below
     for name, q in (("p05", 0.05), ("p50", 0.5), ("p95", 0.95)):
