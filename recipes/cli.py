@@ -60,6 +60,7 @@ class MonitoredCLI(LightningCLI):
         parser.add_lightning_class_args(JepaScoreCallback, "monitor")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "monitor.max_overhead": 0.2})
+        parser.set_defaults({"trainer.check_val_every_n_epoch": None})  # as the monitor looks
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         self.add_method_arguments(parser)
@@ -83,6 +84,9 @@ class MonitoredCLI(LightningCLI):
         monitor = self.config["monitor"]
         if monitor["every_n_epochs"] is None and monitor["every_n_steps"] is None:
             monitor["every_n_epochs"] = self.cadence
+        trainer = self.config["trainer"]
+        if trainer["check_val_every_n_epoch"] is None and trainer["val_check_interval"] is None:
+            trainer["check_val_every_n_epoch"] = self.cadence
 
     def before_fit(self) -> None:
         """Do what a method needs once all is built."""

@@ -270,7 +270,9 @@ class ImageDataModule(LightningDataModule):
 
         first, second = view(local=False, blur=1.0), view(local=False, blur=0.1, solarize=0.2)
         large = [(first, second)[i % 2] for i in range(self.global_views)]
-        return MultiCrop(large, [view(local=True, blur=0.5)] * self.local_views, whole)
+        busy = bool(self.distortion or self.local_views or self.crop_scale < 1)
+        small = [view(local=True, blur=0.5)] * self.local_views
+        return MultiCrop(large, small, whole, pillow=busy)
 
     def train_dataloader(self) -> DataLoader[Any]:
         """Augmented training images in a seeded order.

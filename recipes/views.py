@@ -235,6 +235,8 @@ class MultiCrop:
         global_transforms: One for each global crop, at least one.
         local_transforms: One for each local crop.
         whole: What is done to the whole image, once, before it is cropped; nothing if None.
+        pillow: Whether tensors of one or three channels become PIL images for the transforms, which cuts
+            and changes colours of small ones in less time; if there is nothing of that, it costs time.
     """
 
     def __init__(
@@ -242,10 +244,12 @@ class MultiCrop:
         global_transforms: Sequence[Callable[[Any], Tensor]],
         local_transforms: Sequence[Callable[[Any], Tensor]] = (),
         whole: Callable[[Any], Any] | None = None,
+        pillow: bool = True,
     ) -> None:
         self.global_transforms = global_transforms
         self.local_transforms = local_transforms
         self.whole = whole
+        self.pillow = pillow
 
     def __call__(self, image: Any) -> Views:
         """Draw from PyTorch's global generator.
@@ -260,7 +264,7 @@ class MultiCrop:
         if self.whole is not None:
             image = self.whole(image)
         paired = isinstance(image, Tensor) and image.ndim == 4
-        image = _for_pillow(image)
+        image = _for_pillow(image) if self.pillow else image
 
         def plain(crops: Iterable[Tensor]) -> list[Tensor]:
             return [crop.as_subclass(torch.Tensor) for crop in crops]

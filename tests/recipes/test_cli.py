@@ -250,9 +250,19 @@ def test_cadence_always_meets_the_last_epoch(folder) -> None:
     recipe = RECIPES[0]
     for epochs, expected in [(2, 1), (17, 1), (30, 3), (45, 3)]:
         cli = recipe.parse([*SMALL, *recipe.small], epochs)
-        assert cli.config["monitor.every_n_epochs"] == expected
+        for name in (
+            "monitor.every_n_epochs",
+            "knn.every_n_epochs",
+            "trainer.check_val_every_n_epoch",
+        ):
+            assert cli.config[name] == expected
     cli = recipe.parse([*SMALL, *recipe.small, "--monitor.every_n_steps", "5"])
     assert cli.config["monitor.every_n_epochs"] is None
+    chosen = {"check_val_every_n_epoch": 2, "val_check_interval": 3}
+    for name, value in chosen.items():
+        cli = recipe.parse([*SMALL, *recipe.small, f"--trainer.{name}", str(value)], 30)
+        others = {other: cli.config[f"trainer.{other}"] for other in chosen}
+        assert others == {**dict.fromkeys(chosen), name: value}
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)

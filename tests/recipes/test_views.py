@@ -47,6 +47,20 @@ def test_pillow_makes_the_views_that_tensors_make(channels) -> None:
     assert max(apart) < 0.02
 
 
+def test_whole_images_need_no_pillow() -> None:
+    cut = v2.Compose([*crop_and_flip(24, (1.0, 1.0), True), v2.ToImage()])
+    mirrored = 0
+    for seed in range(20):
+        image = torch.randint(256, (1, 24, 24), dtype=torch.uint8)
+        found = []
+        for pillow in (True, False):
+            torch.manual_seed(seed)
+            found.append(MultiCrop([cut], pillow=pillow)(image).global_crops[0])
+        assert torch.equal(found[0], found[1])
+        mirrored += torch.equal(found[1], image.flip(-1))
+    assert 0 < mirrored < 20
+
+
 @pytest.mark.parametrize(("side", "size", "most"), [(24, 24, 0), (32, 32, 0), (64, 32, 1)])
 def test_crops_by_pillow_are_those_of_tensors(side, size, most) -> None:
     cut = v2.Compose(
