@@ -92,6 +92,7 @@ TINY: dict[str, list[str]] = {
 }
 # What cannot be made small or offline: the flags of these are checked by tests/test_benchmarks.py.
 LEFT_OUT = {
+    "classes_from_views": "takes the folder of a run that trained for minutes",
     "alarm_noise": "simulates for minutes",
     "collapse_long": "trains for an hour",
     "sketch_search": "trains for 20 minutes",

@@ -21,19 +21,22 @@ class Interval(NamedTuple):
     upper: Tensor
 
 
-def wilson_interval(successes: Tensor, total: float, confidence: float = 0.95) -> Interval:
+def wilson_interval(successes: Tensor | float, total: float, confidence: float = 0.95) -> Interval:
     r"""Wilson's score interval of a binomial share.
 
     .. math::
         \frac{\hat p + z^2/2n \pm z\sqrt{\hat p(1-\hat p)/n + z^2/4n^2}}{1 + z^2/n}
 
     Args:
-        successes: Numbers of successes, any shape.
-        total: Number n of trials.
+        successes: Numbers of successes, 0 to n, any shape.
+        total: Number n of trials, above 0.
         confidence: Level of the interval.
 
     Returns:
         Both ends, in [0, 1], of the shape of ``successes``.
+
+    Raises:
+        ValueError: If there are no trials, or more successes than those.
 
     Source:
         Wilson (J. American Statistical Association 22, 1927).
@@ -45,7 +48,12 @@ def wilson_interval(successes: Tensor, total: float, confidence: float = 0.95) -
     """
     require_number(confidence, "confidence", 0, 1, closed=False)
     z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    share = successes.double() / total
+    if not total > 0:
+        raise ValueError(f"`total` must be above 0, got {total}.")
+    counts = torch.as_tensor(successes).double()
+    if bool(((counts < 0) | (counts > total)).any()):
+        raise ValueError(f"`successes` must lie in [0, {total}], got {successes}.")
+    share = counts / total
     centre = share + z**2 / (2 * total)
     half = z * (share * (1 - share) / total + z**2 / (4 * total**2)).sqrt()
     scale = 1 + z**2 / total

@@ -132,6 +132,17 @@ def test_wilson_at_the_ends(successes):
     assert (found.lower.item(), found.upper.item()) == pytest.approx((expected.low, expected.high))
 
 
+def test_wilson_takes_numbers_and_refuses_what_is_no_share():
+    expected = stats.binomtest(3, 10).proportion_ci(method="wilson")
+    found = wilson_interval(3, 10)
+    assert (found.lower.item(), found.upper.item()) == pytest.approx((expected.low, expected.high))
+    with pytest.raises(ValueError, match="`total` must be above 0, got 0"):
+        wilson_interval(0, 0)
+    for successes in (11, -1, torch.tensor([3, 11])):
+        with pytest.raises(ValueError, match=r"`successes` must lie in \[0, 10\]"):
+            wilson_interval(successes, 10)
+
+
 def test_a_ratio_of_sums_is_the_mean_where_all_denominators_are_one():
     values = normal(40, 1)[:, 0]
     ratio, (low, high) = ratio_interval(values, torch.ones(40))
