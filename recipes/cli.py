@@ -27,8 +27,6 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-_TERMS = "jepa_score/terms"
-
 
 class MonitoredCLI(LightningCLI):
     """LightningCLI without subcommands, with a monitor: no argument at all trains with the defaults.
@@ -218,19 +216,12 @@ def against_pixels(measure: str, hits: Tensor, pixels: Tensor) -> str:
     return f"{measure}: {told}, {100 * float(difference):+.1f} points (95 % interval {points})."
 
 
-def _cell(values: dict[str, float], key: str, form: str) -> str:
-    """Write a value; of a score also how many singular values it sums, which sets its scale."""
-    if key not in values:
-        return "-"
-    of_score = key.startswith("jepa_score/") and _TERMS in values
-    return form.format(values[key]) + (f" ({values[_TERMS]:.0f} terms)" if of_score else "")
-
-
 class ClosingTable(Callback):
     """Print what training changed, how the run went, and how to look at the curves."""
 
     rows: tuple[tuple[str, str, str], ...] = (
         ("JEPA-SCORE, mean (nats)", "jepa_score/mean", "{:.1f}"),
+        ("JEPA-SCORE, terms", "jepa_score/terms", "{:.0f}"),  # means of as many are on one scale
         ("RankMe", "collapse/rankme", "{:.1f}"),
         ("k-NN accuracy", "eval/knn_accuracy", "{:.1%}"),
         ("linear accuracy", "eval/linear_accuracy", "{:.1%}"),
@@ -264,7 +255,7 @@ class ClosingTable(Callback):
         heads = ["raw pixels"] if probes else []
         table = Table("", *heads, "before training", "after", title="Result")
         for label, key, form in self.rows:
-            cells = [_cell(v, key, form) for v in (self.start, end)]
+            cells = [form.format(v[key]) if key in v else "-" for v in (self.start, end)]
             beside = [form.format(known[key]) if key in known else ""] if probes else []
             table.add_row(label, *beside, *cells)
         console = Console()
@@ -295,8 +286,7 @@ class ClosingTable(Callback):
 
     def _values(self, trainer: Trainer) -> dict[str, float]:
         metrics = trainer.callback_metrics
-        shown = (*(key for _, key, _ in self.rows), _TERMS)
-        return {key: float(metrics[key]) for key in shown if key in metrics}
+        return {key: float(metrics[key]) for _, key, _ in self.rows if key in metrics}
 
 
 def newest_checkpoint(folder: Path) -> str:
