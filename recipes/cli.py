@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
+AS_THE_MONITOR = 0  # epochs between validations: as many as between looks
+
 
 class MonitoredCLI(LightningCLI):
     """LightningCLI without subcommands, with a monitor: no argument at all trains with the defaults.
@@ -58,7 +60,8 @@ class MonitoredCLI(LightningCLI):
         parser.add_lightning_class_args(JepaScoreCallback, "monitor")
         parser.add_lightning_class_args(ModelCheckpoint, "checkpoint")
         parser.set_defaults({"checkpoint.save_last": True, "monitor.max_overhead": 0.2})
-        parser.set_defaults({"trainer.check_val_every_n_epoch": None})  # as the monitor looks
+        # None, and 1 with an interval of batches, mean something to Lightning.
+        parser.set_defaults({"trainer.check_val_every_n_epoch": AS_THE_MONITOR})
         parser.link_arguments("seed_everything", "data.seed", compute_fn=int)
         parser.link_arguments("seed_everything", "model.seed", compute_fn=int)
         self.add_method_arguments(parser)
@@ -83,8 +86,9 @@ class MonitoredCLI(LightningCLI):
         if monitor["every_n_epochs"] is None and monitor["every_n_steps"] is None:
             monitor["every_n_epochs"] = self.cadence
         trainer = self.config["trainer"]
-        if trainer["check_val_every_n_epoch"] is None and trainer["val_check_interval"] is None:
-            trainer["check_val_every_n_epoch"] = self.cadence
+        if trainer["check_val_every_n_epoch"] == AS_THE_MONITOR:
+            told = trainer["val_check_interval"] is not None
+            trainer["check_val_every_n_epoch"] = 1 if told else self.cadence
 
     def before_fit(self) -> None:
         """Do what a method needs once all is built."""

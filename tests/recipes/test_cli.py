@@ -258,11 +258,24 @@ def test_cadence_always_meets_the_last_epoch(folder) -> None:
             assert cli.config[name] == expected
     cli = recipe.parse([*SMALL, *recipe.small, "--monitor.every_n_steps", "5"])
     assert cli.config["monitor.every_n_epochs"] is None
-    chosen = {"check_val_every_n_epoch": 2, "val_check_interval": 3}
-    for name, value in chosen.items():
-        cli = recipe.parse([*SMALL, *recipe.small, f"--trainer.{name}", str(value)], 30)
-        others = {other: cli.config[f"trainer.{other}"] for other in chosen}
-        assert others == {**dict.fromkeys(chosen), name: value}
+
+
+@pytest.mark.parametrize(
+    ("asked", "epochs", "interval"),
+    [
+        ({"check_val_every_n_epoch": 2}, 2, None),
+        ({"check_val_every_n_epoch": 1}, 1, None),
+        ({"val_check_interval": 3}, 1, 3),  # batches of an epoch, as in Lightning
+        ({"val_check_interval": 0.5}, 1, 0.5),
+        ({"check_val_every_n_epoch": "null", "val_check_interval": 7}, None, 7),  # of the run
+    ],
+)
+def test_when_to_validate_is_lightnings_where_it_is_told(folder, asked, epochs, interval) -> None:
+    recipe = RECIPES[0]
+    told = [f"--trainer.{name}={value}" for name, value in asked.items()]
+    cli = recipe.parse([*SMALL, *recipe.small, *told], 30)
+    assert cli.trainer.check_val_every_n_epoch == epochs
+    assert cli.config["trainer.val_check_interval"] == interval
 
 
 @pytest.mark.parametrize("config", CONFIGS, ids=lambda p: p.stem)
