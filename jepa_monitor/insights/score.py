@@ -44,7 +44,7 @@ class Score(Insight):
         Row(
             ("jepa_score/terms",),
             "singular values that a score sums: of the K rows (at most the numbers of an image), or of the "
-            "R of a sketch; none of an estimate",
+            "R of a sketch; of an estimate, those of the score that it is of",
             "1 … K",
             "the same in all looks, and in runs that are compared",
             "a sketch that became wider, or all rows: scores of fewer terms are on another scale",
@@ -116,10 +116,12 @@ class Score(Insight):
         scalars = quantile_scalars("jepa_score", look.probe.scores)
         finite = torch.isfinite(look.probe.singular_values).all(1)
         values = look.probe.singular_values[finite]
+        if finite.any():
+            whole = min(look.probe.embeddings.shape[1], look.probe.images[0].numel())
+            scalars["jepa_score/terms"] = float(values.shape[1] or whole)
         if values.numel():  # estimates have none
             below = (values < look.probe.noise_floors[finite, None]).sum(1)
             clipped = clipped_count(values, look.options.eps)
-            scalars["jepa_score/terms"] = float(values.shape[1])
             scalars["jepa_score/clipped"] = clipped.double().mean().item()
             scalars["jepa_score/below_noise_floor"] = below.double().mean().item()
         return scalars | _agreement(look.agreement)

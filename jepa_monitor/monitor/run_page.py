@@ -353,8 +353,8 @@ def _notes(runs: Sequence[RunRecord]) -> list[str]:
             notes.append(f"The first counts {units[0]}s, the second {units[1]}s.")
         if not same_terms(runs[0].looks, runs[1].looks):
             notes.append(
-                "JEPA-SCORE sums other numbers of singular values (`jepa_score/terms`) in either: not even "
-                "its changes are compared."
+                "JEPA-SCORE sums different numbers of singular values in the two runs "
+                "(`jepa_score/terms`): not even its changes are compared."
             )
         if runs[0].settings.get("images") != runs[1].settings.get("images"):
             notes.append(

@@ -319,6 +319,8 @@ def test_a_fit_with_estimates(tmp_path: pathlib.Path) -> None:
         made.fit(module, loader())
     assert watched.losses == plain.losses
     assert made.callback_metrics["sketch/rows"] == 8
+    width = watched.encoder(images(2)).shape[1]
+    assert made.callback_metrics["jepa_score/terms"] == width  # on the scale of all rows
     assert made.callback_metrics["monitor/failed_insights"] == 0
 
 
