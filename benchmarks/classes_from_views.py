@@ -77,16 +77,14 @@ def main() -> None:
         with undisturbed(cli.model, torch.device("cpu")):
             return torch.cat([encoder(batch).float() for batch in images.split(256)])
 
-    def hits(taught: Labelled, pixels: bool) -> Tensor:
-        pairs = [
-            (images.flatten(1) if pixels else embedded(images), labels)
-            for images, labels in (taught, asked)
-        ]
-        return knn_hits(pairs[0], pairs[1], K, TEMPERATURE)
-
+    spaces = (embedded, torch.nn.Flatten())
+    queries = [(space(asked[0]), asked[1]) for space in spaces]
     lines = table("classes are learned from", "encoder", "raw pixels", "difference, points")
     for label, taught in teachers.items():
-        ours, theirs = hits(taught, pixels=False), hits(taught, pixels=True)
+        ours, theirs = (
+            knn_hits((space(taught[0]), taught[1]), query, K, TEMPERATURE)
+            for space, query in zip(spaces, queries, strict=True)
+        )
         difference, ends = paired_interval(ours, theirs)
         low, high = (100 * float(end) for end in ends)
         told = f"{100 * float(difference):+.1f} ({low:+.1f} to {high:+.1f})"
