@@ -59,14 +59,17 @@ def float64_score(encoder: nn.Module, images: Tensor, eps: float = 1e-6) -> Tens
 
 def leave_one_out_law(embeddings: np.ndarray) -> multivariate_normal_frozen:
     """The shrunk normal law under which each embedding is likeliest by the others, by brute force."""
+    count, dimension = embeddings.shape
+    others = [np.delete(embeddings, i, axis=0) for i in range(count)]
+    covariances = np.stack([np.cov(each.T, bias=True) for each in others])
+    variances, directions = np.linalg.eigh(covariances.reshape(count, dimension, dimension))
+    means = np.stack([each.mean(0) for each in others])
+    along = np.einsum("ij,ijk->ik", embeddings - means, directions)
 
     def likelihood(shrinkage: float) -> float:
-        total = 0.0
-        for i in range(len(embeddings)):
-            law = ShrunkCovariance(shrinkage=shrinkage).fit(np.delete(embeddings, i, axis=0))
-            normal = multivariate_normal(law.location_, law.covariance_, allow_singular=True)
-            total += normal.logpdf(embeddings[i])
-        return total
+        mean = variances.mean(1, keepdims=True)
+        shrunk = (1 - shrinkage) * variances + shrinkage * mean
+        return float(-0.5 * (np.log(shrunk) + along**2 / shrunk).sum())
 
     best = max(10 ** -np.arange(0, 8.5, 0.5), key=likelihood)
     law = ShrunkCovariance(shrinkage=best).fit(embeddings)

@@ -135,7 +135,7 @@ def ijepa_run(tmp_path_factory: pytest.TempPathFactory) -> pathlib.Path:
             IJepa, "ijepa", 1,
             ["--data=digits", "--trainer.limit_train_batches=1", "--trainer.limit_val_batches=1",
              "--trainer.enable_progress_bar=false", "--trainer.accelerator=cpu",
-             "--model.depth=1", "--monitor.max_probe_samples=2"],
+             "--trainer.max_epochs=1", "--model.depth=1", "--monitor.max_probe_samples=2"],
         )  # fmt: skip
         train(run)
     return folder / "runs/ijepa/version_0/checkpoints/last.ckpt"
