@@ -22,7 +22,7 @@ from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 from jepa_monitor.recipes.seen_patches import Predictor, build_encoder, encode_tokens, take
 
 # Whole images: a crop that is enlarged shows textures of another scale, and what hides is mask enough.
-DEFAULTS: dict[str, Any] = {"data.crop_scale": 1.0}
+DEFAULTS: dict[str, Any] = {"data.crop_scale": 1.0, "data.num_workers": 1}
 
 
 class IJepa(PatchPrediction):
