@@ -131,10 +131,8 @@ def main() -> None:
         work(args.one[0], args.one[1], args.steps, args.one[2])
         return
     rows: dict[str, Any] = circumstances(args.threads) | {"steps": args.steps}
-    lines = [
-        "| recipe | bare loop, s per step | recipe | ratio (each turn) | memory |",
-        "|---|---|---|---|---|",
-    ]
+    print("| recipe | bare loop, s per step | recipe | ratio (each turn) | memory |")
+    print("|---|---|---|---|---|", flush=True)
     with tempfile.TemporaryDirectory() as folder:
         images = str(Path(folder) / "noise.npz")
         noise = np.random.default_rng(0).integers(0, 256, (12_000, 32, 32, 3), dtype=np.uint8)
@@ -161,8 +159,7 @@ def main() -> None:
             times = [statistics.median(r["seconds"] for r in found[w]) for w in ("bare", "recipe")]
             each = ", ".join(f"{r:.3f}" for r in ratios)
             cells = [name, *(f"{t:.3f}" for t in times), f"{rows[name]['ratio']:.3f} ({each})"]
-            lines.append("| " + " | ".join([*cells, f"{memory:.2f} x"]) + " |")
-    sys.stdout.write("\n".join(lines) + "\n")
+            print("| " + " | ".join([*cells, f"{memory:.2f} x"]) + " |", flush=True)
     store(args.out, rows)
 
 
