@@ -85,7 +85,7 @@ class ImageDataModule(LightningDataModule):
         inject: Corruption of each view, ``fog:1``, see ``Inject``; None for none.
         folder_mode: What images of a folder are converted to, a mode of Pillow: ``L`` for grey,
             ``RGB``, ``RGBA``, ... NumPy files keep their channels.
-        num_workers: Processes that load images; 0 is best for images in memory.
+        num_workers: Processes that load images and make views; 0 leaves it to the one that trains.
         root: Folder that downloads go to.
         download: Whether ``cifar10`` and ``fashion_mnist`` may be downloaded.
         seed: Seed of the order and of the augmentations. The split of a data set that has none is

@@ -22,6 +22,7 @@ from jepa_monitor.recipes.schedules import cosine, linear, warmup_cosine
 from jepa_monitor.recipes.seen_patches import Predictor, build_encoder, encode_tokens, take
 
 # Whole images: a crop that is enlarged shows textures of another scale, and what hides is mask enough.
+# Views are ready when a step ends: its steps are so short that views are a sixth of the time.
 DEFAULTS: dict[str, Any] = {"data.crop_scale": 1.0, "data.num_workers": 1}
 
 

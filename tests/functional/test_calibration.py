@@ -93,12 +93,12 @@ def test_equal_scores_of_one_law_are_not_rejected():
 
 def test_ranks_that_share_a_reference_are_not_independent():
     rejected = naive = 0
-    for seed in range(150):
+    for seed in range(400):
         scores, reference = normal(100, 1, seed)[:, 0], normal(100, 1, seed + 1000)[:, 0]
         rejected += bool(two_sample_kolmogorov_smirnov(scores, reference).p_value < 0.05)
         naive += bool(kolmogorov_smirnov(rank_pit(scores, reference)).p_value < 0.05)
-    assert 1 <= rejected <= 15  # 7.5 expected; discrete ranks make it a little conservative
-    assert naive > 24  # what forgetting the reference costs
+    assert 5 <= rejected <= 32  # 20 expected; discrete ranks make it a little conservative
+    assert naive > 60  # what forgetting the reference costs
 
 
 def test_rank_pit_against_counting():
