@@ -105,25 +105,51 @@ def fit(folder: pathlib.Path, loggers: list[Any], **settings: Any) -> JepaScoreC
     return callback
 
 
-@pytest.mark.parametrize("kind", [Numbers, LikeWandb, OwnLogImage, LikeComet])
-def test_numbers_reach_every_logger_and_none_is_asked_for_what_it_has_not(
+class Shared:
+    """One run that all of them watch: pictures, which take most of the time, are drawn once."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self.like_wandb, self.like_swanlab = LikeWandb(), LikeSwanLab()
+        self.no_pictures: list[Numbers] = [Numbers(), OwnLogImage(), LikeComet()]
+        self.tensorboard = TensorBoardLogger(folder)
+        self.prefixed = TensorBoardLogger(folder, name="prefixed", prefix="run")
+        self.numbers = [*self.no_pictures, self.like_wandb, self.like_swanlab]
+        loggers = [*self.numbers, self.tensorboard, self.prefixed]
+        self.callback = fit(folder, loggers, strict=True, name="teacher")
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Shared:
+    return Shared(tmp_path_factory.mktemp("shared"))
+
+
+def check_numbers(logger: Numbers, callback: JepaScoreCallback, prefix: str) -> None:
+    found = [(step, m) for step, m in logger.scalars if f"{prefix}jepa_score/mean" in m]
+    assert [step for step, _ in found] == [0, 5, 11]
+    for (_, written), kept in zip(found, callback.history, strict=True):
+        assert written == {tag: value for tag, value in kept.items() if tag != "step"}
+
+
+def test_numbers_reach_every_logger_and_none_is_asked_for_what_it_has_not(shared: Shared) -> None:
+    for logger in shared.numbers:
+        check_numbers(logger, shared.callback, "teacher/")
+    assert shared.callback.failures == 0
+
+
+@pytest.mark.parametrize("kind", [Numbers, OwnLogImage, LikeComet])
+def test_a_logger_of_numbers_alone_is_enough(
     kind: type[Numbers], tmp_path: pathlib.Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     logger = kind()
     callback = fit(tmp_path, [logger], strict=True)
-    found = [(step, m) for step, m in logger.scalars if "jepa_score/mean" in m]
-    assert [step for step, _ in found] == [0, 5, 11]
-    for (_, written), kept in zip(found, callback.history, strict=True):
-        assert written == {tag: value for tag, value in kept.items() if tag != "step"}
+    check_numbers(logger, callback, "")
     assert callback.failures == 0
     assert "fail" not in capsys.readouterr().out
 
 
-def test_pictures_for_whoever_follows_weights_and_biases(tmp_path: pathlib.Path) -> None:
-    logger = LikeWandb()
-    fit(tmp_path, [logger], strict=True, name="teacher")
-    assert {f"teacher/{tag}" for tag in FIGURES} <= set(logger.pictures)
-    for tag, pictures in logger.pictures.items():
+def test_pictures_for_whoever_follows_weights_and_biases(shared: Shared) -> None:
+    assert {f"teacher/{tag}" for tag in FIGURES} <= set(shared.like_wandb.pictures)
+    for tag, pictures in shared.like_wandb.pictures.items():
         assert [step for step, _ in pictures] == [0, 5, 11], tag
         for _, image in pictures:
             assert image.ndim == 3
@@ -131,16 +157,15 @@ def test_pictures_for_whoever_follows_weights_and_biases(tmp_path: pathlib.Path)
             assert image.min() < 250
 
 
-def test_words_are_those_of_tensorboard_at_the_same_steps(tmp_path: pathlib.Path) -> None:
-    ours, theirs = LikeSwanLab(), TensorBoardLogger(tmp_path)
-    fit(tmp_path, [ours, theirs], strict=True)
+def test_words_are_those_of_tensorboard_at_the_same_steps(shared: Shared) -> None:
+    ours, theirs = shared.like_swanlab, shared.tensorboard
     events = EventAccumulator(theirs.log_dir, {"tensors": 0}).Reload()
-    for tag in ("monitor/settings", "monitor/verdict"):
+    for tag in ("teacher/monitor/settings", "teacher/monitor/verdict"):
         shown = events.Tensors(f"{tag}/text_summary")
         read = [(e.step, e.tensor_proto.string_val[0].decode()) for e in shown]
         assert ours.words[tag] == read
         assert read[0][0] == 0
-    assert "| probe | 16 images |" in ours.words["monitor/settings"][0][1]
+    assert "| probe | 16 images |" in ours.words["teacher/monitor/settings"][0][1]
 
 
 @pytest.mark.parametrize("gone", [GonePictures, *seldom(Gone)])
@@ -159,13 +184,9 @@ def test_a_logger_that_fails_does_not_silence_the_others(
     assert "jepa_score/mean" in pathlib.Path(csv.log_dir, "metrics.csv").read_text()
 
 
-def test_tensorboards_own_prefix_is_put_before_pictures_as_before_numbers(
-    tmp_path: pathlib.Path,
-) -> None:
-    logger = TensorBoardLogger(tmp_path, prefix="run")
-    callback = fit(tmp_path, [logger], strict=True, name="teacher")
-    tags = EventAccumulator(logger.log_dir, {"images": 0, "tensors": 0}).Reload().Tags()
-    numbers = {tag for tag in callback.history[-1] if tag != "step"}
+def test_tensorboards_own_prefix_is_put_before_pictures_as_before_numbers(shared: Shared) -> None:
+    tags = EventAccumulator(shared.prefixed.log_dir, {"images": 0, "tensors": 0}).Reload().Tags()
+    numbers = {tag for tag in shared.callback.history[-1] if tag != "step"}
     assert len(numbers) > 40
     assert all(tag.startswith("teacher/") for tag in numbers)
     assert {f"run-{tag}" for tag in numbers} <= set(tags["scalars"])
