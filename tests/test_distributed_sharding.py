@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 from distributed_runs import monitor
-from helpers import images, in_two_processes, mlp
+from helpers import images, in_two_processes, mlp, seldom
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FullyShardedDataParallel, fully_shard
@@ -136,8 +136,7 @@ def test_fully_sharded_parameters(tmp_path: pathlib.Path) -> None:
         torch.testing.assert_close(found["watched"], found["plain"], rtol=0, atol=0)
 
 
-@pytest.mark.slow  # torch advises against FSDP1; the test above is of what it advises
-@pytest.mark.parametrize("original", [True, False])
+@pytest.mark.parametrize("original", [True, *seldom(False)])
 def test_parameters_of_fsdp1_are_summoned(tmp_path: pathlib.Path, original: bool) -> None:
     for found in in_two_processes(partial(sharded_by_fsdp1, original), tmp_path):
         assert len(found["reports"]) == 24

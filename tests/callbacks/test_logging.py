@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
 import pathlib
 from typing import Any
 
@@ -115,7 +117,8 @@ class Shared:
         self.prefixed = TensorBoardLogger(folder, name="prefixed", prefix="run")
         self.numbers = [*self.no_pictures, self.like_wandb, self.like_swanlab]
         loggers = [*self.numbers, self.tensorboard, self.prefixed]
-        self.callback = fit(folder, loggers, strict=True, name="teacher")
+        with contextlib.redirect_stdout(io.StringIO()) as self.said:
+            self.callback = fit(folder, loggers, strict=True, name="teacher")
 
 
 @pytest.fixture(scope="module")
@@ -134,6 +137,7 @@ def test_numbers_reach_every_logger_and_none_is_asked_for_what_it_has_not(shared
     for logger in shared.numbers:
         check_numbers(logger, shared.callback, "teacher/")
     assert shared.callback.failures == 0
+    assert "fail" not in shared.said.getvalue()
 
 
 @pytest.mark.parametrize("kind", [Numbers, OwnLogImage, LikeComet])

@@ -332,7 +332,7 @@ def _look(rank: int, folder: pathlib.Path) -> tuple[str, Tensor]:
     return report.method, report.probe.scores
 
 
-@pytest.mark.slow  # sharing out is tested with every other kind of score
+@pytest.mark.slow  # exact scores and sketches are shared out in tests/test_distributed.py
 def test_processes_share_the_work(tmp_path: pathlib.Path) -> None:
     first, second = in_two_processes(_look, tmp_path)
     alone = DensityMonitor(
